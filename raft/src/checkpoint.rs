@@ -1,0 +1,303 @@
+//! Checkpoints: the machine's dirty pages and what belongs to them, written to the page store as one commit.
+//! Runs beside `apply`; the log may be purged up to the last durable one.
+//!
+//! The head of a commit is a version, the last applied log id, the membership and the machine's own head.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, RwLock, oneshot};
+
+use crate::{
+    GroupId, Machine,
+    codec::{self, CodecError, Reader, put_bytes, put_u8},
+    fatal,
+    pages::{PageStore, PagesError, replace},
+    snapshot::Received,
+    state::{Applier, Progress, SnapshotMeta},
+};
+
+const HEAD_VERSION: u8 = 1;
+
+/// Page bytes serialized in one step, during which nothing is applied.
+const STEP_BYTES: usize = 128 * 1024;
+
+/// The most applied bytes between two checkpoints, however large the state is: what a restart replays.
+const LOG_BYTES_MAX: u64 = 1 << 30;
+
+/// Page bytes asked for at once when loading.
+const LOAD_BYTES: usize = 4 << 20;
+
+/// What a commit in the page store says beside its pages.
+pub(crate) struct Head {
+    pub progress: Progress,
+    pub machine: Vec<u8>,
+}
+
+impl Head {
+    pub(crate) fn encode(progress: &Progress, machine: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256 + machine.len());
+        put_u8(&mut out, HEAD_VERSION);
+        codec::put_log_id_option(&mut out, progress.last.as_ref());
+        codec::put_stored_membership(&mut out, &progress.membership);
+        put_bytes(&mut out, machine);
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Head, CodecError> {
+        let mut reader = Reader::new(bytes);
+        if reader.u8()? != HEAD_VERSION {
+            return Err(CodecError::Invalid("checkpoint version"));
+        }
+        let last = codec::log_id_option(&mut reader)?;
+        let membership = codec::stored_membership(&mut reader)?;
+        let machine = reader.bytes()?.to_vec();
+        reader.finish()?;
+        Ok(Head { progress: Progress { last, membership }, machine })
+    }
+
+    /// The last applied log index.
+    pub(crate) fn index(&self) -> u64 {
+        self.progress.last.map_or(0, |id| id.index)
+    }
+
+    pub(crate) fn meta(&self) -> SnapshotMeta {
+        meta(&self.progress)
+    }
+}
+
+fn meta(progress: &Progress) -> SnapshotMeta {
+    SnapshotMeta { last_log_id: progress.last, last_membership: progress.membership.clone() }
+}
+
+/// Why a new state could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error(transparent)]
+    Pages(#[from] PagesError),
+    #[error("the head of the checkpoint: {0}")]
+    Head(#[from] CodecError),
+    #[error("page {id}: {why}")]
+    Page { id: String, why: String },
+    #[error("{0}")]
+    Incomplete(String),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Loads the state of the last commit into the machine. None when there is no commit.
+pub(crate) async fn load<M: Machine>(
+    store: &PageStore,
+    group: GroupId,
+    machine: &M,
+) -> Result<Option<Progress>, LoadError> {
+    let Some(head) = store.head(group).await? else { return Ok(None) };
+    let head = Head::decode(&head)?;
+    let mut loader = machine.loader();
+    let mut after = None;
+    loop {
+        let pages = store.scan(group, after.take(), LOAD_BYTES).await?;
+        let Some((last, _)) = pages.last() else { break };
+        after = Some(last.clone());
+        for (id, content) in &pages {
+            loader.page(id, content).map_err(|why| LoadError::Page { id: hex(id), why })?;
+        }
+    }
+    loader.finish(&head.machine).map_err(LoadError::Incomplete)?;
+    Ok(Some(head.progress))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A checkpoint that was just written, and who waits for it.
+pub(crate) struct Durable {
+    index: u64,
+    requests: Vec<oneshot::Sender<u64>>,
+}
+
+impl Durable {
+    /// Tells those who wait.
+    pub(crate) fn announce(self) {
+        for request in self.requests {
+            // Whoever went away does not need it.
+            let _ = request.send(self.index);
+        }
+    }
+}
+
+/// Writes checkpoints of one group, one at a time.
+pub(crate) struct Checkpointer<M: Machine> {
+    group: GroupId,
+    pub applier: Arc<Applier<M>>,
+    store: parking_lot::RwLock<Arc<PageStore>>,
+    /// The fewest applied bytes that start a checkpoint.
+    threshold_bytes: u64,
+    /// Page bytes that the last checkpoint wrote.
+    written_bytes: AtomicU64,
+    /// For a store that replaces the present one.
+    cache_bytes: usize,
+    /// Held for reading while pages are read for a peer, for writing while a checkpoint is written.
+    pub in_use: RwLock<()>,
+    last: Mutex<SnapshotMeta>,
+    /// `Applier::bytes` when the last checkpoint began.
+    begun_at_bytes: AtomicU64,
+    wake: Notify,
+    requests: Mutex<Vec<oneshot::Sender<u64>>>,
+    pub count: AtomicU64,
+    pub pages_written: AtomicU64,
+    pub installed: AtomicU64,
+}
+
+impl<M: Machine> Checkpointer<M> {
+    pub(crate) fn new(
+        group: GroupId,
+        applier: Arc<Applier<M>>,
+        store: Arc<PageStore>,
+        threshold_bytes: u64,
+        cache_bytes: usize,
+    ) -> Checkpointer<M> {
+        let last = applier.paused(|_, progress| meta(progress));
+        Checkpointer {
+            group,
+            applier,
+            store: parking_lot::RwLock::new(store),
+            threshold_bytes,
+            written_bytes: AtomicU64::new(0),
+            cache_bytes,
+            in_use: RwLock::new(()),
+            last: Mutex::new(last),
+            begun_at_bytes: AtomicU64::new(0),
+            wake: Notify::new(),
+            requests: Mutex::default(),
+            count: AtomicU64::new(0),
+            pages_written: AtomicU64::new(0),
+            installed: AtomicU64::new(0),
+        }
+    }
+
+    /// The pages. Another store after a snapshot was installed, so this is not kept across `in_use`.
+    pub(crate) fn store(&self) -> Arc<PageStore> {
+        self.store.read().clone()
+    }
+
+    /// The last durable checkpoint.
+    pub(crate) fn last(&self) -> SnapshotMeta {
+        self.last.lock().clone()
+    }
+
+    /// Applied bytes since the last checkpoint began.
+    pub(crate) fn bytes_since(&self) -> u64 {
+        self.applier.bytes.load(Ordering::Relaxed).saturating_sub(self.begun_at_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Whether the log has grown enough. Writes at random touch all pages, so a checkpoint costs as much as the
+    /// state is large: the log may grow as long as the last one was, which bounds the write amplification.
+    fn is_due(&self) -> bool {
+        let allowed = self.written_bytes.load(Ordering::Relaxed).min(LOG_BYTES_MAX);
+        self.bytes_since() >= self.threshold_bytes.max(allowed)
+    }
+
+    /// Starts a checkpoint if one is due. Cheap.
+    pub(crate) fn consider(&self) {
+        if self.is_due() {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Asks for a checkpoint of at least what is applied now; resolves to its index when it is durable.
+    pub(crate) fn request(&self) -> oneshot::Receiver<u64> {
+        let (sender, receiver) = oneshot::channel();
+        self.requests.lock().push(sender);
+        self.wake.notify_one();
+        receiver
+    }
+
+    /// Waits until a checkpoint is due and writes it.
+    pub(crate) async fn next(&self) -> Durable {
+        loop {
+            self.wake.notified().await;
+            let requests = std::mem::take(&mut *self.requests.lock());
+            if requests.is_empty() && !self.is_due() {
+                continue;
+            }
+            match self.write().await {
+                Ok(index) => return Durable { index, requests },
+                // The page store is poisoned and its fatal handler is ending the process.
+                Err(error) => tracing::error!(%error, "the checkpoint failed"),
+            }
+        }
+    }
+
+    async fn write(&self) -> Result<u64, PagesError> {
+        let _exclusive = self.in_use.write().await;
+        let started = std::time::Instant::now();
+        let (progress, head) = self.applier.paused(|machine, progress| {
+            self.begun_at_bytes.store(self.applier.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+            (progress.clone(), machine.checkpoint_begin())
+        });
+        let store = self.store();
+        let (mut written, mut bytes) = (0, 0);
+        loop {
+            let mut pages = Vec::new();
+            let more = self.applier.paused(|machine, _| machine.checkpoint_step(STEP_BYTES, &mut pages));
+            written += pages.len();
+            bytes += pages.iter().filter_map(|page| page.content.as_ref()).map(Vec::len).sum::<usize>();
+            if !pages.is_empty() {
+                store.write(self.group, pages).await?;
+            }
+            if !more {
+                break;
+            }
+        }
+        store.commit(self.group, Head::encode(&progress, &head)).await?;
+        let index = progress.last.map_or(0, |id| id.index);
+        *self.last.lock() = meta(&progress);
+        self.written_bytes.store(bytes as u64, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.pages_written.fetch_add(written as u64, Ordering::Relaxed);
+        tracing::info!(
+            index,
+            pages = written,
+            ms = started.elapsed().as_millis() as u64,
+            "checkpoint written"
+        );
+        Ok(index)
+    }
+
+    /// Replaces the state by a received snapshot: first in memory, then on disk. A crash in between finds the
+    /// old pages and the old log, and the leader sends the snapshot again.
+    pub(crate) async fn install(&self, received: Received) -> Result<(), LoadError> {
+        let _exclusive = self.in_use.write().await;
+        let staging = received.store;
+        let progress = load(&staging, self.group, &*self.applier.machine)
+            .await?
+            .ok_or_else(|| LoadError::Incomplete("the snapshot has no head".into()))?;
+        self.replace_store(staging).await?;
+        self.begun_at_bytes.store(self.applier.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        *self.last.lock() = meta(&progress);
+        self.applier.replaced(progress);
+        self.installed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Puts the staging directory in the place of the live one. Nobody uses either: `in_use` is held.
+    async fn replace_store(&self, staging: PageStore) -> Result<(), LoadError> {
+        let live = self.store();
+        let cache_bytes = self.cache_bytes;
+        let replaced = tokio::task::spawn_blocking(move || {
+            let (live_dir, staging_dir) = (live.dir().to_owned(), staging.dir().to_owned());
+            live.close();
+            staging.close();
+            replace(&live_dir, &staging_dir)?;
+            Ok::<_, LoadError>(PageStore::open(&live_dir, cache_bytes, fatal::handler())?)
+        });
+        let store = replaced.await.map_err(|error| LoadError::Incomplete(error.to_string()))??;
+        *self.store.write() = Arc::new(store);
+        Ok(())
+    }
+}

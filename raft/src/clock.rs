@@ -1,0 +1,157 @@
+//! The log clock. The leader stamps each entry with it; applying an entry moves every node's idea of it.
+//!
+//! A stamp is the last one seen plus the time that has passed since by this node's *monotonic* clock, slewed
+//! toward the wall clock by at most one part in a thousand. So a jump of a wall clock, on the leader or on the
+//! node that takes over, moves the log clock by nothing at once. Only where no running node has seen the clock
+//! move, that is at the start of a whole cluster, is the wall clock taken as it is.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+/// A live clock that sees a stamp older than its own estimate by more than this takes it for a replayed one.
+const REPLAY_US: u64 = 10_000_000;
+
+/// The wall clock may pull at most one microsecond in this many.
+const SLEW_DIVISOR: u64 = 1000;
+
+/// One group's clock on one node.
+pub(crate) struct Clock {
+    inner: Mutex<Inner>,
+}
+
+/// Invariants:
+/// - Stamps handed out never fall, nor below any stamp observed.
+/// - Without an anchor, no running node is known to have seen the clock move.
+struct Inner {
+    /// The clock's value at a moment, in microseconds since the Unix epoch.
+    anchor: Option<(u64, Instant)>,
+    /// The highest stamp observed or handed out, in microseconds.
+    highest_us: u64,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Clock {
+        Clock { inner: Mutex::new(Inner { anchor: None, highest_us: 0 }) }
+    }
+
+    /// The stamp of an entry that this node, as the leader, is about to propose, in milliseconds.
+    pub(crate) fn stamp_ms(&self) -> u64 {
+        self.inner.lock().stamp(Instant::now(), wall_us()) / 1000
+    }
+
+    /// An entry with this stamp was applied.
+    pub(crate) fn observe_ms(&self, stamp_ms: u64) {
+        self.inner.lock().observe(stamp_ms * 1000, Instant::now());
+    }
+
+    /// A running peer says that this is the time.
+    pub(crate) fn learn_ms(&self, clock_ms: u64) {
+        let mut inner = self.inner.lock();
+        if inner.anchor.is_none() {
+            inner.anchor = Some(((clock_ms * 1000).max(inner.highest_us), Instant::now()));
+        }
+    }
+
+    /// The time now, as near as this node can tell, in milliseconds.
+    pub(crate) fn estimate_ms(&self) -> u64 {
+        self.inner.lock().estimate(Instant::now(), wall_us()) / 1000
+    }
+
+    /// The time now, if this node knows that the clock moves.
+    pub(crate) fn live_ms(&self) -> Option<u64> {
+        let inner = self.inner.lock();
+        inner.anchor.map(|_| inner.estimate(Instant::now(), 0) / 1000)
+    }
+}
+
+impl Inner {
+    fn estimate(&self, now: Instant, wall_us: u64) -> u64 {
+        match self.anchor {
+            Some((value, since)) => (value + micros(now.duration_since(since))).max(self.highest_us),
+            None => wall_us.max(self.highest_us),
+        }
+    }
+
+    fn stamp(&mut self, now: Instant, wall_us: u64) -> u64 {
+        let elapsed_us = self.anchor.map_or(0, |(_, since)| micros(now.duration_since(since)));
+        let estimate = self.estimate(now, wall_us);
+        let pull_max = elapsed_us / SLEW_DIVISOR;
+        let slewed = wall_us.clamp(estimate.saturating_sub(pull_max), estimate + pull_max);
+        let stamp = if self.anchor.is_some() { slewed } else { estimate }.max(self.highest_us);
+        self.anchor = Some((stamp, now));
+        self.highest_us = stamp;
+        stamp
+    }
+
+    fn observe(&mut self, stamp_us: u64, now: Instant) {
+        if self.anchor.is_some() {
+            let estimate = self.estimate(now, 0);
+            // A little behind is the time the entry travelled, or another leader's slew: follow it. Far
+            // behind is an old entry that this node is catching up on.
+            if stamp_us + REPLAY_US > estimate {
+                self.anchor = Some((stamp_us.max(self.highest_us), now));
+            }
+        }
+        self.highest_us = self.highest_us.max(stamp_us);
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn wall_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::Inner;
+
+    const SECOND: u64 = 1_000_000;
+    const HOUR: u64 = 3600 * SECOND;
+
+    fn fresh() -> Inner {
+        Inner { anchor: None, highest_us: 0 }
+    }
+
+    #[test]
+    fn a_fresh_cluster_takes_the_wall_clock_and_then_its_own_pace() {
+        let (mut clock, start) = (fresh(), Instant::now());
+        assert_eq!(clock.stamp(start, 1000 * HOUR), 1000 * HOUR);
+        // The wall clock jumps an hour ahead: a second later the clock has moved a second and a millisecond.
+        let later = start + Duration::from_secs(1);
+        assert_eq!(clock.stamp(later, 1001 * HOUR), 1000 * HOUR + SECOND + SECOND / 1000);
+        // And an hour back: it never falls.
+        let later = later + Duration::from_secs(1);
+        assert_eq!(clock.stamp(later, 999 * HOUR), 1000 * HOUR + 2 * SECOND);
+    }
+
+    #[test]
+    fn a_follower_continues_where_the_leader_was() {
+        let (mut clock, start) = (fresh(), Instant::now());
+        clock.anchor = Some((1000 * HOUR, start));
+        clock.observe(1000 * HOUR + 5 * SECOND, start + Duration::from_secs(5));
+        let stamp = clock.stamp(start + Duration::from_secs(65), 2000 * HOUR);
+        let expected = 1000 * HOUR + 65 * SECOND;
+        assert!((expected..=expected + SECOND / 10).contains(&stamp), "{stamp}");
+    }
+
+    #[test]
+    fn replayed_entries_do_not_pull_a_live_clock_back() {
+        let (mut clock, start) = (fresh(), Instant::now());
+        clock.anchor = Some((1000 * HOUR, start));
+        clock.observe(900 * HOUR, start);
+        assert_eq!(clock.estimate(start, 0), 1000 * HOUR);
+    }
+
+    #[test]
+    fn without_an_anchor_replayed_stamps_are_a_lower_bound() {
+        let (mut clock, start) = (fresh(), Instant::now());
+        clock.observe(1000 * HOUR, start);
+        assert_eq!(clock.stamp(start, 5 * HOUR), 1000 * HOUR, "the wall clock is behind the log");
+    }
+}

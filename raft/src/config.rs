@@ -1,0 +1,153 @@
+//! What a node needs to know at its start, and why it may refuse to start.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use thiserror::Error;
+
+use crate::NodeId;
+
+/// Everything a node needs to know at its start. Validated by `Node::start`, immutable afterwards.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// This node's id, not 0.
+    pub id: NodeId,
+    /// Holds `log/`, `pages/` and the identity file. Created when missing; locked while the node runs.
+    pub dir: PathBuf,
+    /// The address to listen on for peers, `host:port`; port 0 takes a free one.
+    pub peer_listen: String,
+    /// The address that peers connect to; the bound address when None.
+    pub peer_advertise: Option<String>,
+    /// Other addresses of this node that every node should know, by name (`resp`, `http`): opaque here,
+    /// published through the log.
+    pub endpoints: BTreeMap<String, String>,
+    /// The first members' peer addresses, this node among them. Used once, by a node without any state.
+    pub bootstrap: Option<BTreeMap<NodeId, String>>,
+    /// The time between two heartbeats of a leader.
+    pub heartbeat_ms: u64,
+    /// A follower that hears nothing for a time between these bounds starts an election.
+    pub election_timeout_ms: (u64, u64),
+    /// Log bytes since the last checkpoint that start the next.
+    pub checkpoint_log_bytes: u64,
+    /// Applied entries that stay in the log behind a checkpoint, for followers that lag a little.
+    pub log_entries_kept: u64,
+    /// The size of a log segment.
+    pub log_segment_bytes: u64,
+    /// Memory for the newest log entries; older ones are read from their segments.
+    pub log_cache_bytes: usize,
+    /// sled's cache.
+    pub page_cache_bytes: usize,
+    /// The largest entry, in bytes of proposals. A single larger proposal is refused with `TooLarge` only
+    /// above `proposal_bytes_max`.
+    pub entry_bytes_max: usize,
+    /// The largest single proposal.
+    pub proposal_bytes_max: usize,
+    /// The most proposals in an entry.
+    pub entry_proposals_max: usize,
+    /// The most entries of this node in flight.
+    pub entries_in_flight_max: usize,
+    /// How long a proposal or a read waits for a leader, or for its confirmation.
+    pub request_timeout_ms: u64,
+    /// A leader whose fdatasync takes longer hands its leadership over, or gives it up.
+    pub disk_stall_ms: u64,
+}
+
+/// Why a node could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The peer address cannot be bound.
+    #[error("cannot listen for peers on {address}: {source}")]
+    Listen {
+        /// The address as configured.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another process holds the directory.
+    #[error("the data directory {} is used by another process", .0.display())]
+    Locked(PathBuf),
+    /// The directory belongs to another node.
+    #[error("the data directory {} belongs to node {found}, but this is node {expected}", dir.display())]
+    OtherNode {
+        /// The directory.
+        dir: PathBuf,
+        /// The id in its identity file.
+        found: NodeId,
+        /// The id configured.
+        expected: NodeId,
+    },
+    /// The log is damaged before its durable end.
+    #[error("the log is corrupted: {detail} (in {})", file.display())]
+    LogCorrupted {
+        /// The damaged segment.
+        file: PathBuf,
+        /// Position and kind of the damage.
+        detail: String,
+    },
+    /// The pages are unreadable and nobody has them.
+    #[error("the checkpoint is unreadable and no peer could be asked for it: {0}")]
+    PagesUnreadable(String),
+    /// The configuration contradicts itself.
+    #[error("{0}")]
+    Config(String),
+    /// The operating system refused.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was attempted.
+        context: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl NodeConfig {
+    /// A configuration with the defaults that `kvorum serve` has, for a node that listens on a free port of
+    /// the loopback interface.
+    pub fn new(id: NodeId, dir: impl Into<PathBuf>) -> NodeConfig {
+        NodeConfig {
+            id,
+            dir: dir.into(),
+            peer_listen: "127.0.0.1:0".into(),
+            peer_advertise: None,
+            endpoints: BTreeMap::new(),
+            bootstrap: None,
+            heartbeat_ms: 100,
+            election_timeout_ms: (350, 600),
+            checkpoint_log_bytes: 64 << 20,
+            log_entries_kept: 2000,
+            log_segment_bytes: 64 << 20,
+            log_cache_bytes: 4 << 20,
+            page_cache_bytes: 8 << 20,
+            entry_bytes_max: 1 << 20,
+            proposal_bytes_max: 576 << 20,
+            entry_proposals_max: 1000,
+            entries_in_flight_max: 4,
+            request_timeout_ms: 5000,
+            disk_stall_ms: 2000,
+        }
+    }
+
+    /// Refuses what contradicts itself.
+    pub fn validate(&self) -> Result<(), StartError> {
+        let (low, high) = self.election_timeout_ms;
+        let contradiction = if self.id == 0 {
+            Some("the node id must not be 0".to_owned())
+        } else if self.heartbeat_ms == 0 || low >= high {
+            Some("election-timeout must be two rising numbers, and heartbeat not 0".to_owned())
+        } else if self.heartbeat_ms * 2 > low {
+            Some(format!(
+                "a heartbeat of {} ms is too slow for an election timeout of {low} ms",
+                self.heartbeat_ms
+            ))
+        } else if self.entries_in_flight_max == 0 || self.entry_proposals_max == 0 {
+            Some("an entry must hold at least one proposal, and one entry must be in flight".to_owned())
+        } else {
+            match &self.bootstrap {
+                Some(peers) if !peers.contains_key(&self.id) => {
+                    Some(format!("node {} is not among the peers it was given", self.id))
+                }
+                _ => None,
+            }
+        };
+        contradiction.map_or(Ok(()), |text| Err(StartError::Config(text)))
+    }
+}

@@ -1,0 +1,354 @@
+//! What the parts of a running node share, and what it does with frames from peers.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use openraft::{
+    ReadPolicy,
+    async_runtime::watch::WatchReceiver,
+    errors::{LinearizableReadError, RaftError},
+    raft::AppendEntriesResponse,
+    type_config::alias::SnapshotOf,
+};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+
+use crate::{
+    GroupId, Machine, NodeConfig, NodeId, Unavailable,
+    checkpoint::Checkpointer,
+    clock::Clock,
+    identity::Identity,
+    log::Log,
+    net::{
+        frame::Kind,
+        handshake::Hello,
+        messages::{self, AppendRequest, AppendResult},
+        peer::{CallError, Greeter, Peer},
+        raft_network::Peers,
+        serve::Handler,
+        transport::Transport,
+    },
+    packet,
+    propose::{Forwarded, Group, Proposer, Responder},
+    recover,
+    rounds::Rounds,
+    snapshot::{Receiver, Sender, SnapshotData},
+    state::{Applier, StateMachine},
+    types::{MemberNode, Payload, TypeConfig},
+};
+
+pub(crate) type Raft<M> = openraft::Raft<TypeConfig, StateMachine<M>>;
+pub(crate) type Metrics = openraft::metrics::RaftMetrics<TypeConfig>;
+
+/// The only group at first.
+pub(crate) const GROUP: GroupId = 0;
+
+/// Connections to the peers, by node id. Kept apart from the rest so that nothing refers to itself.
+pub(crate) struct PeerTable {
+    pub transport: Arc<dyn Transport>,
+    pub identity: Arc<Identity>,
+    pub peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
+}
+
+impl PeerTable {
+    /// The peer with this id at this address.
+    pub(crate) fn at(&self, id: NodeId, address: &str) -> Arc<Peer> {
+        let mut peers = self.peers.lock();
+        let peer = peers.entry(id).or_insert_with(|| {
+            Arc::new(Peer::new(id, address.to_owned(), self.transport.clone(), self.identity.clone()))
+        });
+        peer.set_address(address);
+        peer.clone()
+    }
+
+    fn known(&self, id: NodeId) -> Option<Arc<Peer>> {
+        self.peers.lock().get(&id).cloned()
+    }
+}
+
+impl Peers for PeerTable {
+    fn peer(&self, id: u64, node: &MemberNode) -> Arc<Peer> {
+        self.at(id, &node.peer)
+    }
+}
+
+/// One running node with its one group.
+pub(crate) struct Core<M: Machine> {
+    pub config: NodeConfig,
+    pub identity: Arc<Identity>,
+    pub table: Arc<PeerTable>,
+    pub raft: Raft<M>,
+    pub log: Log,
+    pub clock: Arc<Clock>,
+    pub applier: Arc<Applier<M>>,
+    pub proposer: Arc<Proposer<M::Local>>,
+    pub checkpointer: Arc<Checkpointer<M>>,
+    pub snapshots: Arc<Sender<M>>,
+    pub receiver: Receiver,
+    pub reads: Rounds,
+    pub ticks: Rounds,
+    /// Held by the operator's change of the membership that is under way.
+    pub changing: Semaphore,
+    /// The leader as openraft last said.
+    pub leader: watch::Sender<Option<NodeId>>,
+    /// Counts changes of role, leader and membership.
+    pub changes: watch::Sender<u64>,
+    /// Whether a linearizable read has succeeded since the leader was last unknown.
+    pub caught_up: AtomicBool,
+    pub stop: watch::Sender<bool>,
+    pub read_rounds: AtomicU64,
+    pub leader_changes: AtomicU64,
+}
+
+impl<M: Machine> Core<M> {
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_millis(self.config.request_timeout_ms)
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.raft.metrics().borrow_watched().clone()
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        *self.leader.borrow() == Some(self.config.id)
+    }
+
+    /// The connection to a member.
+    pub(crate) fn peer(&self, id: NodeId) -> Option<Arc<Peer>> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        match metrics.membership_config.membership().get_node(&id) {
+            Some(node) => Some(self.table.at(id, &node.peer)),
+            None => self.table.known(id),
+        }
+    }
+
+    /// Starts looking for whoever leads, for as long as a request may take.
+    pub(crate) fn search_leader(&self) -> LeaderSearch<'_, M> {
+        LeaderSearch {
+            core: self,
+            leader: self.leader.subscribe(),
+            deadline: tokio::time::Instant::now() + self.timeout(),
+            answered: false,
+        }
+    }
+
+    /// One read-index round: the index up to which a linearizable read must see.
+    pub(crate) async fn read_round(&self) -> Result<u64, Unavailable> {
+        self.read_rounds.fetch_add(1, Ordering::Relaxed);
+        let mut search = self.search_leader();
+        loop {
+            let index = match search.next().await? {
+                Leader::Here => self.confirm_read_index().await,
+                Leader::At(peer) => ask_for_index(&peer, Kind::ReadIndex, self.timeout()).await,
+            };
+            if let Some(index) = index {
+                return Ok(index);
+            }
+        }
+    }
+
+    /// As the leader: confirmed by a majority. None when it could not be.
+    async fn confirm_read_index(&self) -> Option<u64> {
+        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Some(linearizer.read_log_id().index()),
+            Err(RaftError::APIError(
+                LinearizableReadError::QuorumNotEnough(_) | LinearizableReadError::ForwardToLeader(_),
+            )) => None,
+            Err(RaftError::Fatal(_)) => None,
+        }
+    }
+
+    /// One tick: an entry without proposals, which moves the clock. Its index.
+    pub(crate) async fn tick_round(&self) -> Result<u64, Unavailable> {
+        let mut search = self.search_leader();
+        loop {
+            let index = match search.next().await? {
+                Leader::Here => self.append_tick().await,
+                // An empty packet asks for a tick. A tick more does no harm, so this may be retried.
+                Leader::At(peer) => ask_for_index(&peer, Kind::Forward, self.timeout()).await,
+            };
+            if let Some(index) = index {
+                return Ok(index);
+            }
+        }
+    }
+
+    async fn append_tick(&self) -> Option<u64> {
+        let mut payload = Vec::new();
+        packet::begin_entry(&mut payload, self.clock.stamp_ms());
+        let written = self.raft.client_write(Payload(payload.into())).await.ok()?;
+        Some(written.log_id.index)
+    }
+}
+
+/// Asks for a log index with a call without a body. None when the peer does not lead or does not answer.
+async fn ask_for_index(peer: &Peer, kind: Kind, timeout: Duration) -> Option<u64> {
+    let answer = peer.call(kind, GROUP, &[], timeout).await.ok()?;
+    Some(u64::from_le_bytes(answer[..].try_into().ok()?))
+}
+
+/// Where the leader is.
+pub(crate) enum Leader {
+    Here,
+    At(Arc<Peer>),
+}
+
+/// A search for the leader that goes on while the leadership changes, until its time is up.
+pub(crate) struct LeaderSearch<'a, M: Machine> {
+    core: &'a Core<M>,
+    leader: watch::Receiver<Option<NodeId>>,
+    deadline: tokio::time::Instant,
+    /// Whether a leader was returned already: it refused, or did not answer.
+    answered: bool,
+}
+
+impl<M: Machine> LeaderSearch<'_, M> {
+    /// The leader as it is known; when asked again, after a moment or after news.
+    pub(crate) async fn next(&mut self) -> Result<Leader, Unavailable> {
+        let mut wait = self.answered;
+        loop {
+            if wait {
+                // News, or a moment: the refusal may have come from a node that lags.
+                let _ = tokio::time::timeout(Duration::from_millis(20), self.leader.changed()).await;
+            }
+            if tokio::time::Instant::now() >= self.deadline {
+                return Err(if self.answered { Unavailable::NoQuorum } else { Unavailable::NoLeader });
+            }
+            let leader = match *self.leader.borrow_and_update() {
+                Some(id) if id == self.core.config.id => Some(Leader::Here),
+                Some(id) => self.core.peer(id).map(Leader::At),
+                None => None,
+            };
+            if let Some(leader) = leader {
+                self.answered = true;
+                return Ok(leader);
+            }
+            wait = true;
+        }
+    }
+}
+
+impl<M: Machine> Group for Core<M> {
+    fn leader(&self) -> Option<NodeId> {
+        *self.leader.borrow()
+    }
+
+    async fn leader_changed(&self) {
+        // The sender lives in `self`.
+        let _ = self.leader.subscribe().changed().await;
+    }
+
+    fn terms(&self) -> (u64, u64) {
+        let vote = self.raft.server_metrics().borrow_watched().vote;
+        (vote.leader_id.term, self.applier.term())
+    }
+
+    async fn append(&self, payload: Payload, responder: Responder) -> Result<(), ()> {
+        self.raft.client_write_ff(payload, Some(responder)).await.map_err(|_| ())
+    }
+
+    async fn forward(&self, to: NodeId, packet: Bytes, timeout: Duration) -> Result<Forwarded, CallError> {
+        let peer = self
+            .peer(to)
+            .ok_or_else(|| CallError::NotSent(std::io::Error::other("the leader's address is not known")))?;
+        let answer = peer.call(Kind::Forward, GROUP, &packet, timeout).await?;
+        Ok(Forwarded::of(&answer))
+    }
+}
+
+impl<M: Machine> Handler for Core<M> {
+    fn greet(&self, hello: &Hello) -> Hello {
+        let ours = self.identity.hello(hello.node_id);
+        let refusal = if hello.to == ours.node_id {
+            self.identity.judge(hello)
+        } else {
+            Some(format!("this is node {}, not node {}", ours.node_id, hello.to))
+        };
+        Hello { refusal: refusal.unwrap_or_default(), ..ours }
+    }
+
+    fn accepted(&self, hello: &Hello) -> Result<(), String> {
+        self.identity.learn(hello)
+    }
+
+    async fn call(self: &Arc<Self>, kind: Kind, group: GroupId, body: Bytes) -> Result<Vec<u8>, String> {
+        if group != GROUP {
+            return Err(format!("there is no group {group}"));
+        }
+        let mut answer = Vec::new();
+        match kind {
+            Kind::Append => {
+                let request = messages::append_request(&body).map_err(text)?;
+                let response: AppendEntriesResponse<TypeConfig> =
+                    self.raft.append_entries(request).await.map_err(text)?;
+                messages::put_append_response(&mut answer, &response);
+            }
+            Kind::Vote => {
+                let request = messages::vote_request(&body).map_err(text)?;
+                messages::put_vote_response(&mut answer, &self.raft.vote(request).await.map_err(text)?);
+            }
+            Kind::PreVote => {
+                let request = messages::vote_request(&body).map_err(text)?;
+                messages::put_vote_response(&mut answer, &self.raft.pre_vote(request).await.map_err(text)?);
+            }
+            Kind::TransferLeader => {
+                let request = messages::transfer_request(&body).map_err(text)?;
+                let accepted = self.raft.handle_transfer_leader(request).await.map_err(text)?.is_ok();
+                answer.push(u8::from(accepted));
+            }
+            Kind::SnapshotBegin => answer = self.receiver.begin(&body).await?,
+            Kind::SnapshotPages => answer = self.receiver.pages(&body).await?,
+            Kind::SnapshotEnd => {
+                let (vote, meta, received) = self.receiver.end(&body).await?;
+                let snapshot = SnapshotOf::<TypeConfig, SnapshotData> {
+                    meta,
+                    snapshot: SnapshotData::Received(received),
+                };
+                let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(text)?;
+                crate::codec::put_vote(&mut answer, &response.vote);
+            }
+            Kind::Forward if body.is_empty() => {
+                // No answer of eight bytes means that this node does not lead.
+                if self.is_leader()
+                    && let Ok(index) = self.ticks.join().await
+                {
+                    answer.extend_from_slice(&index.to_le_bytes());
+                }
+            }
+            Kind::Forward => answer.push(self.proposer.accept(body).await as u8),
+            Kind::ReadIndex => {
+                if self.is_leader()
+                    && let Ok(index) = self.reads.join().await
+                {
+                    answer.extend_from_slice(&index.to_le_bytes());
+                }
+            }
+            Kind::Admin => answer = self.answer_admin(&body).await,
+            Kind::FetchPages => answer = recover::answer(&self.checkpointer, &body).await?,
+            Kind::Hello | Kind::Stream | Kind::StreamEnd => return Err("not a call".into()),
+        }
+        Ok(answer)
+    }
+
+    fn append_stream(
+        &self,
+        _group: GroupId,
+        requests: impl Stream<Item = AppendRequest> + Send + 'static,
+    ) -> impl Stream<Item = AppendResult> + Send + 'static {
+        // A fatal error ends the stream; the node is stopping then.
+        self.raft.stream_append(requests).filter_map(|result| std::future::ready(result.ok()))
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

@@ -1,0 +1,38 @@
+//! Consensus, durable log, checkpointed pages and peer network. Knows no Redis: it carries opaque bytes to a
+//! [`Machine`] on every node, in one order, with one clock.
+//!
+//! openraft, sled and the log files are named nowhere outside this crate. The public face is the [`Machine`]
+//! trait and the [`Node`] handle.
+
+mod checkpoint;
+mod clock;
+mod codec;
+mod config;
+mod core;
+mod fatal;
+mod identity;
+#[cfg(test)]
+mod kill;
+mod log;
+mod machine;
+mod membership;
+mod net;
+mod node;
+mod packet;
+mod pages;
+mod propose;
+mod recover;
+mod rounds;
+mod snapshot;
+mod state;
+mod status;
+mod tasks;
+mod types;
+
+pub use config::{NodeConfig, StartError};
+pub use machine::{
+    Batch, GroupId, Loader, Local, Machine, NodeId, PageWrite, Proposal, ProposeError, Unavailable,
+};
+pub use net::transport;
+pub use node::Node;
+pub use status::{AdminError, Counters, Member, ReadLevel, Role, Status};

@@ -1,0 +1,189 @@
+//! Segment files: their names, and the thread that prepares spare ones and recycles retired ones.
+//!
+//! A spare is full of written, synced zeros: writing into it changes no metadata, so that fdatasync costs a
+//! fraction of what it costs on a growing file. A file carries a spare's name only once its zeros are durable; the
+//! names ending in `.tmp` mean nothing and are removed when the log is opened.
+//!
+//! Nothing here is needed for correctness. When preparing fails, it stops with a warning, and the writer creates
+//! its segments itself.
+
+use std::{collections::VecDeque, io, sync::Arc, time::Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::disk::{Disk, DiskFile};
+
+/// How much is zeroed between two syncs, so that the log's own fdatasync never waits for a whole segment.
+const ZERO_CHUNK_BYTES: u64 = 1 << 20;
+
+/// Zeroing rests this many times as long as each chunk took: the disk belongs to the log.
+const ZERO_REST: u32 = 3;
+
+/// The file name of a segment.
+pub(super) fn segment_name(segment: u64) -> String {
+    format!("{segment:016}.log")
+}
+
+/// The segment of a file name.
+pub(super) fn segment_of(name: &str) -> Option<u64> {
+    let number = name.strip_suffix(".log")?.parse().ok()?;
+    (segment_name(number) == name).then_some(number)
+}
+
+/// Whether a file is a prepared spare.
+pub(super) fn is_spare(name: &str) -> bool {
+    name.starts_with("spare-") && !is_temporary(name)
+}
+
+/// Whether a file means nothing after a restart.
+pub(super) fn is_temporary(name: &str) -> bool {
+    name.ends_with(".tmp")
+}
+
+/// A file of durable zeros.
+pub(super) struct Spare {
+    pub(super) name: String,
+    pub(super) file: Arc<dyn DiskFile>,
+}
+
+/// A segment that is not needed any more, under a temporary name.
+pub(super) struct Retired {
+    pub(super) name: String,
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) bytes: u64,
+}
+
+/// The spare segments.
+pub(super) struct Spares {
+    disk: Arc<dyn Disk>,
+    segment_bytes: u64,
+    spares_max: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    ready: Vec<Spare>,
+    retired: VecDeque<Retired>,
+    names_used: u64,
+    stopped: bool,
+}
+
+enum Job {
+    Create { name: String },
+    Recycle { from: Retired, name: String },
+    Remove(Retired),
+}
+
+impl Spares {
+    /// Starts with the spares found, all of `segment_bytes`.
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        segment_bytes: u64,
+        spares_max: usize,
+        ready: Vec<Spare>,
+    ) -> Spares {
+        let numbers = ready.iter().filter_map(|spare| spare.name.strip_prefix("spare-")?.parse::<u64>().ok());
+        let names_used = numbers.max().unwrap_or(0);
+        let state = Mutex::new(State { ready, names_used, ..State::default() });
+        Spares { disk, segment_bytes, spares_max, state, changed: Condvar::new() }
+    }
+
+    /// Takes a spare if one is ready; never waits. Another is prepared.
+    pub(super) fn take(&self) -> Option<Spare> {
+        let spare = self.state.lock().ready.pop();
+        self.changed.notify_one();
+        spare
+    }
+
+    /// Hands over a retired segment, to be recycled or removed.
+    pub(super) fn retire(&self, retired: Retired) {
+        self.state.lock().retired.push_back(retired);
+        self.changed.notify_one();
+    }
+
+    /// Ends `run` after its present job.
+    pub(super) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.changed.notify_one();
+    }
+
+    /// Prepares and recycles until `stop`, or until the disk refuses.
+    pub(super) fn run(&self) {
+        while let Some(job) = self.next_job() {
+            if let Err(error) = self.perform(job) {
+                tracing::warn!(%error, "cannot prepare log segments; they will be created when they are needed");
+                return;
+            }
+        }
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let mut state = self.state.lock();
+        loop {
+            if state.stopped {
+                return None;
+            }
+            let spares = state.ready.len();
+            if let Some(retired) = state.retired.pop_front() {
+                // A reader that still holds the file would see it change.
+                let is_shared = Arc::strong_count(&retired.file) > 1;
+                if is_shared || retired.bytes != self.segment_bytes || spares >= self.spares_max {
+                    return Some(Job::Remove(retired));
+                }
+                return Some(Job::Recycle { from: retired, name: state.next_name() });
+            }
+            if spares == 0 && self.spares_max > 0 {
+                return Some(Job::Create { name: state.next_name() });
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    fn perform(&self, job: Job) -> io::Result<()> {
+        let (temporary, file, name) = match job {
+            Job::Remove(retired) => return self.disk.remove(&retired.name),
+            Job::Recycle { from, name } => (from.name, from.file, name),
+            Job::Create { name } => {
+                let temporary = format!("{name}.tmp");
+                let file = self.disk.create(&temporary, self.segment_bytes)?;
+                (temporary, file, name)
+            }
+        };
+        if !self.zero(&*file)? {
+            return self.disk.remove(&temporary);
+        }
+        self.disk.rename(&temporary, &name)?;
+        self.state.lock().ready.push(Spare { name, file });
+        Ok(())
+    }
+
+    /// Writes and syncs zeros. False when it was stopped before the end.
+    fn zero(&self, file: &dyn DiskFile) -> io::Result<bool> {
+        let zeros = vec![0; ZERO_CHUNK_BYTES.min(self.segment_bytes) as usize];
+        let mut offset = 0;
+        while offset < self.segment_bytes {
+            if self.state.lock().stopped {
+                return Ok(false);
+            }
+            let bytes = ZERO_CHUNK_BYTES.min(self.segment_bytes - offset);
+            let started = Instant::now();
+            file.write_at(&zeros[..bytes as usize], offset)?;
+            file.sync()?;
+            offset += bytes;
+            let mut state = self.state.lock();
+            if !state.stopped {
+                self.changed.wait_for(&mut state, ZERO_REST * started.elapsed());
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl State {
+    fn next_name(&mut self) -> String {
+        self.names_used += 1;
+        format!("spare-{}", self.names_used)
+    }
+}

@@ -1,0 +1,222 @@
+//! The writer: the only thread that writes to segments. Takes a batch, writes it as one frame, syncs, then tells
+//! everybody who waits, in order.
+//!
+//! The first failure is the last: the queue refuses everything from then on, nobody is told that anything more is
+//! durable, and the fatal handler is called, which in a node ends the process. A second fsync after a failed one
+//! may succeed without having written anything.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use super::{
+    Fatal, Shared,
+    disk::DiskFile,
+    frame::{self, FRAME_HEADER_BYTES, GroupState},
+    queue::{Batch, Change},
+    segment::{Retired, segment_name},
+};
+use crate::machine::GroupId;
+
+/// What the writer and its watchers count.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) fsyncs: AtomicU64,
+    pub(super) fsync_us_total: AtomicU64,
+    pub(super) bytes_written: AtomicU64,
+    pub(super) segments: AtomicU64,
+    /// Nanoseconds from `Shared::started` to the beginning of the write under way, plus one; 0 for none.
+    pub(super) write_since_ns: AtomicU64,
+}
+
+/// A segment as the writer knows it.
+pub(super) struct Segment {
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) bytes: u64,
+    /// The highest index that each group has in it.
+    pub(super) last_indexes: HashMap<GroupId, u64>,
+}
+
+/// The writer's state.
+///
+/// Invariants:
+/// - Segment numbers and batch numbers have no gaps; a segment's frames stand back to back from its beginning.
+/// - Every segment begins with a frame of all groups' states.
+/// - A segment is retired only when purges that are durable cover all its entries, oldest first.
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) fatal: Fatal,
+    /// All segments, by number. The last is the one that is written to.
+    pub(super) segments: BTreeMap<u64, Segment>,
+    /// Where the next frame goes in the last segment.
+    pub(super) offset: u64,
+    /// The next frame's batch number.
+    pub(super) batch: u64,
+    /// The highest durable batch.
+    pub(super) synced: u64,
+    /// Each group's state after the last batch written.
+    pub(super) states: BTreeMap<GroupId, GroupState>,
+}
+
+impl Writer {
+    /// Writes batches until the queue is closed and empty, or something fails.
+    pub(super) fn run(mut self) {
+        let result = self.retire_purged();
+        let result = result.and_then(|()| {
+            while let Some(batch) = self.shared.queue.next() {
+                self.write(batch)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            self.shared.queue.fail(error.to_string());
+            (self.fatal)(format!("cannot write the log: {error}"));
+        }
+    }
+
+    fn write(&mut self, mut batch: Batch) -> io::Result<()> {
+        let since_ns = self.shared.started.elapsed().as_nanos() as u64;
+        self.shared.counters.write_since_ns.store(since_ns + 1, Ordering::Relaxed);
+        self.make_room(batch.bytes.len() as u64)?;
+        let frame_offset = self.offset;
+        self.write_frame(&mut batch.bytes)?;
+        self.sync()?;
+        self.shared.counters.write_since_ns.store(0, Ordering::Relaxed);
+        self.shared.queue.recycle(std::mem::take(&mut batch.bytes));
+        if self.announce(batch, frame_offset) { self.retire_purged() } else { Ok(()) }
+    }
+
+    /// Begins a new segment when a frame of `bytes` does not fit the last one.
+    fn make_room(&mut self, bytes: u64) -> io::Result<()> {
+        if let Some(last) = self.segments.values().next_back()
+            && self.offset + bytes <= last.bytes
+        {
+            return Ok(());
+        }
+        let mut head = vec![0; FRAME_HEADER_BYTES];
+        for (group, state) in &self.states {
+            state.put(&mut head, *group);
+        }
+        let number = self.segments.keys().next_back().map_or(1, |last| last + 1);
+        let segment = self.create_segment(number, head.len() as u64 + bytes)?;
+        self.shared.files.write().insert(number, segment.file.clone());
+        self.segments.insert(number, segment);
+        self.shared.counters.segments.store(self.segments.len() as u64, Ordering::Relaxed);
+        self.offset = 0;
+        self.write_frame(&mut head)
+    }
+
+    /// A segment that reads as zeros, its name durable: a spare, or a fresh file when there is none or it would
+    /// be too small.
+    fn create_segment(&self, number: u64, bytes_min: u64) -> io::Result<Segment> {
+        let shared = &*self.shared;
+        let name = segment_name(number);
+        let fits = bytes_min <= shared.config.segment_bytes;
+        let spare = if fits { shared.spares.take() } else { None };
+        let bytes = bytes_min.max(shared.config.segment_bytes);
+        let file = match spare {
+            Some(spare) => {
+                shared.disk.rename(&spare.name, &name)?;
+                spare.file
+            }
+            None => shared.disk.create(&name, bytes)?,
+        };
+        shared.disk.sync_dir()?;
+        Ok(Segment { file, bytes, last_indexes: HashMap::new() })
+    }
+
+    fn write_frame(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        let (number, segment) = self.segments.iter().next_back().expect("make_room leaves a segment");
+        frame::seal(bytes, *number, self.batch, self.synced);
+        segment.file.write_at(bytes, self.offset)?;
+        self.offset += bytes.len() as u64;
+        self.batch += 1;
+        self.shared.counters.bytes_written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let start = Instant::now();
+        let segment = self.segments.values().next_back().expect("make_room leaves a segment");
+        segment.file.sync()?;
+        self.synced = self.batch - 1;
+        let counters = &self.shared.counters;
+        counters.fsyncs.fetch_add(1, Ordering::Relaxed);
+        counters.fsync_us_total.fetch_add(start.elapsed().as_micros() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Carries a durable batch's changes over into the states, and tells who waits. True when one was a purge.
+    fn announce(&mut self, batch: Batch, frame_offset: u64) -> bool {
+        let shared = self.shared.clone();
+        let (number, segment) = self.segments.iter_mut().next_back().expect("make_room leaves a segment");
+        let mut entries = batch.entries.into_iter();
+        let mut purged = false;
+        for change in batch.changes {
+            match change {
+                Change::Append { group, first, count } => {
+                    let mut log = group.log.lock();
+                    for (index, entry) in (first..first + count).zip(&mut entries) {
+                        let offset = frame_offset + u64::from(entry.offset);
+                        let offset = u32::try_from(offset).expect("a segment is below 4 GiB");
+                        let number = u32::try_from(*number).expect("segment numbers stay below 4 Gi");
+                        log.place(index, entry.term, number, offset);
+                    }
+                    log.evict(&shared.cache_used, shared.config.cache_bytes);
+                    drop(log);
+                    let last = first + count - 1;
+                    self.states.entry(group.id).or_default().last_index = Some(last);
+                    let highest = segment.last_indexes.entry(group.id).or_default();
+                    *highest = last.max(*highest);
+                }
+                Change::Flushed(done) => done.io_completed(Ok(())),
+                Change::Vote { group, vote, done } => {
+                    self.states.entry(group.id).or_default().vote = Some(vote);
+                    // Who waited may have gone; the vote is durable all the same.
+                    let _ = done.send(());
+                }
+                Change::TruncateAfter { group, last } => {
+                    self.states.entry(group.id).or_default().truncate_after(last);
+                }
+                Change::Purge { group, upto } => {
+                    self.states.entry(group.id).or_default().purge(upto);
+                    purged = true;
+                }
+                Change::Commit { group, committed } => {
+                    self.states.entry(group.id).or_default().committed = committed;
+                }
+            }
+        }
+        shared.evict_all();
+        purged
+    }
+
+    /// Retires the oldest segments while durable purges cover them.
+    fn retire_purged(&mut self) -> io::Result<()> {
+        while self.segments.len() > 1 {
+            let Some(oldest) = self.segments.first_entry() else { break };
+            let is_purged = oldest.get().last_indexes.iter().all(|(group, last)| {
+                let purged = self.states.get(group).and_then(|state| state.purged);
+                purged.is_some_and(|purged| purged.index >= *last)
+            });
+            if !is_purged {
+                break;
+            }
+            let (number, segment) = oldest.remove_entry();
+            self.shared.files.write().remove(&number);
+            self.shared.counters.segments.store(self.segments.len() as u64, Ordering::Relaxed);
+            let name = format!("retired-{number}.tmp");
+            self.shared.disk.rename(&segment_name(number), &name)?;
+            // One at a time, durably: a crash must never leave a gap between segments.
+            self.shared.disk.sync_dir()?;
+            self.shared.spares.retire(Retired { name, file: segment.file, bytes: segment.bytes });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! The border between consensus and what it replicates: the trait that a replicated machine implements, and
+//! what it is given. Everything that crosses it is opaque bytes; neither side names the other's types.
+//!
+//! The surprising part is `Local`: a proposer leaves a value of its own with its proposal, and gets it back
+//! in `apply` on this node, at the proposal's position in the log. So replies are made once, by the node that
+//! serves the connection, also when that node is a follower and the leader never sees the connection.
+
+use thiserror::Error;
+
+/// A node's number, chosen by the operator, never used again for another node.
+pub type NodeId = u64;
+
+/// A Raft group. One process runs one group at first; every frame, record and page carries it already.
+pub type GroupId = u32;
+
+/// The replicated state machine.
+///
+/// Invariants the implementor keeps:
+/// - `apply` is a pure function of (state, index, stamp, bytes): no clock, no chance, no iteration order that
+///   depends on history. `Local` values may be answered, they never influence the state.
+/// - Pages written by one checkpoint and loaded by `loader` give a state that behaves identically.
+///
+/// The caller keeps: `apply`, `checkpoint_begin`, `checkpoint_step` and `Loader::finish` are never called
+/// concurrently with each other, only with reads that the implementor offers beside this trait.
+pub trait Machine: Send + Sync + 'static {
+    /// What a proposer leaves on this node with its proposal.
+    type Local: Local;
+
+    /// Applies one log entry. Must not block on anything but the machine's own lock.
+    fn apply(&self, batch: Batch<'_, Self::Local>);
+
+    /// The log clock's value, in milliseconds since the Unix epoch, at which this machine wants an entry even
+    /// if nobody proposes one (the earliest expiry). The leader then proposes an empty one.
+    fn next_deadline_ms(&self) -> Option<u64>;
+
+    /// Starts a checkpoint of the state as it is: fixes the set of pages to write, and returns the head, a
+    /// small record (under 64 KiB) of what is not in pages. Cheap: nothing is serialized yet.
+    fn checkpoint_begin(&self) -> Vec<u8>;
+
+    /// Serializes pages of the checkpoint begun, about `bytes_max` bytes of them, in ascending order of their
+    /// ids, appending to `pages`. Each page has its content as of `checkpoint_begin`, whatever was applied since. False
+    /// when there are no more; then the checkpoint is over for the machine.
+    fn checkpoint_step(&self, bytes_max: usize, pages: &mut Vec<PageWrite>) -> bool;
+
+    /// Starts loading a whole new state off to the side. The present state serves on until `Loader::finish`.
+    fn loader(&self) -> Box<dyn Loader + '_>;
+}
+
+/// A new state under construction, from the pages of one checkpoint.
+pub trait Loader: Send {
+    /// Takes one page. Pages come in ascending order of their ids. An error names what is wrong with the page.
+    fn page(&mut self, id: &[u8], content: &[u8]) -> Result<(), String>;
+
+    /// Takes the head that `checkpoint_begin` returned, checks that nothing is missing, and makes the loaded
+    /// state the machine's state, with all pages clean and no checkpoint under way.
+    fn finish(self: Box<Self>, head: &[u8]) -> Result<(), String>;
+}
+
+/// A page to be written, or to be deleted when there is no content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageWrite {
+    /// At most 64 bytes; the order of pages is the order of these bytes.
+    pub id: Vec<u8>,
+    /// The serial form with the machine's own version and CRC; None deletes the page.
+    pub content: Option<Vec<u8>>,
+}
+
+/// One applied log entry.
+pub struct Batch<'a, L> {
+    /// The entry's log index. Rises from call to call, with gaps (Raft's own entries are not shown).
+    pub index: u64,
+    /// The leader's clock when it proposed the entry, in milliseconds since the Unix epoch. May be lower than
+    /// an earlier one; the machine's clock is the maximum of all.
+    pub stamp_ms: u64,
+    /// The proposals in their order. May be none (a tick).
+    pub proposals: Vec<Proposal<'a, L>>,
+}
+
+/// One proposal in an entry.
+pub struct Proposal<'a, L> {
+    /// The bytes as they were proposed.
+    pub bytes: &'a [u8],
+    /// Given back to the node that proposed, if it still waits.
+    pub local: Option<L>,
+}
+
+/// What a proposer waits with. Exactly one of these happens: the machine gets it in `apply`, or `failed`.
+pub trait Local: Send + 'static {
+    /// The proposal will not be answered by `apply` on this node.
+    fn failed(self, error: ProposeError);
+}
+
+/// Why a proposal was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ProposeError {
+    /// It never entered any log, and never will. Safe to retry.
+    #[error("not applied: {0}")]
+    NotApplied(Unavailable),
+    /// It was sent into the log and its fate is not known.
+    #[error(
+        "the outcome is unknown: the request was sent into the log, and the leader was lost before it was confirmed"
+    )]
+    Unknown,
+}
+
+/// Why the group cannot serve a request at present.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unavailable {
+    /// No leader is known, and none appeared within the time limit.
+    #[error("no leader is known")]
+    NoLeader,
+    /// The leader was not confirmed by a majority within the time limit.
+    #[error("a majority of the members cannot be reached")]
+    NoQuorum,
+    /// This node's queue is full.
+    #[error("too many requests are waiting")]
+    Overloaded,
+    /// The proposal is larger than an entry may be.
+    #[error("the request is larger than {0} bytes")]
+    TooLarge(usize),
+    /// This node is stopping, or it is not part of a cluster yet.
+    #[error("this node is not serving: {0}")]
+    NotServing(&'static str),
+}

@@ -1,0 +1,343 @@
+//! Changes of the membership and of the leadership. Any member may be asked; what only the leader can do
+//! travels to it as an administrative request (JSON: rare, and easy to read in a trace).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use openraft::{
+    ChangeMembers, Instant,
+    errors::{ChangeMembershipError, ClientWriteError, RaftError},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AdminError, Machine, NodeId,
+    core::{Core, GROUP, Leader},
+    identity::DISK_ENDPOINT,
+    net::{frame::Kind, peer::CallError},
+    types::{MemberNode, TypeConfig},
+};
+
+/// How far behind a learner may be to be promoted, in entries.
+const PROMOTION_LAG: u64 = 256;
+
+/// How long an operator's change waits before it looks again whether another one is over.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+const BUSY: &str = "another change of the membership is under way";
+
+/// What only the leader can do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// Adds a learner, to be promoted.
+    Add {
+        id: NodeId,
+        peer: String,
+    },
+    Remove {
+        id: NodeId,
+    },
+    Transfer {
+        to: NodeId,
+    },
+    /// A member's own addresses.
+    Publish {
+        id: NodeId,
+        peer: String,
+        endpoints: BTreeMap<String, String>,
+    },
+}
+
+/// The leader's answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+enum Answer {
+    Done,
+    NotLeader,
+    Conflict { detail: String },
+    NotFound { detail: String },
+    Invalid { detail: String },
+    Unknown { detail: String },
+}
+
+impl Answer {
+    fn of(result: Result<(), Refusal>) -> Answer {
+        match result {
+            Ok(()) => Answer::Done,
+            Err(Refusal::NotLeader) => Answer::NotLeader,
+            Err(Refusal::Busy) => Answer::Conflict { detail: BUSY.into() },
+            Err(Refusal::Error(AdminError::Conflict(detail))) => Answer::Conflict { detail },
+            Err(Refusal::Error(AdminError::NotFound(detail))) => Answer::NotFound { detail },
+            Err(Refusal::Error(AdminError::Invalid(detail))) => Answer::Invalid { detail },
+            Err(Refusal::Error(error)) => Answer::Unknown { detail: error.to_string() },
+        }
+    }
+
+    fn result(self) -> Result<(), Refusal> {
+        Err(Refusal::Error(match self {
+            Answer::Done => return Ok(()),
+            Answer::NotLeader => return Err(Refusal::NotLeader),
+            Answer::Conflict { detail } => AdminError::Conflict(detail),
+            Answer::NotFound { detail } => AdminError::NotFound(detail),
+            Answer::Invalid { detail } => AdminError::Invalid(detail),
+            Answer::Unknown { detail } => AdminError::Unknown(detail),
+        }))
+    }
+}
+
+/// Why the leader did not do it.
+pub(crate) enum Refusal {
+    NotLeader,
+    /// Another change of the membership is under way.
+    Busy,
+    Error(AdminError),
+}
+
+fn conflict(text: impl Into<String>) -> Refusal {
+    Refusal::Error(AdminError::Conflict(text.into()))
+}
+
+fn refusal(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Refusal {
+    let error = match error {
+        RaftError::APIError(error) => error,
+        RaftError::Fatal(error) => return Refusal::Error(AdminError::Unknown(error.to_string())),
+    };
+    match error {
+        ClientWriteError::ForwardToLeader(_) => Refusal::NotLeader,
+        ClientWriteError::LogEntryDiscarded(_) => {
+            Refusal::Error(AdminError::Unknown("the leader changed meanwhile".into()))
+        }
+        ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => Refusal::Busy,
+        ClientWriteError::ChangeMembershipError(ChangeMembershipError::LearnerNotFound(error)) => {
+            Refusal::Error(AdminError::NotFound(error.to_string()))
+        }
+        other => conflict(other.to_string()),
+    }
+}
+
+impl<M: Machine> Core<M> {
+    /// Has the leader do it, wherever it is.
+    pub(crate) async fn administer(self: &Arc<Self>, request: Request) -> Result<(), AdminError> {
+        let body = serde_json::to_vec(&request).expect("a request has no maps with other keys than strings");
+        let mut search = self.search_leader();
+        let outcome = loop {
+            let result = match search.next().await? {
+                Leader::Here => self.as_leader(request.clone()).await,
+                Leader::At(peer) => match peer.call(Kind::Admin, GROUP, &body, 2 * self.timeout()).await {
+                    Ok(answer) => serde_json::from_slice::<Answer>(&answer)
+                        .unwrap_or(Answer::Unknown { detail: "the leader's answer is malformed".into() })
+                        .result(),
+                    Err(CallError::NotSent(_)) => Err(Refusal::NotLeader),
+                    // Asking again could do it twice.
+                    Err(error @ CallError::Lost(_)) => {
+                        Err(Refusal::Error(AdminError::Unknown(error.to_string())))
+                    }
+                },
+            };
+            match result {
+                Ok(()) => break Ok(()),
+                Err(Refusal::NotLeader) => {}
+                Err(Refusal::Busy) => break Err(AdminError::Conflict(BUSY.into())),
+                Err(Refusal::Error(error)) => break Err(error),
+            }
+        };
+        if outcome.is_ok()
+            && let Request::Transfer { to } = request
+        {
+            self.wait_for_leader(to).await?;
+        }
+        outcome
+    }
+
+    async fn wait_for_leader(&self, to: NodeId) -> Result<(), AdminError> {
+        let mut leader = self.leader.subscribe();
+        let known = tokio::time::timeout(self.timeout(), leader.wait_for(|leader| *leader == Some(to))).await;
+        match known {
+            Ok(_) => Ok(()),
+            Err(_) => Err(AdminError::Unknown(format!("node {to} has not become the leader in time"))),
+        }
+    }
+
+    /// Answers another member's request.
+    pub(crate) async fn answer_admin(self: &Arc<Self>, body: &[u8]) -> Vec<u8> {
+        let answer = match serde_json::from_slice(body) {
+            Ok(_) if !self.is_leader() => Answer::NotLeader,
+            Ok(request) => Answer::of(self.as_leader(request).await),
+            Err(error) => Answer::Invalid { detail: error.to_string() },
+        };
+        serde_json::to_vec(&answer).expect("an answer has no maps")
+    }
+
+    /// One operator's change of the membership at a time. What the cluster changes by itself (a learner is
+    /// promoted, a member publishes its addresses) is soon over: an operator's change waits for it.
+    async fn as_leader(self: &Arc<Self>, request: Request) -> Result<(), Refusal> {
+        tracing::info!(?request, "administrative request");
+        let by_operator = matches!(request, Request::Add { .. } | Request::Remove { .. });
+        let turn = by_operator.then(|| self.changing.try_acquire()).transpose();
+        let _turn = turn.map_err(|_| Refusal::Busy)?;
+        let deadline = tokio::time::Instant::now() + self.timeout() / 2;
+        loop {
+            match self.attempt(request.clone()).await {
+                Err(Refusal::Busy) if by_operator && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn attempt(&self, request: Request) -> Result<(), Refusal> {
+        match request {
+            Request::Add { id, peer } => self.add(id, peer).await,
+            Request::Remove { id } => self.remove(id).await,
+            Request::Transfer { to } => self.transfer(to).await,
+            Request::Publish { id, peer, endpoints } => {
+                let node = MemberNode { peer, endpoints };
+                self.change(ChangeMembers::SetNodes(BTreeMap::from([(id, node)])), true).await
+            }
+        }
+    }
+
+    async fn change(&self, change: ChangeMembers<NodeId, MemberNode>, retain: bool) -> Result<(), Refusal> {
+        self.committed(self.raft.change_membership(change, retain)).await
+    }
+
+    /// Waits for a change, which may wait for ever when it cannot be committed, and be committed later still.
+    async fn committed<R>(
+        &self,
+        change: impl Future<Output = Result<R, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>>,
+    ) -> Result<(), Refusal> {
+        match tokio::time::timeout(self.timeout(), change).await {
+            Ok(changed) => changed.map(|_| ()).map_err(refusal),
+            Err(_) => Err(Refusal::Error(AdminError::Unknown("the change was not committed in time".into()))),
+        }
+    }
+
+    async fn add(&self, id: NodeId, peer: String) -> Result<(), Refusal> {
+        if id == 0 || !peer.contains(':') {
+            let text = "a member needs an id that is not 0 and a peer address host:port";
+            return Err(Refusal::Error(AdminError::Invalid(text.into())));
+        }
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        if let Some(present) = membership.get_node(&id) {
+            if present.peer == peer {
+                return Ok(());
+            }
+            return Err(conflict(format!("node {id} is a member already, at {}", present.peer)));
+        }
+        if let Some((other, _)) = membership.nodes().find(|(_, node)| node.peer == peer) {
+            return Err(conflict(format!("{peer} is the address of node {other}")));
+        }
+        let node = MemberNode { peer, endpoints: BTreeMap::new() };
+        self.committed(self.raft.add_learner(id, node, false)).await
+    }
+
+    async fn remove(&self, id: NodeId) -> Result<(), Refusal> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        if membership.get_node(&id).is_none() {
+            return Err(Refusal::Error(AdminError::NotFound(format!("node {id} is not a member"))));
+        }
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        if !voters.contains(&id) {
+            return self.change(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false).await;
+        }
+        let rest: Vec<NodeId> = voters.into_iter().filter(|voter| *voter != id).collect();
+        if rest.is_empty() {
+            return Err(conflict(format!("node {id} is the last voter")));
+        }
+        let alive = rest.iter().filter(|voter| self.is_in_contact(**voter, &metrics)).count();
+        if alive < rest.len() / 2 + 1 {
+            return Err(conflict(format!(
+                "without node {id} only {alive} of {} voters could be reached: no majority",
+                rest.len()
+            )));
+        }
+        self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await
+    }
+
+    fn is_in_contact(&self, id: NodeId, metrics: &crate::core::Metrics) -> bool {
+        id == self.config.id
+            || last_contact_ms(metrics, id)
+                .is_some_and(|age_ms| age_ms <= 2 * self.config.election_timeout_ms.1)
+    }
+
+    async fn transfer(&self, to: NodeId) -> Result<(), Refusal> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        if membership.get_node(&to).is_none() {
+            return Err(Refusal::Error(AdminError::NotFound(format!("node {to} is not a member"))));
+        }
+        if !membership.voter_ids().any(|voter| voter == to) {
+            return Err(conflict(format!("node {to} is a learner and cannot lead")));
+        }
+        if to == self.config.id {
+            return Ok(());
+        }
+        if !self.is_in_contact(to, &metrics) {
+            return Err(conflict(format!("node {to} cannot be reached")));
+        }
+        let fatal = |error| Refusal::Error(AdminError::Unknown(format!("{error}")));
+        self.raft.trigger().transfer_leader(to).await.map_err(fatal)?;
+        self.wait_for_leader(to).await.map_err(Refusal::Error)
+    }
+
+    /// The voter that should take over: the one with the most of the log.
+    pub(crate) fn successor(&self) -> Option<NodeId> {
+        let metrics = self.metrics();
+        let replication = metrics.replication.as_ref()?;
+        let voters = metrics.membership_config.membership().voter_ids();
+        voters
+            .filter(|id| *id != self.config.id && self.is_in_contact(*id, &metrics))
+            .max_by_key(|id| replication.get(id).copied().flatten())
+    }
+
+    /// As the leader: promotes one learner that has caught up. Called from time to time.
+    pub(crate) async fn promote_learner(&self) {
+        let metrics = self.metrics();
+        let Some(replication) = &metrics.replication else { return };
+        let membership = metrics.membership_config.membership();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let ready = membership.learner_ids().find(|id| {
+            let matched = replication.get(id).copied().flatten();
+            matched.is_some_and(|matched| matched.index + PROMOTION_LAG >= last)
+        });
+        let Some(id) = ready else { return };
+        match self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await {
+            Ok(()) => tracing::info!(id, "the learner has caught up and votes from here on"),
+            // Another change is under way, or this node does not lead any more: tried again.
+            Err(_) => tracing::debug!(id, "the learner could not be promoted yet"),
+        }
+    }
+
+    /// Has the leader write this node's addresses into the membership, where they differ.
+    pub(crate) async fn publish_self(self: &Arc<Self>, peer: &str) {
+        let metrics = self.metrics();
+        let id = self.config.id;
+        let Some(present) = metrics.membership_config.membership().get_node(&id) else { return };
+        let mut endpoints = self.config.endpoints.clone();
+        endpoints.insert(DISK_ENDPOINT.into(), self.identity.disk_id());
+        let is_settled = metrics.membership_config == metrics.committed_membership_config
+            && metrics.membership_config.membership().get_joint_config().len() == 1;
+        if !is_settled || (present.peer == peer && present.endpoints == endpoints) {
+            return;
+        }
+        let request = Request::Publish { id, peer: peer.to_owned(), endpoints };
+        if let Err(error) = self.administer(request).await {
+            // Several nodes publish at once when a cluster forms; tried again.
+            tracing::debug!(%error, "the addresses could not be published yet");
+            tokio::time::sleep(Duration::from_millis(20 * id % 100)).await;
+        }
+    }
+}
+
+/// Milliseconds since `id` last answered this leader.
+pub(crate) fn last_contact_ms(metrics: &crate::core::Metrics, id: NodeId) -> Option<u64> {
+    let contact = metrics.heartbeat.as_ref()?.get(&id)?.as_ref()?;
+    Some(contact.elapsed().as_millis() as u64)
+}

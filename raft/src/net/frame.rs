@@ -1,0 +1,193 @@
+//! One frame: the length of what follows (u32), the kind (u8), the call's or stream's id (u64), the group
+//! (u32), then the body. Little endian. An answer carries the kind and id of what it answers.
+
+use std::io;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+};
+
+use crate::GroupId;
+
+/// The bytes of a frame before its body, the length itself not counted.
+const HEAD_BYTES: usize = 13;
+
+/// The largest frame accepted: the largest proposal and some.
+const FRAME_BYTES_MAX: usize = 1 << 30;
+
+/// Frames up to this size are merged into one write.
+const MERGE_BYTES_MAX: usize = 64 * 1024;
+
+/// What a frame asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// The first frame of a connection.
+    Hello = 1,
+    /// A request of a stream of AppendEntries.
+    Stream = 2,
+    /// No more requests on that stream.
+    StreamEnd = 3,
+    /// A single AppendEntries: a heartbeat.
+    Append = 4,
+    Vote = 5,
+    PreVote = 6,
+    TransferLeader = 7,
+    SnapshotBegin = 8,
+    SnapshotPages = 9,
+    SnapshotEnd = 10,
+    /// A packet of proposals for the leader.
+    Forward = 11,
+    /// The leader's confirmed read index.
+    ReadIndex = 12,
+    /// An administrative request for the leader.
+    Admin = 13,
+    /// Pages for a peer that lost its own.
+    FetchPages = 14,
+}
+
+impl Kind {
+    const ALL: [Kind; 14] = [
+        Kind::Hello,
+        Kind::Stream,
+        Kind::StreamEnd,
+        Kind::Append,
+        Kind::Vote,
+        Kind::PreVote,
+        Kind::TransferLeader,
+        Kind::SnapshotBegin,
+        Kind::SnapshotPages,
+        Kind::SnapshotEnd,
+        Kind::Forward,
+        Kind::ReadIndex,
+        Kind::Admin,
+        Kind::FetchPages,
+    ];
+
+    fn of(byte: u8) -> Option<Kind> {
+        Kind::ALL.get(usize::from(byte).checked_sub(1)?).copied()
+    }
+}
+
+/// A frame as received.
+pub(crate) struct Frame {
+    pub kind: Kind,
+    pub id: u64,
+    pub group: GroupId,
+    pub body: Bytes,
+}
+
+/// A frame ready to be sent.
+pub(crate) fn encode(kind: Kind, id: u64, group: GroupId, body: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(4 + HEAD_BYTES + body.len());
+    begin(&mut out, kind, id, group);
+    out.extend_from_slice(body);
+    finish(out)
+}
+
+/// Starts a frame in an empty buffer, to which the body is then appended.
+pub(crate) fn begin(out: &mut Vec<u8>, kind: Kind, id: u64, group: GroupId) {
+    out.extend_from_slice(&[0; 4]);
+    out.push(kind as u8);
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(&group.to_le_bytes());
+}
+
+/// Fills in the length of a frame started with `begin`.
+pub(crate) fn finish(mut out: Vec<u8>) -> Bytes {
+    let len = (out.len() - 4) as u32;
+    out[..4].copy_from_slice(&len.to_le_bytes());
+    out.into()
+}
+
+/// Reads the next frame; `buffer` keeps what was read beyond it.
+pub(crate) async fn read(reader: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<Frame> {
+    loop {
+        if buffer.len() >= 4 {
+            let len = u32::from_le_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as usize;
+            if !(HEAD_BYTES..=FRAME_BYTES_MAX).contains(&len) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {len} bytes")));
+            }
+            if buffer.len() >= 4 + len {
+                buffer.advance(4);
+                let mut body = buffer.split_to(len).freeze();
+                let kind = body.get_u8();
+                let (id, group) = (body.get_u64_le(), body.get_u32_le());
+                let kind = Kind::of(kind).ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::InvalidData, format!("a frame of unknown kind {kind}"))
+                })?;
+                return Ok(Frame { kind, id, group, body });
+            }
+            buffer.reserve(4 + len - buffer.len());
+        } else {
+            buffer.reserve(64 * 1024);
+        }
+        if reader.read_buf(buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Writes frames as they come, small ones merged, until the sender or the connection is gone.
+pub(crate) async fn write_all(
+    mut writer: impl AsyncWrite + Unpin,
+    mut frames: mpsc::UnboundedReceiver<Bytes>,
+) {
+    let mut waiting = Vec::new();
+    let mut merged = Vec::new();
+    while frames.recv_many(&mut waiting, 256).await > 0 {
+        for frame in waiting.drain(..) {
+            if merged.len() + frame.len() <= MERGE_BYTES_MAX {
+                merged.extend_from_slice(&frame);
+                continue;
+            }
+            if writer.write_all(&merged).await.is_err() || writer.write_all(&frame).await.is_err() {
+                return;
+            }
+            merged.clear();
+        }
+        if writer.write_all(&merged).await.is_err() {
+            return;
+        }
+        merged.clear();
+    }
+    // The connection closes when both halves are dropped; what was queued has been written.
+    let _ = writer.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::{Kind, encode, read};
+
+    #[tokio::test]
+    async fn frames_survive_any_split() {
+        let mut wire = encode(Kind::Vote, 7, 1, b"body").to_vec();
+        wire.extend_from_slice(&encode(Kind::Hello, u64::MAX, 0, b""));
+        for split in 0..wire.len() {
+            let (left, right) = wire.split_at(split);
+            let mut reader = tokio::io::AsyncReadExt::chain(left, right);
+            let mut buffer = BytesMut::new();
+            let first = read(&mut reader, &mut buffer).await.unwrap();
+            assert_eq!(
+                (first.kind, first.id, first.group, &first.body[..]),
+                (Kind::Vote, 7, 1, &b"body"[..])
+            );
+            let second = read(&mut reader, &mut buffer).await.unwrap();
+            assert_eq!((second.kind, second.id, second.body.len()), (Kind::Hello, u64::MAX, 0));
+            assert!(read(&mut reader, &mut buffer).await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn hostile_frames_are_refused() {
+        for wire in
+            [&[0xff; 64][..], &[1, 0, 0, 0, 9], &[13, 0, 0, 0, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
+        {
+            assert!(read(&mut &wire[..], &mut BytesMut::new()).await.is_err());
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The peer network: length-prefixed binary frames, one connection from each node to each peer for its own
+//! requests, with the answers coming back on it.
+
+pub(crate) mod frame;
+pub(crate) mod handshake;
+pub(crate) mod messages;
+pub(crate) mod peer;
+pub(crate) mod raft_network;
+pub(crate) mod serve;
+pub mod transport;

@@ -1,0 +1,270 @@
+//! A node's own connection to one peer: made when first needed, shared by all calls and streams to that peer,
+//! made anew after an error.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{mpsc, oneshot},
+};
+
+use super::{
+    frame::{self, Kind},
+    handshake::Hello,
+    transport::{Connection, Transport},
+};
+use crate::{GroupId, NodeId};
+
+/// What a peer connection needs to know of its node.
+pub(crate) trait Greeter: Send + Sync + 'static {
+    /// What this node says to `to`.
+    fn hello(&self, to: NodeId) -> Hello;
+    /// Judges the other side's answer, and learns from it. Err is the reason not to talk to it.
+    fn greeted(&self, answer: &Hello) -> Result<(), String>;
+}
+
+/// One peer.
+pub(crate) struct Peer {
+    id: NodeId,
+    address: Mutex<String>,
+    transport: Arc<dyn Transport>,
+    greeter: Arc<dyn Greeter>,
+    link: tokio::sync::Mutex<Option<Link>>,
+    next_id: AtomicU64,
+    /// The last error that was logged, so that a peer that stays away is reported once.
+    reported: Mutex<String>,
+}
+
+/// An established connection. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Link {
+    frames: mpsc::UnboundedSender<Bytes>,
+    waiting: Arc<Mutex<Waiting>>,
+    closed: Arc<AtomicBool>,
+}
+
+/// Who waits for answers. Emptied when the connection closes, which ends every wait.
+#[derive(Default)]
+struct Waiting {
+    calls: HashMap<u64, oneshot::Sender<Bytes>>,
+    streams: HashMap<u64, mpsc::UnboundedSender<Bytes>>,
+    closed: bool,
+}
+
+/// Why a call had no answer.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// The request was not sent.
+    NotSent(io::Error),
+    /// It may have arrived.
+    Lost(String),
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            CallError::NotSent(error) => write!(f, "not connected: {error}"),
+            CallError::Lost(why) => f.write_str(why),
+        }
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(
+        id: NodeId,
+        address: String,
+        transport: Arc<dyn Transport>,
+        greeter: Arc<dyn Greeter>,
+    ) -> Peer {
+        Peer {
+            id,
+            address: Mutex::new(address),
+            transport,
+            greeter,
+            link: tokio::sync::Mutex::new(None),
+            next_id: AtomicU64::new(1),
+            reported: Mutex::default(),
+        }
+    }
+
+    /// The peer has moved.
+    pub(crate) fn set_address(&self, address: &str) {
+        let mut present = self.address.lock();
+        if *present != address {
+            address.clone_into(&mut present);
+        }
+    }
+
+    /// The connection, made now if there is none.
+    pub(crate) async fn link(&self) -> io::Result<Link> {
+        let mut link = self.link.lock().await;
+        if let Some(link) = link.as_ref().filter(|link| !link.closed.load(Ordering::Acquire)) {
+            return Ok(link.clone());
+        }
+        match self.connect().await {
+            Ok(new) => {
+                if !std::mem::take(&mut *self.reported.lock()).is_empty() {
+                    tracing::info!(peer = self.id, "connected to the peer again");
+                }
+                *link = Some(new.clone());
+                Ok(new)
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let mut reported = self.reported.lock();
+                if *reported != text {
+                    tracing::warn!(
+                        peer = self.id,
+                        address = *self.address.lock(),
+                        error = text,
+                        "cannot reach the peer"
+                    );
+                    *reported = text;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self) -> io::Result<Link> {
+        let address = self.address.lock().clone();
+        let mut connection = self.transport.connect(&address).await?;
+        connection
+            .write_all(&frame::encode(Kind::Hello, 0, 0, &self.greeter.hello(self.id).encode()))
+            .await?;
+        let mut buffer = BytesMut::new();
+        let answer = frame::read(&mut connection, &mut buffer).await?;
+        let answer = (answer.kind == Kind::Hello).then(|| Hello::decode(&answer.body));
+        let Some(Ok(answer)) = answer else {
+            return Err(io::Error::other(format!("{address} does not speak the peer protocol")));
+        };
+        if !answer.refusal.is_empty() {
+            return Err(io::Error::other(format!("refused by {address}: {}", answer.refusal)));
+        }
+        if answer.node_id != self.id {
+            return Err(io::Error::other(format!(
+                "{address} is node {}, not node {}",
+                answer.node_id, self.id
+            )));
+        }
+        self.greeter.greeted(&answer).map_err(io::Error::other)?;
+        Ok(Link::start(connection, buffer))
+    }
+
+    /// Asks and waits for the answer, for `timeout` at most, connecting included.
+    pub(crate) async fn call(
+        &self,
+        kind: Kind,
+        group: GroupId,
+        body: &[u8],
+        timeout: Duration,
+    ) -> Result<Bytes, CallError> {
+        let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
+        let link = tokio::time::timeout(timeout, self.link())
+            .await
+            .unwrap_or_else(|_| Err(timed_out()))
+            .map_err(CallError::NotSent)?;
+        let id = self.next_id();
+        let (sender, answer) = oneshot::channel();
+        link.expect_answer(id, sender).map_err(CallError::NotSent)?;
+        link.send(frame::encode(kind, id, group, body)).map_err(CallError::NotSent)?;
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(CallError::Lost("the connection was lost".into())),
+            Err(_) => {
+                link.forget(id);
+                Err(CallError::Lost("no answer in time".into()))
+            }
+        }
+    }
+
+    /// An id for a call or stream, unique on this peer.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Link {
+    fn start(connection: Box<dyn Connection>, mut buffer: BytesMut) -> Link {
+        let (mut reader, writer) = tokio::io::split(connection);
+        let (frames, outgoing) = mpsc::unbounded_channel();
+        let link = Link { frames, waiting: Arc::default(), closed: Arc::default() };
+        let writing = tokio::spawn(frame::write_all(writer, outgoing));
+        // The reading side must not hold a sender of frames, or the writing side would never end.
+        let (waiting, closed) = (link.waiting.clone(), link.closed.clone());
+        tokio::spawn(async move {
+            while let Ok(answer) = frame::read(&mut reader, &mut buffer).await {
+                waiting.lock().answer(answer);
+            }
+            closed.store(true, Ordering::Release);
+            waiting.lock().close();
+            writing.abort();
+        });
+        link
+    }
+
+    /// Sends a frame, in the order of the calls.
+    pub(crate) fn send(&self, frame: Bytes) -> io::Result<()> {
+        self.frames.send(frame).map_err(|_| closed())
+    }
+
+    fn expect_answer(&self, id: u64, sender: oneshot::Sender<Bytes>) -> io::Result<()> {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return Err(closed());
+        }
+        waiting.calls.insert(id, sender);
+        Ok(())
+    }
+
+    /// The answers to the frames of a stream come on the receiver, which ends with the connection.
+    pub(crate) fn expect_stream(&self, id: u64) -> io::Result<mpsc::UnboundedReceiver<Bytes>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return Err(closed());
+        }
+        waiting.streams.insert(id, sender);
+        Ok(receiver)
+    }
+
+    /// Nobody waits for this id any more.
+    pub(crate) fn forget(&self, id: u64) {
+        let mut waiting = self.waiting.lock();
+        waiting.calls.remove(&id);
+        waiting.streams.remove(&id);
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the connection was closed")
+}
+
+impl Waiting {
+    /// A receiver that is gone has lost interest.
+    fn answer(&mut self, answer: frame::Frame) {
+        if answer.kind == Kind::Stream {
+            if let Some(stream) = self.streams.get(&answer.id) {
+                let _ = stream.send(answer.body);
+            }
+        } else if let Some(call) = self.calls.remove(&answer.id) {
+            let _ = call.send(answer.body);
+        }
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        self.calls.clear();
+        self.streams.clear();
+    }
+}

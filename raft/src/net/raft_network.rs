@@ -1,0 +1,340 @@
+//! openraft's network traits over [`Peer`]: encode, call, decode.
+//!
+//! Replication is a stream with many requests in flight, bounded in number and bytes; heartbeats have a client
+//! of their own and are single calls, so that they never queue behind entries in this node.
+
+use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use openraft::{
+    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::{
+        Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+        RaftNetworkFactory,
+    },
+    raft::{
+        SnapshotResponse, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+    type_config::alias::SnapshotOf,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    frame::{self, Kind},
+    messages::{self, AppendRequest, AppendResult},
+    peer::{CallError, Link, Peer},
+};
+use crate::{
+    GroupId,
+    codec::CodecError,
+    snapshot::{SnapshotData, SnapshotSender},
+    types::{MemberNode, TypeConfig, Vote},
+};
+
+/// Append requests sent and not answered, on one stream.
+const IN_FLIGHT_MAX: usize = 64;
+/// Their bytes; one request is always allowed.
+const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
+
+type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+type BoxStream<'a, T> = std::pin::Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
+type RpcError = RPCError<TypeConfig>;
+
+/// Finds the peer of a node id, and keeps it.
+pub(crate) trait Peers: Send + Sync + 'static {
+    fn peer(&self, id: u64, node: &MemberNode) -> Arc<Peer>;
+}
+
+/// Makes a client for each peer of one group.
+pub(crate) struct Factory {
+    pub group: GroupId,
+    pub peers: Arc<dyn Peers>,
+    pub snapshots: Arc<dyn SnapshotSender>,
+}
+
+/// One group's client of one peer.
+pub(crate) struct Client {
+    group: GroupId,
+    peer: Arc<Peer>,
+    snapshots: Arc<dyn SnapshotSender>,
+    heartbeat: bool,
+}
+
+impl Factory {
+    fn client(&self, target: u64, node: &MemberNode, heartbeat: bool) -> Client {
+        Client {
+            group: self.group,
+            peer: self.peers.peer(target, node),
+            snapshots: self.snapshots.clone(),
+            heartbeat,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Factory {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, node: &MemberNode) -> Client {
+        self.client(target, node, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &MemberNode) -> Client {
+        self.client(target, node, true)
+    }
+}
+
+fn unreachable(error: impl std::fmt::Display) -> RpcError {
+    RPCError::Unreachable(Unreachable::from_string(error.to_string()))
+}
+
+fn malformed(error: CodecError) -> RpcError {
+    unreachable(format_args!("the peer's answer is malformed: {error}"))
+}
+
+impl From<CallError> for RpcError {
+    fn from(error: CallError) -> Self {
+        unreachable(error)
+    }
+}
+
+impl Client {
+    async fn heartbeat(
+        peer: Arc<Peer>,
+        group: GroupId,
+        request: AppendRequest,
+        ttl: Duration,
+    ) -> Result<AppendResult, RpcError> {
+        let mut body = Vec::with_capacity(128);
+        messages::put_append_request(&mut body, &request);
+        let answer = peer.call(Kind::Append, group, &body, ttl).await?;
+        let response = messages::append_response(&answer).map_err(malformed)?;
+        let last = request.entries.last().map(|entry| entry.log_id);
+        // A conflict without a previous log id is not something a follower may say.
+        if response.is_conflict() && request.prev_log_id.is_none() {
+            return Err(unreachable("the peer's answer contradicts the request"));
+        }
+        Ok(response.into_stream_result(request.prev_log_id, last.or(request.prev_log_id)))
+    }
+
+    async fn call(&self, kind: Kind, body: &[u8], option: &RPCOption) -> Result<Bytes, RpcError> {
+        Ok(self.peer.call(kind, self.group, body, option.soft_ttl()).await?)
+    }
+}
+
+/// A replication stream: requests out, results back in the same order.
+struct Replication<S> {
+    requests: S,
+    results: mpsc::UnboundedReceiver<Bytes>,
+    link: Link,
+    id: u64,
+    group: GroupId,
+    /// The sizes of the requests that are not answered.
+    in_flight: VecDeque<usize>,
+    in_flight_bytes: usize,
+    requests_ended: bool,
+    failed: bool,
+}
+
+impl<S> Drop for Replication<S> {
+    fn drop(&mut self) {
+        self.link.forget(self.id);
+        // A closed connection ends the stream on the other side too.
+        let _ = self.link.send(frame::encode(Kind::StreamEnd, self.id, self.group, &[]));
+    }
+}
+
+impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
+    /// Connects, and sends the first of the requests.
+    async fn open(
+        peer: &Peer,
+        group: GroupId,
+        ttl: Duration,
+        first: Option<AppendRequest>,
+        rest: S,
+    ) -> Result<Replication<S>, RpcError> {
+        let link = tokio::time::timeout(ttl, peer.link())
+            .await
+            .map_err(|_| unreachable("connecting took too long"))?
+            .map_err(unreachable)?;
+        let id = peer.next_id();
+        let mut replication = Replication {
+            requests: rest,
+            results: link.expect_stream(id).map_err(unreachable)?,
+            link,
+            id,
+            group,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            requests_ended: first.is_none(),
+            failed: false,
+        };
+        if let Some(first) = first {
+            replication.send(&first)?;
+        }
+        Ok(replication)
+    }
+
+    fn results(self) -> impl Stream<Item = Result<AppendResult, RpcError>> {
+        stream::unfold(self, async |mut replication| {
+            let result = replication.next().await?;
+            Some((result, replication))
+        })
+    }
+
+    fn may_send(&self) -> bool {
+        !self.requests_ended
+            && self.in_flight.len() < IN_FLIGHT_MAX
+            && (self.in_flight.is_empty() || self.in_flight_bytes < IN_FLIGHT_BYTES_MAX)
+    }
+
+    fn send(&mut self, request: &AppendRequest) -> Result<(), RpcError> {
+        let payload: usize = request.entries.iter().map(|entry| entry_bytes(entry) + 64).sum();
+        let mut out = Vec::with_capacity(128 + payload);
+        frame::begin(&mut out, Kind::Stream, self.id, self.group);
+        messages::put_append_request(&mut out, request);
+        self.in_flight.push_back(out.len());
+        self.in_flight_bytes += out.len();
+        self.link.send(frame::finish(out)).map_err(unreachable)
+    }
+
+    async fn next(&mut self) -> Option<Result<AppendResult, RpcError>> {
+        if self.failed {
+            return None;
+        }
+        let result = self.next_result().await?;
+        // openraft starts a new stream after an error of any kind.
+        self.failed = !matches!(result, Ok(Ok(_)));
+        Some(result)
+    }
+
+    async fn next_result(&mut self) -> Option<Result<AppendResult, RpcError>> {
+        loop {
+            if self.requests_ended && self.in_flight.is_empty() {
+                return None;
+            }
+            let may_send = self.may_send();
+            tokio::select! {
+                biased;
+                result = self.results.recv(), if !self.in_flight.is_empty() => {
+                    let Some(body) = result else { return Some(Err(unreachable("the connection was lost"))) };
+                    self.in_flight_bytes -= self.in_flight.pop_front().unwrap_or(0);
+                    return Some(messages::append_result(&body).map_err(malformed));
+                }
+                request = self.requests.next(), if may_send => match request {
+                    Some(request) => if let Err(error) = self.send(&request) { return Some(Err(error)) },
+                    None => self.requests_ended = true,
+                },
+            }
+        }
+    }
+}
+
+fn entry_bytes(entry: &crate::types::Entry) -> usize {
+    match &entry.payload {
+        openraft::EntryPayload::Normal(payload) => payload.0.len(),
+        _ => 256,
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for Client {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        mut input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>>
+    where
+        S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
+    {
+        let (peer, group, ttl) = (self.peer.clone(), self.group, option.soft_ttl());
+        if self.heartbeat {
+            return Box::pin(async move {
+                let results = stream::once(async move {
+                    let request = input.next().await.ok_or_else(|| unreachable("no heartbeat to send"))?;
+                    Client::heartbeat(peer, group, request, ttl).await
+                });
+                Ok(Box::pin(results) as BoxStream<'s, _>)
+            });
+        }
+        // Connecting waits for the first request: it is there that openraft waits after an error, and a peer
+        // that refuses connections would be asked without a pause.
+        let results = stream::once(async move {
+            let first = input.next().await;
+            match Replication::open(&peer, group, ttl, first, input).await {
+                Ok(replication) => replication.results().left_stream(),
+                Err(error) => stream::once(std::future::ready(Err(error))).right_stream(),
+            }
+        });
+        Box::pin(std::future::ready(Ok(Box::pin(results.flatten()) as BoxStream<'s, _>)))
+    }
+}
+
+impl NetVote<TypeConfig> for Client {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let mut body = Vec::new();
+        messages::put_vote_request(&mut body, &request);
+        messages::vote_response(&self.call(Kind::Vote, &body, &option).await?).map_err(malformed)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let mut body = Vec::new();
+        messages::put_vote_request(&mut body, &request);
+        messages::vote_response(&self.call(Kind::PreVote, &body, &option).await?).map_err(malformed)
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Client {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        let mut body = Vec::new();
+        messages::put_transfer_request(&mut body, &request);
+        let answer = self.call(Kind::TransferLeader, &body, &option).await?;
+        Ok(match answer.first() {
+            Some(1) => Ok(()),
+            // The leader only needs to know that it was refused.
+            _ => Err(TransferLeaderError::LogNotFlushed {
+                expected: request.last_log_id().copied(),
+                actual: None,
+            }),
+        })
+    }
+}
+
+impl NetSnapshot<TypeConfig> for Client {
+    type SnapshotData = SnapshotData;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        _snapshot: SnapshotOf<TypeConfig, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            result = self.snapshots.send(&self.peer, vote) => match result {
+                Ok(vote) => Ok(SnapshotResponse::new(vote)),
+                Err(why) => Err(StreamingError::Unreachable(Unreachable::from_string(why))),
+            },
+        }
+    }
+}
+
+impl NetBackoff<TypeConfig> for Client {
+    fn backoff(&self) -> Option<Backoff> {
+        let delays = [20, 50, 100, 200].map(Duration::from_millis);
+        Some(Backoff::new(delays.into_iter().chain(std::iter::repeat(Duration::from_millis(300)))))
+    }
+}

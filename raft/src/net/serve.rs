@@ -1,0 +1,178 @@
+//! The other end of peers' connections: greets, then answers each frame. A malformed frame closes the
+//! connection; nothing that a peer sends can do more.
+
+use std::{collections::HashMap, future::Future, io, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt, stream};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use super::{
+    frame::{self, Frame, Kind},
+    handshake::Hello,
+    messages::{self, AppendRequest, AppendResult},
+    transport::{Connection, Listener},
+};
+use crate::GroupId;
+
+/// Append requests of one stream that wait to be looked at.
+const STREAM_QUEUE: usize = 64;
+
+/// What a node does with what its peers send.
+pub(crate) trait Handler: Send + Sync + 'static {
+    /// Judges and answers a greeting; the answer holds the refusal.
+    fn greet(&self, hello: &Hello) -> Hello;
+    /// The peer has read the answer and goes on: it has no objection either. Err closes the connection.
+    fn accepted(&self, hello: &Hello) -> Result<(), String>;
+    /// Answers a call. Err closes the connection.
+    fn call(
+        self: &Arc<Self>,
+        kind: Kind,
+        group: GroupId,
+        body: Bytes,
+    ) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
+    /// Feeds a stream of append requests to the group.
+    fn append_stream(
+        &self,
+        group: GroupId,
+        requests: impl Stream<Item = AppendRequest> + Send + 'static,
+    ) -> impl Stream<Item = AppendResult> + Send + 'static;
+}
+
+/// Accepts connections until `stop` becomes true.
+pub(crate) async fn serve<H: Handler>(
+    mut listener: Box<dyn Listener>,
+    handler: Arc<H>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            // The sender going away means that the node is gone.
+            _ = stop.changed() => return,
+            accepted = listener.accept() => match accepted {
+                Ok(connection) => {
+                    let handler = handler.clone();
+                    connections.spawn(async move {
+                        if let Err(error) = serve_connection(connection, handler).await
+                            && error.kind() == io::ErrorKind::InvalidData
+                        {
+                            tracing::warn!(%error, "a peer connection was closed");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a peer connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+fn invalid(why: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.to_string())
+}
+
+async fn serve_connection<H: Handler>(
+    mut connection: Box<dyn Connection>,
+    handler: Arc<H>,
+) -> io::Result<()> {
+    let mut buffer = BytesMut::new();
+    let first = frame::read(&mut connection, &mut buffer).await?;
+    if first.kind != Kind::Hello {
+        return Err(invalid("the first frame is not a greeting"));
+    }
+    let hello = Hello::decode(&first.body).map_err(invalid)?;
+    let answer = handler.greet(&hello);
+    connection.write_all(&frame::encode(Kind::Hello, first.id, first.group, &answer.encode())).await?;
+    if !answer.refusal.is_empty() {
+        connection.flush().await?;
+        tracing::warn!(peer = hello.node_id, why = answer.refusal, "refused a peer");
+        return Ok(());
+    }
+    let second = frame::read(&mut connection, &mut buffer).await?;
+    handler.accepted(&hello).map_err(io::Error::other)?;
+    let (mut reader, writer) = tokio::io::split(connection);
+    let (frames, outgoing) = mpsc::unbounded_channel();
+    // Everything started for this connection ends with it.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        frame::write_all(writer, outgoing).await;
+        Ok(())
+    });
+    let mut streams = HashMap::new();
+    serve_frame(second, &handler, &frames, &mut streams, &mut tasks).await?;
+    loop {
+        tokio::select! {
+            received = frame::read(&mut reader, &mut buffer) => {
+                serve_frame(received?, &handler, &frames, &mut streams, &mut tasks).await?;
+            }
+            Some(ended) = tasks.join_next() => {
+                ended.map_err(io::Error::other)?.map_err(invalid)?;
+            }
+        }
+    }
+}
+
+type Streams = HashMap<u64, mpsc::Sender<AppendRequest>>;
+
+async fn serve_frame<H: Handler>(
+    Frame { kind, id, group, body }: Frame,
+    handler: &Arc<H>,
+    frames: &mpsc::UnboundedSender<Bytes>,
+    streams: &mut Streams,
+    tasks: &mut JoinSet<Result<(), String>>,
+) -> io::Result<()> {
+    match kind {
+        Kind::Hello => return Err(invalid("a second greeting")),
+        Kind::StreamEnd => {
+            streams.remove(&id);
+        }
+        Kind::Stream => {
+            let request = messages::append_request(&body).map_err(invalid)?;
+            let queue = streams.entry(id).or_insert_with(|| {
+                let (queue, requests) = mpsc::channel(STREAM_QUEUE);
+                tasks.spawn(answer_stream(handler.clone(), id, group, requests, frames.clone()));
+                queue
+            });
+            // A stream that has ended with an error takes no more; its sender starts another.
+            let _ = queue.send(request).await;
+        }
+        kind => {
+            let (handler, frames) = (handler.clone(), frames.clone());
+            tasks.spawn(async move {
+                let answer = handler.call(kind, group, body).await?;
+                // The writing side ends with the connection.
+                let _ = frames.send(frame::encode(kind, id, group, &answer));
+                Ok(())
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn answer_stream<H: Handler>(
+    handler: Arc<H>,
+    id: u64,
+    group: GroupId,
+    requests: mpsc::Receiver<AppendRequest>,
+    frames: mpsc::UnboundedSender<Bytes>,
+) -> Result<(), String> {
+    let requests = stream::unfold(requests, |mut requests| async {
+        let request = requests.recv().await?;
+        Some((request, requests))
+    });
+    let mut results = Box::pin(handler.append_stream(group, requests));
+    while let Some(result) = results.next().await {
+        let mut body = Vec::with_capacity(48);
+        messages::put_append_result(&mut body, &result);
+        let _ = frames.send(frame::encode(Kind::Stream, id, group, &body));
+    }
+    Ok(())
+}

@@ -1,0 +1,507 @@
+//! The handle: start a node, propose, read barriers, status, membership.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use openraft::{Config, ServerState, SnapshotPolicy, storage::RaftLogStorage};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    AdminError, Counters, Machine, Member, NodeConfig, NodeId, ReadLevel, Role, StartError, Status,
+    Unavailable,
+    checkpoint::{self, Checkpointer, LoadError},
+    clock::Clock,
+    core::{Core, GROUP, Metrics, PeerTable},
+    fatal,
+    identity::Identity,
+    log::{Log, LogConfig, LogError},
+    membership::{Request, last_contact_ms},
+    net::{
+        peer::Peer,
+        raft_network::Factory,
+        serve,
+        transport::{Listener, Tcp, Transport},
+    },
+    pages::{PageStore, PagesError, set_aside},
+    propose::{Limits, Proposer},
+    recover,
+    rounds::Rounds,
+    snapshot::{Receiver, Sender, open_store},
+    state::{Applier, Progress, StateMachine},
+    tasks,
+    types::MemberNode,
+};
+
+/// Spare log segments that are kept zeroed.
+const SPARE_SEGMENTS: usize = 2;
+
+/// A running node. Cheap to clone.
+pub struct Node<M: Machine> {
+    core: Arc<Core<M>>,
+    tasks: Arc<Mutex<JoinSet<()>>>,
+    peer_address: String,
+}
+
+impl<M: Machine> Clone for Node<M> {
+    fn clone(&self) -> Self {
+        Node { core: self.core.clone(), tasks: self.tasks.clone(), peer_address: self.peer_address.clone() }
+    }
+}
+
+impl<M: Machine> Node<M> {
+    /// Opens the data, loads the last checkpoint, and joins the group, over TCP.
+    pub async fn start(config: NodeConfig, machine: Arc<M>) -> Result<Node<M>, StartError> {
+        Node::start_over(config, machine, Arc::new(Tcp)).await
+    }
+
+    /// The same over another transport.
+    pub async fn start_over(
+        config: NodeConfig,
+        machine: Arc<M>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Node<M>, StartError> {
+        let started = Instant::now();
+        config.validate()?;
+        let clock = Arc::new(Clock::new());
+        let identity = Arc::new(Identity::open(&config.dir, config.id, clock.clone())?);
+        let listener = transport
+            .listen(&config.peer_listen)
+            .await
+            .map_err(|source| StartError::Listen { address: config.peer_listen.clone(), source })?;
+        let peer_address = config.peer_advertise.clone().unwrap_or_else(|| listener.local_address());
+        let table = Arc::new(PeerTable { transport, identity: identity.clone(), peers: Mutex::default() });
+        let log = open_log(&config).await?;
+        let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
+        let limits = Limits {
+            packet_bytes_max: config.entry_bytes_max,
+            packet_proposals_max: config.entry_proposals_max,
+            proposal_bytes_max: config.proposal_bytes_max,
+            waiting_bytes_max: config.proposal_bytes_max.max(64 << 20),
+            in_flight_max: config.entries_in_flight_max,
+            timeout: Duration::from_millis(config.request_timeout_ms),
+        };
+        let proposer = Arc::new(Proposer::new(config.id, limits, clock.clone()));
+        let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress));
+        let checkpointer = Arc::new(Checkpointer::new(
+            GROUP,
+            applier.clone(),
+            Arc::new(pages),
+            config.checkpoint_log_bytes,
+            config.page_cache_bytes,
+        ));
+        let snapshots =
+            Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
+        wait_for_promises(&config, &log, started).await?;
+        let factory = Factory { group: GROUP, peers: table.clone(), snapshots: snapshots.clone() };
+        let state = StateMachine { applier: applier.clone(), checkpointer: checkpointer.clone() };
+        let raft =
+            openraft::Raft::new(config.id, openraft_config(&config)?, factory, log.store(GROUP), state)
+                .await
+                .map_err(|error| io_error("cannot start consensus", error))?;
+        let receiver = Receiver::new(GROUP, config.dir.join("pages.received"), config.page_cache_bytes);
+        let core = Arc::new(Core {
+            identity,
+            table,
+            raft,
+            log,
+            clock,
+            applier,
+            proposer,
+            checkpointer,
+            snapshots,
+            receiver,
+            reads: Rounds::default(),
+            ticks: Rounds::default(),
+            changing: Semaphore::new(1),
+            leader: watch::Sender::new(None),
+            changes: watch::Sender::new(0),
+            caught_up: AtomicBool::new(false),
+            stop: watch::Sender::new(false),
+            read_rounds: AtomicU64::new(0),
+            leader_changes: AtomicU64::new(0),
+            config,
+        });
+        let node = Node { core, tasks: Arc::default(), peer_address };
+        node.spawn_tasks(listener);
+        Ok(node)
+    }
+
+    fn spawn_tasks(&self, listener: Box<dyn Listener>) {
+        let core = &self.core;
+        let mut tasks = self.tasks.lock();
+        tasks.spawn(serve::serve(listener, core.clone(), core.stop.subscribe()));
+        tasks.spawn(core.proposer.clone().run(core.clone()));
+        tasks.spawn(core.proposer.clone().sweep(core.clone()));
+        tasks.spawn(tasks::follow(core.clone()));
+        tasks.spawn(tasks::upkeep(core.clone(), self.peer_address.clone()));
+        tasks.spawn(tasks::tick_for_deadlines(core.clone()));
+        tasks.spawn(tasks::watch_disk(core.clone()));
+        let reading = core.clone();
+        tasks.spawn(async move { reading.reads.run(|| reading.read_round()).await });
+        let ticking = core.clone();
+        tasks.spawn(async move { ticking.ticks.run(|| ticking.tick_round()).await });
+        let writing = core.clone();
+        tasks.spawn(async move {
+            loop {
+                let durable = writing.checkpointer.next().await;
+                // "Building" the snapshot tells openraft of the checkpoint; it then purges the log behind it.
+                if let Err(error) = writing.raft.trigger().snapshot().await {
+                    tracing::debug!(%error, "the log could not be purged");
+                }
+                durable.announce();
+            }
+        });
+        if core.config.bootstrap.is_some() {
+            tasks.spawn(form_cluster(core.clone()));
+        }
+    }
+
+    /// Sends `bytes` into the log. Never blocks and never fails itself: `local` is given to `Machine::apply`
+    /// on this node, or told why not. On a follower the proposal travels to the leader.
+    pub fn propose(&self, bytes: &[u8], local: M::Local) {
+        self.core.proposer.propose(bytes, local);
+    }
+
+    /// Returns when a read of the local machine gives what `level` promises. Shared by all who wait.
+    pub async fn barrier(&self, level: ReadLevel) -> Result<(), Unavailable> {
+        match level {
+            ReadLevel::Stale => Ok(()),
+            ReadLevel::Linearizable => {
+                let index = self.core.reads.join().await?;
+                self.applied(index).await
+            }
+        }
+    }
+
+    /// Moves the log clock: proposes an empty entry and waits until it is applied here.
+    pub async fn tick(&self) -> Result<(), Unavailable> {
+        let index = self.core.ticks.join().await?;
+        self.applied(index).await
+    }
+
+    async fn applied(&self, index: u64) -> Result<(), Unavailable> {
+        tokio::time::timeout(self.core.timeout(), self.core.applier.wait(index))
+            .await
+            .map_err(|_| Unavailable::NotServing("it is catching up with the log"))
+    }
+
+    /// The log clock, estimated at this moment, in milliseconds since the Unix epoch.
+    pub fn clock_ms(&self) -> u64 {
+        self.core.clock.estimate_ms()
+    }
+
+    /// The address at which peers reach this node.
+    pub fn peer_address(&self) -> &str {
+        &self.peer_address
+    }
+
+    /// This node's view of itself and the group.
+    pub fn status(&self) -> Status {
+        let metrics = self.core.metrics();
+        let id = self.core.config.id;
+        let membership = metrics.membership_config.membership();
+        let members = membership.nodes().map(|(id, node)| self.member(*id, node, &metrics)).collect();
+        let role = match metrics.state {
+            ServerState::Leader => Role::Leader,
+            ServerState::Follower => Role::Follower,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Learner if membership.get_node(&id).is_some() => Role::Learner,
+            ServerState::Learner | ServerState::Shutdown => Role::None,
+        };
+        Status {
+            cluster_id: self.core.identity.cluster_id(),
+            node_id: id,
+            role,
+            term: metrics.current_term,
+            leader_id: metrics.current_leader,
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            committed_index: metrics.cluster_committed.map_or(0, |id| id.index),
+            applied_index: self.core.applier.index(),
+            checkpoint_index: self.core.checkpointer.last().last_log_id.map_or(0, |id| id.index),
+            purged_index: metrics.purged.map_or(0, |id| id.index),
+            members,
+            not_ready: self.not_ready(&metrics),
+            clock_ms: self.clock_ms(),
+        }
+    }
+
+    fn member(&self, id: NodeId, node: &MemberNode, metrics: &Metrics) -> Member {
+        let membership = metrics.membership_config.membership();
+        let is_self = id == self.core.config.id;
+        let leads = metrics.state == ServerState::Leader;
+        let matched =
+            metrics.replication.as_ref().and_then(|replication| replication.get(&id).copied().flatten());
+        Member {
+            id,
+            voter: membership.voter_ids().any(|voter| voter == id),
+            peer: node.peer.clone(),
+            endpoints: node.endpoints.clone(),
+            matched_index: if leads && is_self { metrics.last_log_index } else { matched.map(|id| id.index) },
+            last_contact_ms: if leads && is_self { Some(0) } else { last_contact_ms(metrics, id) },
+        }
+    }
+
+    fn not_ready(&self, metrics: &Metrics) -> Option<String> {
+        if metrics.membership_config.membership().get_node(&self.core.config.id).is_none() {
+            return Some("this node is not a member of a cluster".into());
+        }
+        if metrics.current_leader.is_none() {
+            return Some("no leader is known".into());
+        }
+        let caught_up = self.core.caught_up.load(Ordering::Acquire);
+        (!caught_up).then(|| "this node has not caught up with the leader yet".into())
+    }
+
+    /// Changes when role, leader, membership or readiness may have changed.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.core.changes.subscribe()
+    }
+
+    /// Changes whenever an entry is applied, to its index.
+    pub fn watch_applied(&self) -> watch::Receiver<u64> {
+        self.core.applier.watch()
+    }
+
+    /// Counters since the start.
+    pub fn counters(&self) -> Counters {
+        let core = &self.core;
+        let log = core.log.stats();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            log_fsyncs: log.fsyncs,
+            log_fsync_us_total: log.fsync_us_total,
+            log_bytes_written: log.bytes_written,
+            entries_proposed: load(&core.proposer.entries),
+            proposals: load(&core.proposer.proposals),
+            read_rounds: load(&core.read_rounds),
+            entries_applied: load(&core.applier.entries),
+            checkpoints: load(&core.checkpointer.count),
+            checkpoint_pages_written: load(&core.checkpointer.pages_written),
+            snapshots_sent: load(&core.snapshots.sent),
+            snapshots_installed: load(&core.checkpointer.installed),
+            leader_changes: load(&core.leader_changes),
+            log_bytes_since_checkpoint: core.checkpointer.bytes_since(),
+            log_segments: log.segments,
+        }
+    }
+
+    /// Adds a member as a learner, which is promoted to voter when it has caught up. Returns when the learner
+    /// is in the membership; promotion goes on by itself. Any member may be asked.
+    pub async fn add_member(&self, id: NodeId, peer: String) -> Result<(), AdminError> {
+        self.core.administer(Request::Add { id, peer }).await
+    }
+
+    /// Removes a member. Any member may be asked.
+    pub async fn remove_member(&self, id: NodeId) -> Result<(), AdminError> {
+        self.core.administer(Request::Remove { id }).await
+    }
+
+    /// Hands leadership to a voter. Any member may be asked. Returns when the new leader is known here.
+    pub async fn transfer_leader(&self, to: NodeId) -> Result<(), AdminError> {
+        self.core.administer(Request::Transfer { to }).await
+    }
+
+    /// Writes a checkpoint and waits until it is durable. Returns its index.
+    pub async fn checkpoint_now(&self) -> Result<u64, AdminError> {
+        let durable = self.core.checkpointer.request();
+        durable.await.map_err(|_| AdminError::Unknown("this node is stopping".into()))
+    }
+
+    /// Hands leadership over if there is somebody, writes a checkpoint, and stops.
+    pub async fn shutdown(&self) {
+        let core = &self.core;
+        let grace = Duration::from_secs(2);
+        let idle = async {
+            while !core.proposer.is_idle() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(grace, idle).await;
+        if core.is_leader()
+            && let Some(successor) = core.successor()
+        {
+            let _ = tokio::time::timeout(grace, self.transfer_leader(successor)).await;
+        }
+        if core.checkpointer.bytes_since() > 0 {
+            let _ = self.checkpoint_now().await;
+        }
+        self.stop().await;
+    }
+
+    /// Stops without ceremony: everything acknowledged is durable already.
+    pub async fn stop(&self) {
+        let core = &self.core;
+        core.stop.send_replace(true);
+        core.proposer.stop();
+        // openraft's tasks end; an error means that they had ended before.
+        let _ = core.raft.shutdown().await;
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        tasks.shutdown().await;
+        core.checkpointer.store().close();
+        core.log.close();
+    }
+}
+
+fn io_error(context: &str, error: impl std::fmt::Display) -> StartError {
+    StartError::Io { context: context.into(), source: std::io::Error::other(error.to_string()) }
+}
+
+fn openraft_config(config: &NodeConfig) -> Result<Arc<Config>, StartError> {
+    let (low, high) = config.election_timeout_ms;
+    let openraft = Config {
+        cluster_name: "kvorum".into(),
+        heartbeat_interval: config.heartbeat_ms,
+        election_timeout_min: low,
+        election_timeout_max: high,
+        max_payload_entries: 256,
+        // Checkpoints are started here, not by openraft; it only learns of them.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: config.log_entries_kept,
+        // A follower gets a snapshot only when the entries that it needs were purged.
+        replication_lag_threshold: u64::MAX,
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        ..Default::default()
+    };
+    openraft.validate().map(Arc::new).map_err(|error| StartError::Config(error.to_string()))
+}
+
+async fn open_log(config: &NodeConfig) -> Result<Log, StartError> {
+    let log_config = LogConfig {
+        dir: config.dir.join("log"),
+        segment_bytes: config.log_segment_bytes,
+        cache_bytes: config.log_cache_bytes,
+        spare_segments: SPARE_SEGMENTS,
+    };
+    let opened = tokio::task::spawn_blocking(move || Log::open(log_config, fatal::handler())).await;
+    let opened = opened.map_err(|error| io_error("cannot open the log", error))?;
+    opened.map_err(|error| match error {
+        LogError::Corrupted { file, offset, detail } => {
+            StartError::LogCorrupted { file, detail: format!("at byte {offset}: {detail}") }
+        }
+        LogError::Config(text) => StartError::Config(text),
+        LogError::Io { context, source } => StartError::Io { context, source },
+    })
+}
+
+/// Loads the last checkpoint. Unreadable pages are set aside and made anew, from the log alone if it still has
+/// every entry, else from a peer.
+async fn open_pages<M: Machine>(
+    config: &NodeConfig,
+    log: &Log,
+    table: &Arc<PeerTable>,
+    machine: &M,
+) -> Result<(PageStore, Progress), StartError> {
+    let dir = config.dir.join("pages");
+    let state =
+        log.store(GROUP).get_log_state().await.map_err(|error| io_error("cannot read the log", error))?;
+    let purged_index = state.last_purged_log_id.map_or(0, |purged| purged.index);
+    let why = match try_open_pages(config, machine).await {
+        Ok((store, progress)) => {
+            let index = progress.last.map_or(0, |last| last.index);
+            if index >= purged_index {
+                return Ok((store, progress));
+            }
+            // Damage can make sled open at an older commit, silently.
+            store.close();
+            format!("the checkpoint is at {index}, but the log was purged up to {purged_index}")
+        }
+        // Nothing is wrong with what lies there: setting it aside would lose it.
+        Err(LoadError::Pages(PagesError::Failed(why))) => {
+            return Err(io_error("cannot use the pages", why));
+        }
+        Err(why) => why.to_string(),
+    };
+    let aside = set_aside(&dir).map_err(|error| io_error("cannot set the unreadable pages aside", error))?;
+    tracing::error!(why, aside = %aside.display(), "the pages are unreadable and were set aside");
+    if purged_index > 0 {
+        let store = recover::fetch(table, &dir, config.page_cache_bytes, purged_index)
+            .await
+            .map_err(|reasons| StartError::PagesUnreadable(format!("{why}; {reasons}")))?;
+        store.close();
+    }
+    try_open_pages(config, machine).await.map_err(|error| StartError::PagesUnreadable(error.to_string()))
+}
+
+async fn try_open_pages<M: Machine>(
+    config: &NodeConfig,
+    machine: &M,
+) -> Result<(PageStore, Progress), LoadError> {
+    let started = Instant::now();
+    let store = open_store(config.dir.join("pages"), config.page_cache_bytes).await?;
+    match checkpoint::load(&store, GROUP, machine).await {
+        Ok(progress) => {
+            let progress = progress.unwrap_or_default();
+            let index = progress.last.map_or(0, |id| id.index);
+            tracing::info!(index, ms = started.elapsed().as_millis() as u64, "checkpoint loaded");
+            Ok((store, progress))
+        }
+        Err(error) => {
+            store.close();
+            Err(error)
+        }
+    }
+}
+
+/// A node that voted or followed before it stopped may have granted a leader a lease, which it has forgotten:
+/// it answers no Raft message before that lease must have run out.
+async fn wait_for_promises(config: &NodeConfig, log: &Log, started: Instant) -> Result<(), StartError> {
+    let vote = openraft::storage::RaftLogReader::read_vote(&mut log.store(GROUP))
+        .await
+        .map_err(|error| io_error("cannot read the vote", error))?;
+    if vote.is_some() {
+        let lease = Duration::from_millis(config.election_timeout_ms.1);
+        tokio::time::sleep(lease.saturating_sub(started.elapsed())).await;
+    }
+    Ok(())
+}
+
+/// Forms the cluster, once: the node with the lowest id does it, when it can reach a majority of the others
+/// and none of them is part of a cluster.
+async fn form_cluster<M: Machine>(core: Arc<Core<M>>) {
+    let Some(peers) = core.config.bootstrap.clone() else { return };
+    if core.raft.is_initialized().await.unwrap_or(true) || core.identity.cluster_id().is_some() {
+        return;
+    }
+    if peers.keys().next() != Some(&core.config.id) {
+        tracing::info!(by = peers.keys().next(), "waiting for the cluster to be formed");
+        return;
+    }
+    loop {
+        let mut reached = 1;
+        for (id, address) in peers.iter().filter(|(id, _)| **id != core.config.id) {
+            let peer: Arc<Peer> = core.table.at(*id, address);
+            let linked = tokio::time::timeout(Duration::from_millis(500), peer.link()).await;
+            reached += usize::from(matches!(linked, Ok(Ok(_))));
+        }
+        if core.identity.cluster_id().is_some() {
+            tracing::warn!(
+                "the peers are part of a cluster already; this node waits to be made a member of it"
+            );
+            return;
+        }
+        if reached > peers.len() / 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    if let Err(error) = core.identity.form_cluster() {
+        tracing::error!(%error, "the cluster's id could not be saved");
+        return;
+    }
+    let members =
+        peers.into_iter().map(|(id, peer)| (id, MemberNode { peer, endpoints: Default::default() }));
+    match core.raft.initialize(members.collect::<std::collections::BTreeMap<_, _>>()).await {
+        Ok(()) => tracing::info!(cluster_id = core.identity.cluster_id(), "formed the cluster"),
+        Err(error) => tracing::error!(%error, "the cluster could not be formed"),
+    }
+}

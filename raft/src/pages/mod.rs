@@ -1,0 +1,207 @@
+//! The checkpointed pages, in sled. A handle sends messages to one thread, the only one that touches sled.
+//!
+//! Writes are staged in memory and reach sled only in `commit`, all between two flushes. This is what makes a
+//! commit atomic: sled makes durable at a flush whatever was written before, not more and not less, and it also
+//! flushes when it is closed.
+//!
+//! Files: `worker.rs` is the thread and the format, `panics.rs` what becomes of it when sled panics, `dirs.rs`
+//! creates, replaces and sets aside directories.
+
+mod dirs;
+mod panics;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+    rc::Rc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub(crate) use self::dirs::{replace, set_aside};
+use self::worker::{Answer, Request, Worker};
+use crate::{
+    log::Fatal,
+    machine::{GroupId, PageWrite},
+};
+
+/// How many messages may wait for the thread.
+const QUEUE_MAX: usize = 16;
+
+/// How long a read may take before the directory counts as unreadable: on some damage sled searches for ever. A
+/// read in good order takes milliseconds, behind a commit in the queue as long as the commit.
+const READ_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 6 } else { 120 });
+
+/// How long opening may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 600 });
+
+/// A page's id and its content.
+pub(crate) type Page = (Vec<u8>, Vec<u8>);
+
+/// Why pages cannot be had. After any of them the handle is of no more use.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum PagesError {
+    /// sled cannot open the directory, or what it returns is not what was committed. `set_aside` it, and get the
+    /// pages from elsewhere.
+    #[error("the pages are unreadable: {0}")]
+    Unreadable(String),
+    /// A write failed, after which the fatal handler was called; or the store is closed; or the directory is in
+    /// use. Says nothing against the pages.
+    #[error("the pages cannot be written: {0}")]
+    Failed(String),
+}
+
+/// A directory of pages, opened. Closed when dropped.
+pub(crate) struct PageStore {
+    requests: Mutex<Option<mpsc::Sender<Request>>>,
+    /// The error after which nothing more is done.
+    poison: watch::Sender<Option<PagesError>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    dir: PathBuf,
+}
+
+impl PageStore {
+    /// Opens the directory, or creates it, after finishing or undoing what a crash interrupted. Blocks: also on
+    /// sled's own call of the `sync` program. `fatal` is told when a write fails.
+    pub(crate) fn open(dir: &Path, cache_bytes: usize, fatal: Fatal) -> Result<PageStore, PagesError> {
+        let (requests, inbox) = mpsc::channel(QUEUE_MAX);
+        let (opened_sender, opened) = std::sync::mpsc::channel();
+        let poison = watch::Sender::new(None);
+        let poisoner = poison.clone();
+        let path = dir.to_owned();
+        let run = move || {
+            let is_committing = Rc::new(Cell::new(false));
+            let (told, in_commit) =
+                ((poisoner.clone(), opened_sender.clone(), fatal.clone()), is_committing.clone());
+            panics::report_first(move |panic| {
+                let (poisoner, opened_sender, fatal) = told;
+                let error = PagesError::Unreadable(format!("sled panicked: {panic}"));
+                poisoner.send_replace(Some(error.clone()));
+                // Nobody listens once it is open.
+                let _ = opened_sender.send(Err(error));
+                if in_commit.get() {
+                    fatal(format!("cannot commit pages: sled panicked: {panic}"));
+                }
+            });
+            let worker = Worker::open(&path, cache_bytes, fatal, poisoner, is_committing);
+            let (worker, opened) =
+                worker.map_or_else(|error| (None, Err(error)), |worker| (Some(worker), Ok(())));
+            // The opener waits for it.
+            let _ = opened_sender.send(opened);
+            if let Some(worker) = worker {
+                worker.run(inbox);
+            }
+        };
+        let thread = thread::Builder::new().name("pages".to_owned()).spawn(run);
+        let thread = thread.map_err(|error| PagesError::Failed(format!("cannot start a thread: {error}")))?;
+        let silent = |_| Err(PagesError::Unreadable("sled did not open it in time".to_owned()));
+        opened.recv_timeout(OPEN_TIMEOUT).unwrap_or_else(silent)?;
+        let (requests, thread) = (Mutex::new(Some(requests)), Mutex::new(Some(thread)));
+        Ok(PageStore { requests, poison, thread, dir: dir.to_owned() })
+    }
+
+    /// The directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the group's last commit gave as the head; None when there was none.
+    pub(crate) async fn head(&self, group: GroupId) -> Result<Option<Vec<u8>>, PagesError> {
+        self.ask_in_time(|answer| Request::Head { group, answer }).await
+    }
+
+    /// Committed pages with an id greater than `after` (or from the first), in ascending order, about
+    /// `bytes_max` bytes of them, at least one if there is one. None means the end.
+    ///
+    /// A scan from the first page to the end, with no commit in between, also verifies that no page is missing,
+    /// superfluous or older than the last commit.
+    pub(crate) async fn scan(
+        &self,
+        group: GroupId,
+        after: Option<Vec<u8>>,
+        bytes_max: usize,
+    ) -> Result<Vec<Page>, PagesError> {
+        self.ask_in_time(|answer| Request::Scan { group, after, bytes_max, answer }).await
+    }
+
+    /// Stages pages for the group's next commit; a later write of a page replaces an earlier one. Waits only for
+    /// room in the queue: a failure is the commit's.
+    pub(crate) async fn write(&self, group: GroupId, pages: Vec<PageWrite>) -> Result<(), PagesError> {
+        self.send(Request::Write { group, pages }).await
+    }
+
+    /// Makes what is staged for the group durable, and the head, all or nothing. `head` may be empty.
+    pub(crate) async fn commit(&self, group: GroupId, head: Vec<u8>) -> Result<(), PagesError> {
+        self.ask(|answer| Request::Commit { group, head, answer }).await
+    }
+
+    /// Writes what is staged for the group without committing it, to bound memory. Only for a directory that is
+    /// being filled and that nobody uses before its commit: a crash leaves any part of it.
+    pub(crate) async fn spill(&self, group: GroupId) -> Result<(), PagesError> {
+        self.ask(|answer| Request::Spill { group, answer }).await
+    }
+
+    /// Closes the directory. What is staged is forgotten; a commit under way is finished. Blocks. After an error
+    /// it stays open for as long as the process lives, which does not keep it from being renamed.
+    pub(crate) fn close(&self) {
+        drop(self.requests.lock().take());
+        let Some(thread) = self.thread.lock().take() else { return };
+        while !thread.is_finished() && self.poison.borrow().is_none() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    async fn send(&self, request: Request) -> Result<(), PagesError> {
+        let requests = self.requests.lock().clone().ok_or_else(closed)?;
+        let mut poison = self.poison.subscribe();
+        tokio::select! {
+            biased;
+            sent = requests.send(request) => sent.map_err(|_| closed()),
+            error = poisoned(&mut poison) => Err(error),
+        }
+    }
+
+    /// Asks something that must be answered soon.
+    async fn ask_in_time<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, PagesError> {
+        let answer = tokio::time::timeout(READ_TIMEOUT, self.ask(request)).await;
+        answer.unwrap_or_else(|_| {
+            let error = PagesError::Unreadable("sled did not answer in time".to_owned());
+            self.poison.send_replace(Some(error.clone()));
+            Err(error)
+        })
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, PagesError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(request(answer)).await?;
+        let mut poison = self.poison.subscribe();
+        tokio::select! {
+            biased;
+            answered = answered => answered.unwrap_or_else(|_| Err(closed())),
+            error = poisoned(&mut poison) => Err(error),
+        }
+    }
+}
+
+/// Waits for the error after which nothing more is done: a thread that has met it may not answer.
+async fn poisoned(poison: &mut watch::Receiver<Option<PagesError>>) -> PagesError {
+    let error = poison.wait_for(Option::is_some).await;
+    error.ok().and_then(|error| error.clone()).unwrap_or_else(closed)
+}
+
+impl Drop for PageStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn closed() -> PagesError {
+    PagesError::Failed("the store is closed".to_owned())
+}

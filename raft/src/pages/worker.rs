@@ -1,0 +1,386 @@
+//! The thread that owns sled, and what it keeps in it.
+//!
+//! Each group has a tree. Key `[0]` holds the head record, `[1] + id` a page: the CRC-32 of id and content, then
+//! the content. The head record counts the pages and sums a digest of each, because sled ends its recovery
+//! silently at a damaged metadata frame: all CRCs of pages would match, and some pages would be old.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, HashMap, hash_map},
+    io, mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    rc::Rc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Page, PagesError, dirs};
+use crate::{
+    codec::{self, CodecError, Reader},
+    log::Fatal,
+    machine::{GroupId, PageWrite},
+};
+
+/// How long opening waits for sled's lock on the directory, and how often it tries.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// Keys in a leaf: pages are large, so a leaf is few of them.
+const LEAF_FANOUT: usize = 4;
+
+const ZSTD_LEVEL: i32 = 1;
+
+/// A hundred years: sled's own flusher never runs. With None instead, every drop of a tree or an iterator flushes,
+/// and after one flush has failed, on a damaged directory, the next waits for it for ever.
+const FLUSH_EVERY_MS: usize = 100 * 365 * 24 * 3600 * 1000;
+
+const HEAD_VERSION: u8 = 1;
+const HEAD_KEY: [u8; 1] = [0];
+/// Stands in every tree; below all pages.
+const MADE_KEY: [u8; 2] = [0, 0];
+const PAGE_PREFIX: u8 = 1;
+
+/// sled locks all leaves of a batch together.
+const BATCH_PAGES_MAX: usize = 64;
+
+/// How many unfinished scans of a group are followed.
+const SCANS_MAX: usize = 16;
+
+type Db = sled::Db<LEAF_FANOUT>;
+type Tree = sled::Tree<LEAF_FANOUT>;
+
+/// Where an answer goes.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, PagesError>>;
+
+/// What the thread is asked.
+pub(super) enum Request {
+    Head { group: GroupId, answer: Answer<Option<Vec<u8>>> },
+    Scan { group: GroupId, after: Option<Vec<u8>>, bytes_max: usize, answer: Answer<Vec<Page>> },
+    Write { group: GroupId, pages: Vec<PageWrite> },
+    Commit { group: GroupId, head: Vec<u8>, answer: Answer<()> },
+    Spill { group: GroupId, answer: Answer<()> },
+}
+
+/// The sum of all pages of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    pages: u64,
+    digest: u64,
+}
+
+impl Tally {
+    fn add(&mut self, id: &[u8], crc: u32) {
+        self.pages = self.pages.wrapping_add(1);
+        self.digest = self.digest.wrapping_add(page_digest(id, crc));
+    }
+
+    fn subtract(&mut self, id: &[u8], crc: u32) {
+        self.pages = self.pages.wrapping_sub(1);
+        self.digest = self.digest.wrapping_sub(page_digest(id, crc));
+    }
+}
+
+/// The finalizer of splitmix64 over the id's and the page's CRC.
+fn page_digest(id: &[u8], crc: u32) -> u64 {
+    let mut z = (u64::from(crc32fast::hash(id)) << 32 | u64::from(crc)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn page_crc(id: &[u8], content: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(id);
+    hasher.update(content);
+    hasher.finalize()
+}
+
+fn page_key(id: &[u8]) -> Vec<u8> {
+    [&[PAGE_PREFIX], id].concat()
+}
+
+/// A group's tree and what is staged for it.
+struct Group {
+    tree: Tree,
+    /// The sum of the pages in the tree.
+    tally: Tally,
+    /// The head as given; None before the first commit.
+    head: Option<Vec<u8>>,
+    /// Pages for the next commit.
+    staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// The sums of scans from the first page, by the last id given.
+    scans: HashMap<Vec<u8>, Tally>,
+}
+
+/// The thread's state.
+///
+/// Invariants:
+/// - Between two requests nothing in sled is dirty: closing flushes.
+/// - After an error sled is not called again, and not dropped either: when its last flush fails, it aborts.
+pub(super) struct Worker {
+    db: Db,
+    groups: HashMap<GroupId, Group>,
+    /// The error after which nothing more is done.
+    poison: watch::Sender<Option<PagesError>>,
+    fatal: Fatal,
+    /// Whether a panic at this moment would be a failed write.
+    is_committing: Rc<Cell<bool>>,
+}
+
+impl Worker {
+    /// Opens the directory, or creates it.
+    pub(super) fn open(
+        dir: &Path,
+        cache_bytes: usize,
+        fatal: Fatal,
+        poison: watch::Sender<Option<PagesError>>,
+        is_committing: Rc<Cell<bool>>,
+    ) -> Result<Worker, PagesError> {
+        let unreadable = |error: io::Error| {
+            let text = format!("{}: {error}", dir.display());
+            // A directory that somebody uses is not a damaged one, and must not be set aside.
+            let is_in_use = error.kind() == io::ErrorKind::WouldBlock;
+            if is_in_use { PagesError::Failed(text) } else { PagesError::Unreadable(text) }
+        };
+        let open = |path: &Path| open_when_free(path, cache_bytes);
+        dirs::settle(dir).map_err(unreadable)?;
+        if !dir.exists() {
+            // sled syncs neither its settings file nor the names of its first files.
+            dirs::create(dir, |path| open(path).map(drop)).map_err(unreadable)?;
+        }
+        let db = open(dir).map_err(unreadable)?;
+        Ok(Worker { db, groups: HashMap::new(), poison, fatal, is_committing })
+    }
+
+    /// Answers requests until all handles are gone.
+    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        while let Some(request) = inbox.blocking_recv() {
+            // A panic has been reported already: from then on nothing reaches sled.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.answer(request)));
+        }
+        if self.poison.borrow().is_some() {
+            mem::forget(self);
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        // Who asked may have gone.
+        match request {
+            Request::Head { group, answer } => {
+                let _ = answer.send(self.read(group, |group| Ok(group.head.clone())));
+            }
+            Request::Scan { group, after, bytes_max, answer } => {
+                let _ = answer.send(self.read(group, |group| group.scan(after, bytes_max)));
+            }
+            Request::Write { group, pages } => self.stage(group, |group| {
+                group.staged.extend(pages.into_iter().map(|page| (page.id, page.content)));
+            }),
+            Request::Commit { group, head, answer } => {
+                let _ = answer.send(self.flush(group, Some(head)));
+            }
+            Request::Spill { group, answer } => {
+                let _ = answer.send(self.flush(group, None));
+            }
+        }
+    }
+
+    /// The group, its tree opened.
+    fn group(&mut self, id: GroupId) -> Result<&mut Group, PagesError> {
+        if let Some(error) = &*self.poison.borrow() {
+            return Err(error.clone());
+        }
+        match self.groups.entry(id) {
+            hash_map::Entry::Occupied(group) => Ok(group.into_mut()),
+            hash_map::Entry::Vacant(vacant) => {
+                let group = Group::open(&self.db, id);
+                group.map(|group| vacant.insert(group)).inspect_err(|error| poison(&self.poison, error))
+            }
+        }
+    }
+
+    fn read<T>(
+        &mut self,
+        id: GroupId,
+        read: impl FnOnce(&mut Group) -> Result<T, PagesError>,
+    ) -> Result<T, PagesError> {
+        let result = read(self.group(id)?);
+        result.inspect_err(|error| poison(&self.poison, error))
+    }
+
+    /// Stages something. When that is impossible, the commit will say so.
+    fn stage(&mut self, id: GroupId, stage: impl FnOnce(&mut Group)) {
+        if let Ok(group) = self.group(id) {
+            stage(group);
+        }
+    }
+
+    /// Writes what is staged, and the head if there is one, as one.
+    fn flush(&mut self, id: GroupId, head: Option<Vec<u8>>) -> Result<(), PagesError> {
+        self.is_committing.set(true);
+        let result = self.group(id).and_then(|group| group.flush(head));
+        self.is_committing.set(false);
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let text = error.to_string();
+                poison(&self.poison, &error);
+                (self.fatal)(format!("cannot commit pages: {text}"));
+                Err(PagesError::Failed(text))
+            }
+        }
+    }
+}
+
+/// Opens sled, and waits a while for its lock on the directory. A closed store can hold it a moment longer: a
+/// process that another thread is just starting has all descriptors of this one until it executes its program.
+fn open_when_free(path: &Path, cache_bytes: usize) -> io::Result<Db> {
+    let config = sled::Config::new().path(path).zstd_compression_level(ZSTD_LEVEL);
+    let config = config.flush_every_ms(Some(FLUSH_EVERY_MS)).cache_capacity_bytes(cache_bytes);
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match config.open() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                thread::sleep(LOCK_RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn poison(poison: &watch::Sender<Option<PagesError>>, error: &PagesError) {
+    poison.send_replace(Some(error.clone()));
+}
+
+fn sled_error(error: io::Error) -> PagesError {
+    PagesError::Unreadable(error.to_string())
+}
+
+impl Group {
+    fn open(db: &Db, id: GroupId) -> Result<Group, PagesError> {
+        let tree = db.open_tree(format!("group-{id}")).map_err(sled_error)?;
+        // sled makes the name of a new tree durable without the tree, and then cannot open the directory: an empty
+        // tree must not be flushed.
+        if tree.get(MADE_KEY).map_err(sled_error)?.is_none() {
+            tree.insert(MADE_KEY, []).map_err(sled_error)?;
+            tree.flush().map_err(sled_error)?;
+        }
+        let (tally, head) = match tree.get(HEAD_KEY).map_err(sled_error)? {
+            None => (Tally::default(), None),
+            Some(record) => {
+                let (tally, head) = decode_head(&record)
+                    .map_err(|error| PagesError::Unreadable(format!("the head record: {error}")))?;
+                (tally, Some(head))
+            }
+        };
+        Ok(Group { tree, tally, head, staged: BTreeMap::new(), scans: HashMap::new() })
+    }
+
+    fn scan(&mut self, after: Option<Vec<u8>>, bytes_max: usize) -> Result<Vec<Page>, PagesError> {
+        let mut tally = match &after {
+            None => Some(Tally::default()),
+            Some(after) => self.scans.remove(after),
+        };
+        // The least key greater than a key is the key and a zero.
+        let start = after.map_or_else(|| vec![PAGE_PREFIX], |after| [&page_key(&after)[..], &[0]].concat());
+        let (mut pages, mut bytes) = (Vec::new(), 0);
+        for item in self.tree.range(start..) {
+            let (key, value) = item.map_err(sled_error)?;
+            let (id, content, crc) = decode_page(&key, &value)?;
+            if bytes + content.len() > bytes_max && !pages.is_empty() {
+                break;
+            }
+            bytes += content.len();
+            if let Some(tally) = &mut tally {
+                tally.add(id, crc);
+            }
+            pages.push((id.to_vec(), content.to_vec()));
+        }
+        match (pages.last(), tally) {
+            (Some((last, _)), Some(tally)) => {
+                if self.scans.len() >= SCANS_MAX {
+                    self.scans.clear();
+                }
+                self.scans.insert(last.clone(), tally);
+            }
+            (None, Some(tally)) if tally != self.tally => {
+                let text = format!("{} pages are there, not the {} committed", tally.pages, self.tally.pages);
+                return Err(PagesError::Unreadable(format!("{text}, or some are old")));
+            }
+            _ => (),
+        }
+        Ok(pages)
+    }
+
+    /// Writes what is staged, and the head if there is one.
+    fn flush(&mut self, head: Option<Vec<u8>>) -> Result<(), PagesError> {
+        self.scans.clear();
+        let mut batch = sled::Batch::default();
+        for (at, (id, content)) in mem::take(&mut self.staged).into_iter().enumerate() {
+            let key = page_key(&id);
+            if let Some(old) = self.tree.get(&key).map_err(sled_error)? {
+                let (_, _, crc) = decode_page(&key, &old)?;
+                self.tally.subtract(&id, crc);
+            }
+            match content {
+                Some(content) => {
+                    let crc = page_crc(&id, &content);
+                    self.tally.add(&id, crc);
+                    batch.insert(key, [&crc.to_le_bytes(), &content[..]].concat());
+                }
+                // Not by a batch, which leaves empty leaves behind.
+                None => drop(self.tree.remove(key).map_err(sled_error)?),
+            }
+            if at % BATCH_PAGES_MAX == BATCH_PAGES_MAX - 1 {
+                self.tree.apply_batch(mem::take(&mut batch)).map_err(sled_error)?;
+            }
+        }
+        if let Some(head) = head {
+            batch.insert(&HEAD_KEY[..], encode_head(self.tally, &head));
+            self.head = Some(head);
+        }
+        self.tree.apply_batch(batch).map_err(sled_error)?;
+        self.tree.flush().map_err(sled_error)?;
+        Ok(())
+    }
+}
+
+/// Checks a page and returns its id, content and CRC.
+fn decode_page<'a>(key: &'a [u8], value: &'a [u8]) -> Result<(&'a [u8], &'a [u8], u32), PagesError> {
+    let damaged = || PagesError::Unreadable(format!("a page is damaged: {key:02x?}"));
+    let (prefix, id) = key.split_first().ok_or_else(damaged)?;
+    let (crc, content) = value.split_first_chunk::<4>().ok_or_else(damaged)?;
+    let crc = u32::from_le_bytes(*crc);
+    if *prefix != PAGE_PREFIX || crc != page_crc(id, content) {
+        return Err(damaged());
+    }
+    Ok((id, content, crc))
+}
+
+fn encode_head(tally: Tally, head: &[u8]) -> Vec<u8> {
+    let mut out = vec![HEAD_VERSION];
+    codec::put_u64(&mut out, tally.pages);
+    codec::put_u64(&mut out, tally.digest);
+    codec::put_bytes(&mut out, head);
+    let crc = crc32fast::hash(&out);
+    codec::put_u32(&mut out, crc);
+    out
+}
+
+fn decode_head(record: &[u8]) -> Result<(Tally, Vec<u8>), CodecError> {
+    let covered = record.len().checked_sub(4).ok_or(CodecError::Truncated)?;
+    let mut reader = Reader::new(record);
+    if reader.u8()? != HEAD_VERSION {
+        return Err(CodecError::Invalid("version"));
+    }
+    let tally = Tally { pages: reader.u64()?, digest: reader.u64()? };
+    let head = reader.bytes()?.to_vec();
+    let crc = reader.u32()?;
+    reader.finish()?;
+    if crc != crc32fast::hash(&record[..covered]) {
+        return Err(CodecError::Invalid("CRC"));
+    }
+    Ok((tally, head))
+}

@@ -1,0 +1,541 @@
+//! From a proposal to a log entry. All proposals that wait on this node travel as one packet; all packets that
+//! wait on the leader, its own and those of followers, as one entry; a few entries are in flight at a time.
+//! An entry costs every node a good deal more than a proposal does, so while one is in flight the next waits
+//! until it is worth one: half as many proposals as have lately been waiting at once.
+//!
+//! The outcome table, which everything here serves:
+//! - never sent, or the leader answered that it had not appended it: retried, then *not applied*;
+//! - sent, and the connection or the leader was lost before `apply` came: never retried, *unknown*.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use openraft::{errors::ClientWriteError, impls::ProgressResponder};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::{
+    Local, NodeId, ProposeError, Unavailable,
+    clock::Clock,
+    net::peer::CallError,
+    packet::{self, PacketBuilder, PacketId},
+    types::Payload,
+};
+
+/// How often limits of time are looked at.
+const SWEEP: Duration = Duration::from_millis(20);
+
+/// How often the tasks that are ready may run before an entry is closed.
+const GATHER_YIELDS_MAX: usize = 8;
+
+/// A leader's answer to a forwarded packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Forwarded {
+    /// It is applied on the leader; the origin learns the rest from its own `apply`.
+    Applied = 0,
+    /// It was not appended to any log.
+    NotAppended = 1,
+    /// It was appended and its fate is not known.
+    Unknown = 2,
+}
+
+impl Forwarded {
+    pub(crate) fn of(body: &[u8]) -> Forwarded {
+        match body {
+            [0] => Forwarded::Applied,
+            [1] => Forwarded::NotAppended,
+            _ => Forwarded::Unknown,
+        }
+    }
+}
+
+/// What the proposer needs of the group, so that it knows no network and no openraft handle.
+pub(crate) trait Group: Send + Sync + 'static {
+    /// The leader as this node knows it.
+    fn leader(&self) -> Option<NodeId>;
+    /// Returns when the leader may have changed.
+    fn leader_changed(&self) -> impl Future<Output = ()> + Send;
+    /// The present term, and the term of the last applied entry.
+    fn terms(&self) -> (u64, u64);
+    /// Appends an entry as the leader. Err when the group has stopped: nothing was appended.
+    fn append(&self, payload: Payload, responder: Responder) -> impl Future<Output = Result<(), ()>> + Send;
+    /// Sends a packet to the leader.
+    fn forward(
+        &self,
+        to: NodeId,
+        packet: Bytes,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Forwarded, CallError>> + Send;
+}
+
+pub(crate) type Responder = openraft::type_config::alias::WriteResponderOf<crate::types::TypeConfig>;
+
+/// Limits, from the node's configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub packet_bytes_max: usize,
+    pub packet_proposals_max: usize,
+    pub proposal_bytes_max: usize,
+    /// Proposals that wait, in bytes.
+    pub waiting_bytes_max: usize,
+    pub in_flight_max: usize,
+    pub timeout: Duration,
+}
+
+/// One node's proposals of one group.
+pub(crate) struct Proposer<L> {
+    node: NodeId,
+    boot: u64,
+    limits: Limits,
+    clock: Arc<Clock>,
+    queue: Mutex<Queue<L>>,
+    pending: Mutex<HashMap<u64, Pending<L>>>,
+    wake: Notify,
+    in_flight: Arc<Semaphore>,
+    pub(crate) entries: std::sync::atomic::AtomicU64,
+    pub(crate) proposals: std::sync::atomic::AtomicU64,
+}
+
+/// What waits to be sent.
+struct Queue<L> {
+    /// Packets of this node; the last one is being filled.
+    drafts: VecDeque<Draft<L>>,
+    /// Packets of this node that were not appended, to be sent again.
+    retries: VecDeque<Packed<L>>,
+    /// Packets of other nodes that take this one for the leader.
+    incoming: VecDeque<Incoming>,
+    /// The bytes in `drafts`.
+    waiting_bytes: usize,
+    /// The proposals in `drafts`, and the packets in `retries` and `incoming`.
+    waiting: usize,
+    /// The proposals in flight.
+    in_flight: usize,
+    /// How many were lately waiting or in flight at once; falls slowly.
+    peak: usize,
+    next_sequence: u64,
+    stopped: bool,
+}
+
+struct Draft<L> {
+    builder: PacketBuilder,
+    locals: Vec<L>,
+    since: Instant,
+}
+
+struct Packed<L> {
+    sequence: u64,
+    bytes: Bytes,
+    locals: Vec<L>,
+    since: Instant,
+}
+
+struct Incoming {
+    packet: Bytes,
+    answer: oneshot::Sender<Forwarded>,
+}
+
+/// A packet of this node on its way.
+struct Own {
+    sequence: u64,
+    bytes: Bytes,
+    count: usize,
+}
+
+/// A packet that may be in a log.
+struct Pending<L> {
+    locals: Vec<L>,
+    since: Instant,
+    /// The term in which it was sent.
+    term: u64,
+    /// Whoever had it is lost: once an entry of a later term is applied, it is settled.
+    in_doubt: bool,
+}
+
+impl<L> Queue<L> {
+    fn is_empty(&self) -> bool {
+        self.drafts.is_empty() && self.retries.is_empty() && self.incoming.is_empty()
+    }
+
+    fn is_worth_an_entry(&self) -> bool {
+        // A full draft stands before another one.
+        let is_worth_it = self.in_flight == 0 || self.waiting >= self.peak / 2 || self.drafts.len() > 1;
+        is_worth_it && !self.is_empty()
+    }
+}
+
+impl<L: Local> Proposer<L> {
+    pub(crate) fn new(node: NodeId, limits: Limits, clock: Arc<Clock>) -> Proposer<L> {
+        let in_flight = Arc::new(Semaphore::new(limits.in_flight_max));
+        Proposer {
+            node,
+            boot: fastrand::u64(..),
+            limits,
+            clock,
+            queue: Mutex::new(Queue {
+                drafts: VecDeque::new(),
+                retries: VecDeque::new(),
+                incoming: VecDeque::new(),
+                waiting_bytes: 0,
+                waiting: 0,
+                in_flight: 0,
+                peak: 0,
+                next_sequence: 1,
+                stopped: false,
+            }),
+            pending: Mutex::default(),
+            wake: Notify::new(),
+            in_flight,
+            entries: Default::default(),
+            proposals: Default::default(),
+        }
+    }
+
+    /// Queues a proposal. Never blocks; a refusal goes to `local`.
+    pub(crate) fn propose(&self, bytes: &[u8], local: L) {
+        if let Err((local, why)) = self.enqueue(bytes, local) {
+            local.failed(ProposeError::NotApplied(why));
+        }
+    }
+
+    fn enqueue(&self, bytes: &[u8], local: L) -> Result<(), (L, Unavailable)> {
+        let limits = &self.limits;
+        if bytes.len() > limits.proposal_bytes_max {
+            return Err((local, Unavailable::TooLarge(limits.proposal_bytes_max)));
+        }
+        let mut queue = self.queue.lock();
+        if queue.stopped {
+            return Err((local, Unavailable::NotServing("it is stopping")));
+        }
+        if queue.waiting_bytes > 0 && queue.waiting_bytes + bytes.len() > limits.waiting_bytes_max {
+            return Err((local, Unavailable::Overloaded));
+        }
+        queue.waiting_bytes += bytes.len();
+        let fits = queue.drafts.back().is_some_and(|draft| {
+            draft.builder.count() < limits.packet_proposals_max
+                && draft.builder.len() + bytes.len() <= limits.packet_bytes_max
+        });
+        if !fits {
+            let since = Instant::now();
+            queue.drafts.push_back(Draft { builder: PacketBuilder::new(), locals: Vec::new(), since });
+        }
+        let draft = queue.drafts.back_mut().expect("one was just pushed if there was none");
+        draft.builder.push(bytes);
+        draft.locals.push(local);
+        queue.waiting += 1;
+        let is_worth_it = queue.is_worth_an_entry();
+        drop(queue);
+        if is_worth_it {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Takes a packet that another node sent to its leader. Bytes that are no packet are answered with
+    /// `NotAppended`.
+    pub(crate) async fn accept(&self, packet: Bytes) -> Forwarded {
+        if packet::check_packet(&packet).is_err() {
+            return Forwarded::NotAppended;
+        }
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut queue = self.queue.lock();
+            if queue.stopped {
+                return Forwarded::NotAppended;
+            }
+            queue.waiting += packet::proposals_of(&packet);
+            queue.incoming.push_back(Incoming { packet, answer });
+        }
+        self.wake.notify_one();
+        answered.await.unwrap_or(Forwarded::Unknown)
+    }
+
+    /// In `apply`: who waits for this packet on this node. None for packets of others, and for those that
+    /// were given up.
+    pub(crate) fn applied(&self, id: PacketId) -> Option<Vec<L>> {
+        if id.origin != self.node || id.boot != self.boot {
+            return None;
+        }
+        self.pending.lock().remove(&id.sequence).map(|pending| pending.locals)
+    }
+
+    /// Whether nothing waits and nothing is in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.drafts.is_empty() && queue.retries.is_empty() && self.pending.lock().is_empty()
+    }
+
+    /// Sends what waits, for ever; stopped by dropping it, after `stop`.
+    pub(crate) async fn run(self: Arc<Self>, group: Arc<impl Group>) {
+        loop {
+            let Some(permit) = self.next_permit().await else { return };
+            if group.leader() == Some(self.node) {
+                self.append_next(&group, permit).await;
+                continue;
+            }
+            self.refuse_incoming();
+            match group.leader() {
+                Some(leader) => self.forward_next(&group, leader, permit),
+                None => {
+                    drop(permit);
+                    // Everything waits; `sweep` fails what waits too long.
+                    let _ = tokio::time::timeout(SWEEP, group.leader_changed()).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until there is enough to send and room for an entry in flight.
+    async fn next_permit(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = self.in_flight.clone().acquire_owned().await.ok()?;
+        loop {
+            let wake = self.wake.notified();
+            if self.queue.lock().is_worth_an_entry() {
+                break;
+            }
+            wake.await;
+        }
+        // Whoever is ready to run may have something for this entry.
+        let mut waiting = 0;
+        for _ in 0..GATHER_YIELDS_MAX {
+            let present = self.queue.lock().waiting;
+            if present <= waiting {
+                break;
+            }
+            waiting = present;
+            tokio::task::yield_now().await;
+        }
+        Some(permit)
+    }
+
+    /// Proposals have left the queue for an entry or a leader.
+    fn sent(&self, proposals: usize) {
+        let mut queue = self.queue.lock();
+        queue.peak = (queue.waiting + queue.in_flight).max(queue.peak - queue.peak / 8);
+        queue.waiting = queue.waiting.saturating_sub(proposals);
+        queue.in_flight += proposals;
+    }
+
+    /// They are settled in one way or the other.
+    fn landed(&self, proposals: usize) {
+        self.queue.lock().in_flight -= proposals;
+        self.wake.notify_one();
+    }
+
+    /// The next packet of this node, registered as pending: from here on it may be in a log.
+    fn take_own(&self, term: u64) -> Option<Own> {
+        let mut queue = self.queue.lock();
+        let packed = queue.retries.pop_front().or_else(|| {
+            let draft = queue.drafts.pop_front()?;
+            let sequence = queue.next_sequence;
+            queue.next_sequence += 1;
+            let id = PacketId { origin: self.node, boot: self.boot, sequence };
+            let bytes = Bytes::from(draft.builder.finish(id));
+            queue.waiting_bytes =
+                if queue.drafts.is_empty() { 0 } else { queue.waiting_bytes.saturating_sub(bytes.len()) };
+            self.proposals.fetch_add(draft.locals.len() as u64, std::sync::atomic::Ordering::Relaxed);
+            Some(Packed { sequence, bytes, locals: draft.locals, since: draft.since })
+        })?;
+        let Packed { sequence, bytes, locals, since } = packed;
+        let count = locals.len();
+        self.pending.lock().insert(sequence, Pending { locals, since, term, in_doubt: false });
+        Some(Own { sequence, bytes, count })
+    }
+
+    /// It is in no log: it waits again.
+    fn take_back(&self, sequence: u64, bytes: Bytes) {
+        // Gone when `sweep` has given it up meanwhile.
+        let pending = self.pending.lock().remove(&sequence);
+        if let Some(Pending { locals, since, .. }) = pending {
+            let mut queue = self.queue.lock();
+            queue.waiting += locals.len();
+            queue.retries.push_back(Packed { sequence, bytes, locals, since });
+            drop(queue);
+            self.wake.notify_one();
+        }
+    }
+
+    fn doubt(&self, sequence: u64) {
+        if let Some(pending) = self.pending.lock().get_mut(&sequence) {
+            pending.in_doubt = true;
+        }
+    }
+
+    fn fail(&self, sequence: u64, error: &ProposeError) {
+        let pending = self.pending.lock().remove(&sequence);
+        for local in pending.into_iter().flat_map(|pending| pending.locals) {
+            local.failed(error.clone());
+        }
+    }
+
+    /// As the leader: one entry of this node's next packet and all packets of others that fit.
+    async fn append_next(self: &Arc<Self>, group: &Arc<impl Group>, permit: OwnedSemaphorePermit) {
+        let (term, _) = group.terms();
+        let own = self.take_own(term);
+        let mut payload = Vec::with_capacity(64 + own.as_ref().map_or(0, |own| own.bytes.len()));
+        packet::begin_entry(&mut payload, self.clock.stamp_ms());
+        if let Some(own) = &own {
+            payload.extend_from_slice(&own.bytes);
+        }
+        let mut proposals = own.as_ref().map_or(0, |own| own.count);
+        let mut answers = Vec::new();
+        for incoming in self.take_incoming(payload.len()) {
+            proposals += packet::proposals_of(&incoming.packet);
+            payload.extend_from_slice(&incoming.packet);
+            answers.push(incoming.answer);
+        }
+        if own.is_none() && answers.is_empty() {
+            return;
+        }
+        self.sent(proposals);
+        self.entries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (responder, done) = ProgressResponder::complete_only();
+        if group.append(Payload(payload.into()), responder).await.is_err() {
+            self.settle(own, answers, Forwarded::NotAppended);
+            self.landed(proposals);
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let outcome = match done.await {
+                Ok(Ok(_)) => Forwarded::Applied,
+                Ok(Err(ClientWriteError::ForwardToLeader(_))) => Forwarded::NotAppended,
+                // LogEntryDiscarded, or openraft has stopped.
+                Ok(Err(_)) | Err(_) => Forwarded::Unknown,
+            };
+            this.settle(own, answers, outcome);
+            drop(permit);
+            this.landed(proposals);
+        });
+    }
+
+    /// Other nodes' packets that fit behind `bytes`; one always does when there are few bytes of this node's.
+    fn take_incoming(&self, bytes: usize) -> Vec<Incoming> {
+        let mut room = (2 * self.limits.packet_bytes_max).saturating_sub(bytes);
+        let mut queue = self.queue.lock();
+        let mut taken = Vec::new();
+        while let Some(incoming) = queue.incoming.front() {
+            let is_first = taken.is_empty() && bytes < self.limits.packet_bytes_max;
+            if incoming.packet.len() > room && !is_first {
+                break;
+            }
+            room = room.saturating_sub(incoming.packet.len());
+            taken.extend(queue.incoming.pop_front());
+        }
+        taken
+    }
+
+    fn settle(&self, own: Option<Own>, answers: Vec<oneshot::Sender<Forwarded>>, outcome: Forwarded) {
+        if let Some(Own { sequence, bytes, .. }) = own {
+            match outcome {
+                Forwarded::NotAppended => self.take_back(sequence, bytes),
+                // Applied has answered everybody already, unless a snapshot took the entry's place.
+                Forwarded::Applied | Forwarded::Unknown => self.fail(sequence, &ProposeError::Unknown),
+            }
+        }
+        for answer in answers {
+            // The connection of the peer may be gone.
+            let _ = answer.send(outcome);
+        }
+    }
+
+    fn refuse_incoming(&self) {
+        let incoming = {
+            let mut queue = self.queue.lock();
+            let incoming = std::mem::take(&mut queue.incoming);
+            let proposals: usize =
+                incoming.iter().map(|incoming| packet::proposals_of(&incoming.packet)).sum();
+            queue.waiting = queue.waiting.saturating_sub(proposals);
+            incoming
+        };
+        for incoming in incoming {
+            let _ = incoming.answer.send(Forwarded::NotAppended);
+        }
+    }
+
+    /// As a follower: sends this node's next packet to the leader.
+    fn forward_next(self: &Arc<Self>, group: &Arc<impl Group>, leader: NodeId, permit: OwnedSemaphorePermit) {
+        let (term, _) = group.terms();
+        let Some(Own { sequence, bytes, count }) = self.take_own(term) else { return };
+        self.sent(count);
+        let (this, group) = (self.clone(), group.clone());
+        tokio::spawn(async move {
+            match group.forward(leader, bytes.clone(), this.limits.timeout).await {
+                Ok(Forwarded::Applied) => {}
+                Ok(Forwarded::NotAppended) | Err(CallError::NotSent(_)) => {
+                    // The leader is changing: give the news a moment to arrive before asking again.
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    this.take_back(sequence, bytes);
+                }
+                Ok(Forwarded::Unknown) | Err(CallError::Lost(_)) => this.doubt(sequence),
+            }
+            drop(permit);
+            this.landed(count);
+        });
+    }
+
+    /// Gives up what has waited too long, and what a new leader has settled. Runs for ever.
+    pub(crate) async fn sweep(self: Arc<Self>, group: Arc<impl Group>) {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            let (_, applied_term) = group.terms();
+            self.give_up(self.limits.timeout, applied_term);
+        }
+    }
+
+    fn give_up(&self, timeout: Duration, applied_term: u64) {
+        let mut unknown = Vec::new();
+        self.pending.lock().retain(|_, pending| {
+            let settled = pending.in_doubt && applied_term > pending.term;
+            let keep = !settled && pending.since.elapsed() < timeout;
+            if !keep {
+                unknown.append(&mut pending.locals);
+            }
+            keep
+        });
+        let mut not_applied = Vec::new();
+        {
+            let mut queue = self.queue.lock();
+            queue.retries.retain_mut(|packed| {
+                let keep = packed.since.elapsed() < timeout;
+                if !keep {
+                    not_applied.append(&mut packed.locals);
+                }
+                keep
+            });
+            while queue.drafts.front().is_some_and(|draft| draft.since.elapsed() >= timeout) {
+                let draft = queue.drafts.pop_front().expect("there is a front");
+                not_applied.extend(draft.locals);
+            }
+            if queue.drafts.is_empty() {
+                queue.waiting_bytes = 0;
+            }
+            queue.waiting = queue.waiting.saturating_sub(not_applied.len());
+        }
+        for local in unknown {
+            local.failed(ProposeError::Unknown);
+        }
+        for local in not_applied {
+            local.failed(ProposeError::NotApplied(Unavailable::NoLeader));
+        }
+    }
+
+    /// A snapshot has replaced entries that would have been applied: whoever waited for one of them, and
+    /// nobody can tell who, must not wait for ever.
+    pub(crate) fn skipped(&self) {
+        self.give_up(Duration::ZERO, 0);
+    }
+
+    /// Refuses new proposals from here on and fails those that wait; what is in flight becomes unknown.
+    pub(crate) fn stop(&self) {
+        self.queue.lock().stopped = true;
+        self.in_flight.close();
+        self.refuse_incoming();
+        self.give_up(Duration::ZERO, 0);
+    }
+}

@@ -1,0 +1,114 @@
+//! A node whose pages are unreadable asks its peers for theirs, before it joins consensus. That is safe: its
+//! log and vote are intact, so no promise is forgotten; pages are only a shortened log.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use crate::{
+    Machine,
+    checkpoint::{Checkpointer, Head},
+    codec::{Reader, put_bool, put_bytes},
+    core::{GROUP, PeerTable},
+    net::{frame::Kind, peer::Peer},
+    pages::PageStore,
+    snapshot::{decode_pages, encode_pages, open_store},
+};
+
+const CHUNK_BYTES: usize = 1 << 20;
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A peer that writes checkpoints all the time makes a fetch start over at most this often.
+const ATTEMPTS: usize = 10;
+
+/// The answer to a peer: the head, and pages after the one it names.
+pub(crate) async fn answer<M: Machine>(
+    checkpointer: &Checkpointer<M>,
+    body: &[u8],
+) -> Result<Vec<u8>, String> {
+    let mut reader = Reader::new(body);
+    let continues = reader.bool().map_err(text)?;
+    let after = reader.bytes().map_err(text)?.to_vec();
+    let _shared = checkpointer.in_use.read().await;
+    let store = checkpointer.store();
+    let head = store.head(GROUP).await.map_err(text)?.unwrap_or_default();
+    let after = continues.then_some(after);
+    let pages = store.scan(GROUP, after, CHUNK_BYTES).await.map_err(text)?;
+    let mut out = Vec::new();
+    put_bytes(&mut out, &head);
+    put_bytes(&mut out, &encode_pages(&pages));
+    Ok(out)
+}
+
+/// Fetches a checkpoint of at least `index_min` from any peer into an empty page store at `dir`.
+pub(crate) async fn fetch(
+    table: &Arc<PeerTable>,
+    dir: &Path,
+    cache_bytes: usize,
+    index_min: u64,
+) -> Result<PageStore, String> {
+    let mut reasons = Vec::new();
+    for (id, address) in table.identity.peers() {
+        if id == table.identity.node_id() {
+            continue;
+        }
+        tracing::info!(peer = id, address, "asking a peer for its checkpoint");
+        match fetch_from(&table.at(id, &address), dir, cache_bytes, index_min).await {
+            Ok(store) => return Ok(store),
+            Err(why) => reasons.push(format!("node {id} ({address}): {why}")),
+        }
+    }
+    Err(if reasons.is_empty() { "no peers are known".into() } else { reasons.join("; ") })
+}
+
+async fn fetch_from(
+    peer: &Peer,
+    dir: &Path,
+    cache_bytes: usize,
+    index_min: u64,
+) -> Result<PageStore, String> {
+    for _ in 0..ATTEMPTS {
+        match tokio::fs::remove_dir_all(dir).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(text(error)),
+            _ => {}
+        }
+        let store = open_store(dir.to_owned(), cache_bytes).await.map_err(text)?;
+        if copy(peer, &store, index_min).await? {
+            return Ok(store);
+        }
+        store.close();
+    }
+    Err("it writes checkpoints faster than they can be read".into())
+}
+
+/// False when the peer's checkpoint changed on the way.
+async fn copy(peer: &Peer, store: &PageStore, index_min: u64) -> Result<bool, String> {
+    let mut first_head: Option<Vec<u8>> = None;
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let mut request = Vec::new();
+        put_bool(&mut request, after.is_some());
+        put_bytes(&mut request, after.as_deref().unwrap_or_default());
+        let answer = peer.call(Kind::FetchPages, GROUP, &request, CALL_TIMEOUT).await.map_err(text)?;
+        let mut reader = Reader::new(&answer);
+        let head = reader.bytes().map_err(text)?.to_vec();
+        let pages = decode_pages(reader.bytes().map_err(text)?).map_err(text)?;
+        let expected = first_head.get_or_insert_with(|| head.clone());
+        if *expected != head {
+            return Ok(false);
+        }
+        if after.is_none() {
+            let index = if head.is_empty() { 0 } else { Head::decode(&head).map_err(text)?.index() };
+            if index < index_min || index == 0 {
+                return Err(format!("its checkpoint is at {index}, the log here begins after {index_min}"));
+            }
+        }
+        let Some(last) = pages.last().map(|page| page.id.clone()) else {
+            store.commit(GROUP, head).await.map_err(text)?;
+            return Ok(true);
+        };
+        after = Some(last);
+        store.write(GROUP, pages).await.map_err(text)?;
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

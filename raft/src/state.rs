@@ -1,0 +1,219 @@
+//! openraft's state machine over [`Machine`]: applies entries, keeps what a checkpoint has to say of the log
+//! (last applied entry, membership), and answers snapshot requests with the last durable checkpoint.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures::{Stream, StreamExt};
+use openraft::{
+    EntryPayload,
+    storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine},
+    type_config::alias::{SnapshotMetaOf, SnapshotOf},
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::{
+    Batch, Machine, Proposal,
+    checkpoint::Checkpointer,
+    clock::Clock,
+    packet::{self, Packet},
+    propose::Proposer,
+    snapshot::SnapshotData,
+    types::{Applied, Entry, LogId, StoredMembership, TypeConfig},
+};
+
+pub(crate) type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
+
+/// What has been applied: everything of the state that is not the machine's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    pub last: Option<LogId>,
+    pub membership: StoredMembership,
+}
+
+/// Applies entries on one node. Shared by openraft's worker, the checkpointer and the readers.
+pub(crate) struct Applier<M: Machine> {
+    pub machine: Arc<M>,
+    pub clock: Arc<Clock>,
+    pub proposer: Arc<Proposer<M::Local>>,
+    /// Locked while the machine changes, so that a checkpoint sees both as of one entry.
+    progress: Mutex<Progress>,
+    applied_index: watch::Sender<u64>,
+    applied_term: AtomicU64,
+    /// Payload bytes applied since the start.
+    pub bytes: AtomicU64,
+    pub entries: AtomicU64,
+}
+
+impl<M: Machine> Applier<M> {
+    pub(crate) fn new(
+        machine: Arc<M>,
+        clock: Arc<Clock>,
+        proposer: Arc<Proposer<M::Local>>,
+        progress: Progress,
+    ) -> Applier<M> {
+        let index = progress.last.map_or(0, |id| id.index);
+        let term = progress.last.map_or(0, |id| id.committed_leader_id().term);
+        Applier {
+            machine,
+            clock,
+            proposer,
+            progress: Mutex::new(progress),
+            applied_index: watch::Sender::new(index),
+            applied_term: AtomicU64::new(term),
+            bytes: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn index(&self) -> u64 {
+        *self.applied_index.borrow()
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.applied_term.load(Ordering::Acquire)
+    }
+
+    /// Waits until `index` is applied.
+    pub(crate) async fn wait(&self, index: u64) {
+        if self.index() < index {
+            let mut applied = self.applied_index.subscribe();
+            // The sender lives in `self`.
+            let _ = applied.wait_for(|applied| *applied >= index).await;
+        }
+    }
+
+    /// Changes, and notices, whenever an entry is applied.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.applied_index.subscribe()
+    }
+
+    /// Runs `step` while nothing is applied.
+    pub(crate) fn paused<R>(&self, step: impl FnOnce(&M, &Progress) -> R) -> R {
+        let progress = self.progress.lock();
+        step(&self.machine, &progress)
+    }
+
+    fn apply(&self, entry: Entry) {
+        let mut progress = self.progress.lock();
+        match &entry.payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Membership(membership) => {
+                progress.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+            }
+            EntryPayload::Normal(payload) => self.apply_payload(entry.log_id.index, &payload.0),
+        }
+        progress.last = Some(entry.log_id);
+        drop(progress);
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.moved_to(&entry.log_id);
+    }
+
+    fn moved_to(&self, last: &LogId) {
+        self.applied_term.store(last.committed_leader_id().term, Ordering::Release);
+        self.applied_index.send_replace(last.index);
+    }
+
+    fn apply_payload(&self, index: u64, payload: &[u8]) {
+        // The leader framed it and the log's CRC guards it: nothing may be guessed here.
+        let (stamp_ms, packets) = packet::entry(payload)
+            .unwrap_or_else(|error| panic!("log entry {index} is not an entry of this version: {error}"));
+        self.clock.observe_ms(stamp_ms);
+        self.bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        let proposals = packets.into_iter().flat_map(|packet| self.with_locals(packet)).collect();
+        self.machine.apply(Batch { index, stamp_ms, proposals });
+    }
+
+    fn with_locals<'a>(&self, packet: Packet<'a>) -> impl Iterator<Item = Proposal<'a, M::Local>> {
+        let mut locals = self.proposer.applied(packet.id).into_iter().flatten();
+        packet.map(move |bytes| Proposal { bytes, local: locals.next() })
+    }
+
+    /// A new state was loaded into the machine.
+    pub(crate) fn replaced(&self, progress: Progress) {
+        *self.progress.lock() = progress.clone();
+        if let Some(last) = &progress.last {
+            self.moved_to(last);
+        }
+        self.proposer.skipped();
+    }
+}
+
+/// The adapter that openraft owns.
+pub(crate) struct StateMachine<M: Machine> {
+    pub applier: Arc<Applier<M>>,
+    pub checkpointer: Arc<Checkpointer<M>>,
+}
+
+impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = LastCheckpoint;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok(self.applier.paused(|_, progress| (progress.last, progress.membership.clone())))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
+    {
+        while let Some(entry) = entries.next().await {
+            let (entry, responder) = entry?;
+            self.applier.apply(entry);
+            if let Some(responder) = responder {
+                responder.send(Applied);
+            }
+        }
+        self.checkpointer.consider();
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> LastCheckpoint {
+        LastCheckpoint(self.checkpointer.last())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        _meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
+        match snapshot {
+            SnapshotData::Received(received) => {
+                self.checkpointer.install(received).await.map_err(io::Error::other)
+            }
+            SnapshotData::LastCheckpoint => {
+                Err(io::Error::other("a snapshot without content cannot be installed"))
+            }
+        }
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
+        let meta = self.checkpointer.last();
+        Ok(meta
+            .last_log_id
+            .is_some()
+            .then(|| SnapshotOf::<TypeConfig, SnapshotData> { meta, snapshot: SnapshotData::LastCheckpoint }))
+    }
+}
+
+/// "Builds" a snapshot by naming the last durable checkpoint; its bytes are made when a peer needs them.
+pub(crate) struct LastCheckpoint(SnapshotMeta);
+
+impl RaftSnapshotBuilder<TypeConfig> for LastCheckpoint {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotData>, io::Error> {
+        Ok(SnapshotOf::<TypeConfig, SnapshotData> {
+            meta: self.0.clone(),
+            snapshot: SnapshotData::LastCheckpoint,
+        })
+    }
+}

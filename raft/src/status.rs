@@ -1,0 +1,116 @@
+//! What a node tells of itself and of its group.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+
+use crate::{NodeId, Unavailable};
+
+/// What a read must guarantee.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadLevel {
+    /// Sees every write acknowledged before the read began, by any node.
+    Linearizable,
+    /// The local state as it is.
+    Stale,
+}
+
+/// A node's part in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Role {
+    Leader,
+    Follower,
+    Candidate,
+    Learner,
+    /// Not part of a cluster yet, or stopped.
+    None,
+}
+
+/// One member as this node knows it.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its id.
+    pub id: NodeId,
+    /// Whether it votes; else it is a learner.
+    pub voter: bool,
+    /// Where its peers reach it.
+    pub peer: String,
+    /// The other addresses it published.
+    pub endpoints: BTreeMap<String, String>,
+    /// The last log index known to be on it; only the leader knows.
+    pub matched_index: Option<u64>,
+    /// Milliseconds since it last answered; only the leader knows.
+    pub last_contact_ms: Option<u64>,
+}
+
+/// A node's view of itself and the group, at one moment.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// 32 hex digits, made when the cluster was formed; None before.
+    pub cluster_id: Option<String>,
+    /// This node.
+    pub node_id: NodeId,
+    /// Its role.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// The leader it knows of.
+    pub leader_id: Option<NodeId>,
+    /// The last entry in its log.
+    pub last_log_index: u64,
+    /// The last entry it knows to be on a majority.
+    pub committed_index: u64,
+    /// The last entry it applied.
+    pub applied_index: u64,
+    /// The last entry in its last durable checkpoint.
+    pub checkpoint_index: u64,
+    /// The last entry removed from its log.
+    pub purged_index: u64,
+    /// All members.
+    pub members: Vec<Member>,
+    /// None when the node can serve linearizable requests; else why not.
+    pub not_ready: Option<String>,
+    /// The log clock, estimated at this moment, in milliseconds since the Unix epoch.
+    pub clock_ms: u64,
+}
+
+/// Counters since the start, for metrics. All monotonic but the last two.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub log_fsyncs: u64,
+    pub log_fsync_us_total: u64,
+    pub log_bytes_written: u64,
+    pub entries_proposed: u64,
+    pub proposals: u64,
+    pub read_rounds: u64,
+    pub entries_applied: u64,
+    pub checkpoints: u64,
+    pub checkpoint_pages_written: u64,
+    pub snapshots_sent: u64,
+    pub snapshots_installed: u64,
+    pub leader_changes: u64,
+    pub log_bytes_since_checkpoint: u64,
+    pub log_segments: u64,
+}
+
+/// Why an administrative request was not carried out.
+#[derive(Clone, Debug, Error)]
+pub enum AdminError {
+    /// It would be unsafe, or another change is under way. Nothing was changed.
+    #[error("{0}")]
+    Conflict(String),
+    /// No such member.
+    #[error("{0}")]
+    NotFound(String),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The group cannot do it at present.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// It was begun and its outcome is not known.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+}

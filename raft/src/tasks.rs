@@ -1,0 +1,126 @@
+//! What a running node does by itself: follows the leadership, promotes learners, publishes its addresses,
+//! lets keys die on time, and watches its disk.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use openraft::async_runtime::watch::WatchReceiver;
+
+use crate::{Machine, core::Core};
+
+/// How often slow affairs are looked at.
+const UPKEEP: Duration = Duration::from_millis(100);
+
+/// How late a key may die on an idle cluster.
+const DEADLINE_CHECK_MS: u64 = 50;
+
+/// Follows openraft's view of leader, role and membership.
+pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
+    let mut metrics = core.raft.server_metrics();
+    let mut leader = None;
+    let mut members = None;
+    loop {
+        {
+            let present = metrics.borrow_watched();
+            if leader != present.current_leader {
+                leader = present.current_leader;
+                match leader {
+                    Some(leader) => {
+                        tracing::info!(leader, term = present.vote.leader_id.term, "there is a leader")
+                    }
+                    None => tracing::info!(term = present.vote.leader_id.term, "there is no leader"),
+                }
+                core.leader_changes.fetch_add(u64::from(leader.is_some()), Ordering::Relaxed);
+                core.caught_up.store(false, Ordering::Release);
+                core.leader.send_replace(leader);
+            }
+            if members.as_ref() != Some(&present.membership_config) {
+                members = Some(present.membership_config.clone());
+                let nodes = present.membership_config.membership().nodes();
+                if let Err(error) = core.identity.learn_members(nodes.map(|(id, node)| (*id, node))) {
+                    tracing::warn!(%error, "the members' addresses could not be saved");
+                }
+            }
+        }
+        core.changes.send_modify(|count| *count += 1);
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Membership upkeep and readiness.
+pub(crate) async fn upkeep<M: Machine>(core: Arc<Core<M>>, peer_address: String) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        if core.leader.borrow().is_none() {
+            continue;
+        }
+        if !core.caught_up.load(Ordering::Acquire)
+            && let Ok(index) = core.reads.join().await
+        {
+            core.applier.wait(index).await;
+            core.caught_up.store(true, Ordering::Release);
+            core.changes.send_modify(|count| *count += 1);
+        }
+        core.publish_self(&peer_address).await;
+        if core.is_leader() {
+            core.promote_learner().await;
+        }
+    }
+}
+
+/// As the leader: proposes a tick when something is due to die and nobody proposes anything.
+pub(crate) async fn tick_for_deadlines<M: Machine>(core: Arc<Core<M>>) {
+    loop {
+        let mut wait_ms = DEADLINE_CHECK_MS;
+        if core.is_leader()
+            && let Some(deadline_ms) = core.applier.machine.next_deadline_ms()
+        {
+            let now_ms = core.clock.estimate_ms();
+            if now_ms > deadline_ms {
+                // Without a majority nothing dies; tried again.
+                let _ = core.ticks.join().await;
+                wait_ms = 1;
+            } else {
+                wait_ms = (deadline_ms - now_ms + 1).min(DEADLINE_CHECK_MS);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    }
+}
+
+/// Heartbeats do not touch the disk, so a leader whose disk has stalled would stay leader and serve nobody:
+/// it hands over, and if nobody takes over it falls silent, so that the others elect.
+pub(crate) async fn watch_disk<M: Machine>(core: Arc<Core<M>>) {
+    let stall = Duration::from_millis(core.config.disk_stall_ms);
+    let mut silent = false;
+    loop {
+        tokio::time::sleep(stall / 8).await;
+        let stalled_for = core.log.stats().fsync_in_progress_since.map(|since| since.elapsed());
+        match stalled_for {
+            Some(time) if time > stall && core.is_leader() => {
+                if time > 2 * stall && !silent {
+                    tracing::error!("the disk has not answered for {time:?}: this leader falls silent");
+                    core.raft.runtime_config().heartbeat(false);
+                    silent = true;
+                } else if let Some(successor) = core.successor() {
+                    tracing::error!(
+                        successor,
+                        "the disk has not answered for {time:?}: handing the leadership over"
+                    );
+                    // A failure shows in the next round.
+                    let _ = core.raft.trigger().transfer_leader(successor).await;
+                }
+            }
+            None if silent => {
+                tracing::warn!("the disk answers again");
+                core.raft.runtime_config().heartbeat(true);
+                silent = false;
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Whole nodes in one process: election, transfer, partition, lagging follower, snapshot under load, restart,
+//! membership. What must hold stands in each test's name.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use kvorum_raft::{AdminError, ProposeError, ReadLevel, Unavailable};
+use support::{
+    Cluster,
+    counter::{propose, propose_all},
+    eventually, name,
+};
+
+fn plain(_: &mut kvorum_raft::NodeConfig) {}
+
+/// Checkpoints all the time, and keeps nothing behind them.
+fn small_checkpoints(config: &mut kvorum_raft::NodeConfig) {
+    config.checkpoint_log_bytes = 32 << 10;
+    config.log_segment_bytes = 64 << 10;
+    config.log_entries_kept = 50;
+    config.entry_proposals_max = 4;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_takes_writes_and_linearizable_reads() {
+    let cluster = Cluster::start(3, plain).await;
+    for (id, (node, _)) in &cluster.nodes {
+        assert_eq!(propose(node, 7, 1).await, Ok(*id), "by node {id}");
+        for (other, (reader, machine)) in &cluster.nodes {
+            reader.barrier(ReadLevel::Linearizable).await.unwrap();
+            assert!(machine.get(7) >= *id, "node {other} must see what node {id} has written");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_can_be_handed_to_each_node() {
+    let cluster = Cluster::start(3, plain).await;
+    for to in [1, 2, 3, 1] {
+        let asked = cluster.follower().await;
+        cluster.node(asked).transfer_leader(to).await.unwrap();
+        assert_eq!(cluster.leader().await, to);
+        propose(cluster.node(asked), 1, 1).await.unwrap();
+    }
+    assert!(matches!(cluster.node(1).transfer_leader(9).await, Err(AdminError::NotFound(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_cut_off_serves_nobody_and_loses_nothing_acknowledged() {
+    let cluster = Cluster::start(3, |config| config.request_timeout_ms = 1500).await;
+    let old = cluster.leader().await;
+    propose(cluster.node(old), 1, 1).await.unwrap();
+    let others: Vec<String> = (1..=3).filter(|id| *id != old).map(name).collect();
+    cluster.network.isolate(&name(old), &others.iter().map(String::as_str).collect::<Vec<_>>());
+    let (write, read) =
+        tokio::join!(propose(cluster.node(old), 1, 10), cluster.node(old).barrier(ReadLevel::Linearizable),);
+    assert_eq!(write, Err(ProposeError::Unknown), "it went into the old leader's log");
+    assert!(read.is_err());
+    let new = eventually("a new leader", async || {
+        let found = cluster
+            .nodes
+            .iter()
+            .find(|(id, (node, _))| **id != old && node.status().role == kvorum_raft::Role::Leader);
+        found.map(|(id, _)| *id)
+    })
+    .await;
+    assert_eq!(propose(cluster.node(new), 1, 100).await, Ok(101));
+    cluster.network.heal();
+    cluster.converge().await;
+    assert_eq!(cluster.machine(old).get(1), 101, "the write of the cut-off leader was discarded");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_nothing_is_applied() {
+    let mut cluster = Cluster::start(3, |config| config.request_timeout_ms = 1000).await;
+    let leader = cluster.leader().await;
+    for id in (1..=3).filter(|id| *id != leader) {
+        cluster.stop_node(id).await;
+    }
+    assert_eq!(propose(cluster.node(leader), 1, 1).await, Err(ProposeError::Unknown));
+    assert!(matches!(
+        cluster.node(leader).barrier(ReadLevel::Linearizable).await,
+        Err(Unavailable::NoQuorum | Unavailable::NoLeader)
+    ));
+    eventually("the leader to step back or a proposal to be refused", async || {
+        propose(cluster.node(leader), 1, 1).await.is_err().then_some(())
+    })
+    .await;
+    assert_eq!(cluster.machine(leader).get(1), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_missed_purged_entries_gets_a_snapshot_under_load() {
+    let mut cluster = Cluster::start(3, small_checkpoints).await;
+    let lagging = cluster.follower().await;
+    cluster.stop_node(lagging).await;
+    let leader = cluster.leader().await;
+    propose_all(cluster.node(leader), 0..6000).await;
+    eventually("the log to be purged", async || {
+        (cluster.node(leader).status().purged_index > 100).then_some(())
+    })
+    .await;
+    cluster.start_node(lagging, None).await;
+    propose_all(cluster.node(leader), 5000..7000).await;
+    cluster.converge().await;
+    assert!(cluster.node(lagging).counters().snapshots_installed >= 1, "it must have needed one");
+    // And it stands on its own feet after a restart.
+    cluster.stop_node(lagging).await;
+    cluster.start_node(lagging, None).await;
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_restart_and_find_everything() {
+    let mut cluster = Cluster::start(3, small_checkpoints).await;
+    for round in 1..=3 {
+        let leader = cluster.leader().await;
+        propose_all(cluster.node(leader), (0..300).map(|number| number % 40)).await;
+        let expected = cluster.machine(leader).counts();
+        assert_eq!(expected.values().sum::<u64>(), round * 300);
+        for id in 1..=3 {
+            cluster.stop_node(id).await;
+        }
+        for id in 1..=3 {
+            cluster.start_node(id, None).await;
+        }
+        cluster.converge().await;
+        let leader = cluster.leader().await;
+        assert_eq!(cluster.machine(leader).counts(), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unreadable_pages_are_fetched_from_a_peer() {
+    let mut cluster = Cluster::start(3, small_checkpoints).await;
+    let leader = cluster.leader().await;
+    propose_all(cluster.node(leader), (0..8000).map(|number| number % 1000)).await;
+    let victim = cluster.follower().await;
+    eventually("the victim's log to be purged", async || {
+        (cluster.node(victim).status().purged_index > 0).then_some(())
+    })
+    .await;
+    cluster.stop_node(victim).await;
+    let pages = cluster.dir_of(victim).join("pages");
+    for file in walk(&pages) {
+        std::fs::write(&file, b"not what was there").unwrap();
+    }
+    cluster.start_node(victim, None).await;
+    cluster.converge().await;
+    let aside = std::fs::read_dir(cluster.dir_of(victim)).unwrap();
+    let aside =
+        aside.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("unreadable"));
+    assert_eq!(aside.count(), 1, "the damaged directory is kept");
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.append(&mut walk(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_join_vote_and_leave() {
+    let mut cluster = Cluster::start(1, small_checkpoints).await;
+    propose_all(cluster.node(1), (0..3000).map(|number| number % 100)).await;
+    for id in [2, 3] {
+        cluster.start_node(id, None).await;
+        let asked = cluster.leader().await;
+        // Members publish their addresses and are promoted meanwhile: an operator is not told to come again.
+        cluster.node(asked).add_member(id, name(id)).await.unwrap();
+        eventually("the learner to vote", async || {
+            cluster
+                .node(1)
+                .status()
+                .members
+                .iter()
+                .any(|member| member.id == id && member.voter)
+                .then_some(())
+        })
+        .await;
+    }
+    cluster.converge().await;
+    assert!(matches!(
+        cluster.node(2).add_member(3, "elsewhere:1".into()).await,
+        Err(AdminError::Conflict(_))
+    ));
+    cluster.node(3).remove_member(1).await.unwrap();
+    cluster.stop_node(1).await;
+    let leader = cluster.leader().await;
+    assert_ne!(leader, 1);
+    propose(cluster.node(leader), 1, 1).await.unwrap();
+    let other = 5 - leader;
+    cluster.stop_node(other).await;
+    eventually("the loss to be noticed", async || {
+        let members = cluster.node(leader).status().members;
+        members.iter().any(|member| member.last_contact_ms.is_none_or(|age_ms| age_ms > 1500)).then_some(())
+    })
+    .await;
+    let refused = cluster.node(leader).remove_member(leader).await;
+    assert!(matches!(refused, Err(AdminError::Conflict(_))), "nobody would be left to lead: {refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_refuses_connections_is_asked_with_pauses() {
+    let mut cluster = Cluster::start(3, plain).await;
+    let gone = cluster.follower().await;
+    cluster.stop_node(gone).await;
+    let leader = cluster.leader().await;
+    propose(cluster.node(leader), 1, 1).await.unwrap();
+    let before = cluster.network.attempts(&name(gone));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let attempts = cluster.network.attempts(&name(gone)) - before;
+    // Heartbeats, entries and the search for a vote, each a few times a second.
+    assert!(attempts < 200, "{attempts} in a second");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_members_is_refused_while_one_is_under_way() {
+    let cluster = Cluster::start(3, |config| config.request_timeout_ms = 1000).await;
+    cluster.know_each_other().await;
+    let old = cluster.leader().await;
+    let others: Vec<String> = (1..=3).filter(|id| *id != old).map(name).collect();
+    cluster.network.isolate(&name(old), &others.iter().map(String::as_str).collect::<Vec<_>>());
+    // Cut off, the first one cannot end.
+    let node = cluster.node(old);
+    let (first, second) = tokio::join!(node.add_member(4, name(4)), node.add_member(5, name(5)));
+    assert!(matches!(second, Err(AdminError::Conflict(_))), "{second:?}");
+    assert!(!matches!(first, Ok(()) | Err(AdminError::Conflict(_))), "{first:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lost_its_disk_is_refused() {
+    let mut cluster = Cluster::start(3, plain).await;
+    let leader = cluster.leader().await;
+    propose(cluster.node(leader), 1, 1).await.unwrap();
+    let victim = cluster.follower().await;
+    cluster.know_each_other().await;
+    cluster.stop_node(victim).await;
+    std::fs::remove_dir_all(cluster.dir_of(victim)).unwrap();
+    cluster.start_node(victim, Some((1..=3).map(|id| (id, name(id))).collect())).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let status = cluster.node(victim).status();
+    assert_eq!(status.cluster_id, None, "it must not become part of the cluster again");
+    assert_eq!(status.last_log_index, 0);
+    assert!(status.not_ready.is_some());
+}
