@@ -1,0 +1,114 @@
+//! The JSON of the HTTP API, as it is written and as the operator's verbs read it.
+
+use std::collections::BTreeMap;
+
+use kvorum_raft::{NodeId, Status};
+use serde::{Deserialize, Serialize};
+
+use crate::session::role_name;
+
+/// `GET /v1/cluster`: this node, and the group as it sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Cluster {
+    pub cluster_id: Option<String>,
+    pub node_id: NodeId,
+    /// `leader`, `follower`, `candidate`, `learner` or `none`.
+    pub role: String,
+    pub term: u64,
+    pub leader_id: Option<NodeId>,
+    pub last_log_index: u64,
+    pub committed_index: u64,
+    pub applied_index: u64,
+    pub checkpoint_index: u64,
+    pub purged_index: u64,
+    pub members: Vec<Member>,
+}
+
+/// A member in it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Member {
+    /// Its id.
+    pub id: NodeId,
+    /// `voter` or `learner`.
+    pub role: String,
+    /// By name: `peer`, `resp`, `http`.
+    pub addresses: BTreeMap<String, String>,
+    /// The last log index known to be on it; null but at the leader.
+    pub matched_index: Option<u64>,
+    /// Milliseconds since it last answered; null but at the leader.
+    pub last_contact_ms: Option<u64>,
+}
+
+impl From<Status> for Cluster {
+    fn from(status: Status) -> Cluster {
+        Cluster {
+            cluster_id: status.cluster_id,
+            node_id: status.node_id,
+            role: role_name(status.role).to_owned(),
+            term: status.term,
+            leader_id: status.leader_id,
+            last_log_index: status.last_log_index,
+            committed_index: status.committed_index,
+            applied_index: status.applied_index,
+            checkpoint_index: status.checkpoint_index,
+            purged_index: status.purged_index,
+            members: status.members.into_iter().map(Member::from).collect(),
+        }
+    }
+}
+
+impl From<kvorum_raft::Member> for Member {
+    fn from(member: kvorum_raft::Member) -> Member {
+        let mut addresses = member.endpoints;
+        // What else a node publishes is not for operators.
+        addresses.retain(|name, _| matches!(name.as_str(), "resp" | "http"));
+        addresses.insert("peer".to_owned(), member.peer);
+        Member {
+            id: member.id,
+            role: if member.voter { "voter" } else { "learner" }.to_owned(),
+            addresses,
+            matched_index: member.matched_index,
+            last_contact_ms: member.last_contact_ms,
+        }
+    }
+}
+
+/// `POST /v1/cluster/members`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewMember {
+    /// Its id, never used before.
+    pub id: NodeId,
+    /// Where its peers reach it.
+    pub peer: String,
+}
+
+/// `POST /v1/cluster/leader`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewLeader {
+    /// The voter that is to lead.
+    pub id: NodeId,
+}
+
+/// `POST /v1/checkpoint`'s answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The last log index in it.
+    pub checkpoint_index: u64,
+}
+
+/// What went wrong: RFC 9457, `application/problem+json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// A stable name of the kind of problem.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// This very case in words.
+    pub detail: String,
+}

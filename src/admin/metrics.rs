@@ -1,0 +1,208 @@
+//! Metrics in OpenMetrics text. Everything is counted elsewhere, as plain numbers; here they get names, when
+//! somebody asks. Everything about a group carries its label.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use kvorum_raft::Role;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text::encode},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::{Registry, Unit},
+};
+
+use crate::session::{
+    Shared, cpu_seconds, resident_bytes,
+    stats::{BUCKETS_US, Counted},
+    table,
+};
+
+/// There is one group.
+const GROUP: [(&str, &str); 1] = [("group", "0")];
+
+/// All metrics at this moment.
+pub(super) fn text(shared: Arc<Shared>) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Collected(shared)));
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = encode(&mut out, &registry);
+    out
+}
+
+struct Collected(Arc<Shared>);
+
+impl std::fmt::Debug for Collected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Collected")
+    }
+}
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.group(&mut encoder)?;
+        self.front(&mut encoder)?;
+        self.commands(&mut encoder)
+    }
+}
+
+impl Collected {
+    fn group(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let status = self.0.router.status();
+        let role = match status.role {
+            Role::None => 0,
+            Role::Learner => 1,
+            Role::Follower => 2,
+            Role::Candidate => 3,
+            Role::Leader => 4,
+        };
+        let gauges = [
+            ("role", "0 none, 1 learner, 2 follower, 3 candidate, 4 leader", role),
+            (
+                "ready",
+                "Whether this node serves linearizable requests",
+                u64::from(status.not_ready.is_none()),
+            ),
+            ("term", "Raft term", status.term),
+            ("leader_id", "The leader this node knows, 0 if none", status.leader_id.unwrap_or(0)),
+            ("last_log_index", "The last entry in the log", status.last_log_index),
+            ("committed_index", "The last entry known to be on a majority", status.committed_index),
+            ("applied_index", "The last entry applied", status.applied_index),
+            ("checkpoint_index", "The last entry in the last durable checkpoint", status.checkpoint_index),
+            ("purged_index", "The last entry removed from the log", status.purged_index),
+            ("members", "Members of the group", status.members.len() as u64),
+        ];
+        for (name, help, value) in gauges {
+            in_group(encoder, &format!("kvorum_raft_{name}"), help, &ConstGauge::new(value as i64))?;
+        }
+        let counters = self.0.router.node().counters();
+        let totals = [
+            ("log_fsyncs", "Syncs of the log", counters.log_fsyncs),
+            ("log_fsync_microseconds", "Time in syncs of the log", counters.log_fsync_us_total),
+            ("log_written_bytes", "Bytes written to the log", counters.log_bytes_written),
+            ("entries_proposed", "Entries that this node proposed", counters.entries_proposed),
+            ("proposals", "Pipelines that this node proposed", counters.proposals),
+            ("read_rounds", "Rounds that confirmed the leader for reads", counters.read_rounds),
+            ("entries_applied", "Entries applied", counters.entries_applied),
+            ("checkpoints", "Checkpoints written", counters.checkpoints),
+            ("checkpoint_pages_written", "Pages written by checkpoints", counters.checkpoint_pages_written),
+            ("snapshots_sent", "Snapshots sent to other members", counters.snapshots_sent),
+            ("snapshots_installed", "Snapshots installed here", counters.snapshots_installed),
+            ("leader_changes", "Changes of the leader seen", counters.leader_changes),
+        ];
+        for (name, help, value) in totals {
+            in_group(encoder, &format!("kvorum_raft_{name}"), help, &ConstCounter::new(value))?;
+        }
+        for (name, help, value) in [
+            (
+                "log_since_checkpoint_bytes",
+                "Log since the last checkpoint",
+                counters.log_bytes_since_checkpoint,
+            ),
+            ("log_segments", "Segments of the log", counters.log_segments),
+        ] {
+            in_group(encoder, &format!("kvorum_raft_{name}"), help, &ConstGauge::new(value as i64))?;
+        }
+        Ok(())
+    }
+
+    fn front(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let shared = &self.0;
+        let stats = &shared.stats;
+        let gauges = [
+            ("kvorum_clients", "Connected clients", shared.clients.len() as u64),
+            ("kvorum_clients_max", "The most clients allowed", shared.settings.clients_max() as u64),
+            ("process_resident_memory_bytes", "Resident memory", resident_bytes()),
+            ("kvorum_uptime_seconds", "Time since the start", shared.started.elapsed().as_secs()),
+        ];
+        for (name, help, value) in gauges {
+            plain(encoder, name, help, &ConstGauge::new(value as i64))?;
+        }
+        let counters = [
+            ("kvorum_connections", "Connections accepted", &stats.connections),
+            ("kvorum_connections_refused", "Connections refused", &stats.connections_refused),
+            ("kvorum_received_bytes", "Bytes received from clients", &stats.bytes_in),
+            ("kvorum_sent_bytes", "Bytes sent to clients", &stats.bytes_out),
+            ("kvorum_protocol_errors", "Clients that broke the protocol", &stats.protocol_errors),
+        ];
+        for (name, help, value) in counters {
+            plain(encoder, name, help, &ConstCounter::new(value.load(Relaxed)))?;
+        }
+        let (user, system) = cpu_seconds();
+        plain(encoder, "process_cpu_seconds", "Processor time", &ConstCounter::new(user + system))?;
+        let mut keyspace =
+            encoder.encode_descriptor("kvorum_keys", "Keys by database", None, MetricType::Gauge)?;
+        for (db, keys, _) in shared.router.database_sizes() {
+            let labels = [("group", "0".to_owned()), ("db", db.to_string())];
+            ConstGauge::new(keys as i64).encode(keyspace.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn commands(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let counted: Vec<_> = table::rows()
+            .iter()
+            .map(|row| (row, row.counters.read()))
+            .filter(|(_, counted)| counted.calls > 0)
+            .collect();
+        let help = "Time from a command's arrival to its reply; the commands of a pipeline share it";
+        let mut seconds =
+            encoder.encode_descriptor("kvorum_command", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for (row, counted) in &counted {
+            let labels = [("group", "0"), ("command", row.name.as_str())];
+            Latency(counted).encode(seconds.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// A command's buckets.
+struct Latency<'a>(&'a Counted);
+
+impl EncodeMetric for Latency<'_> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let bounds = BUCKETS_US.iter().map(|&us| us as f64 / 1e6).chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.0.buckets).collect();
+        let total = self.0.buckets.iter().sum();
+        encoder.encode_histogram::<[(&str, &str); 0]>(self.0.us_total as f64 / 1e6, total, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+fn in_group(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &dyn Encode,
+) -> Result<(), std::fmt::Error> {
+    let mut descriptor = encoder.encode_descriptor(name, help, None, metric.kind())?;
+    metric.put(descriptor.encode_family(&GROUP)?)
+}
+
+fn plain(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &dyn Encode,
+) -> Result<(), std::fmt::Error> {
+    metric.put(encoder.encode_descriptor(name, help, None, metric.kind())?)
+}
+
+/// [`EncodeMetric`] as an object.
+trait Encode {
+    fn put(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error>;
+    fn kind(&self) -> MetricType;
+}
+
+impl<M: EncodeMetric> Encode for M {
+    fn put(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.encode(encoder)
+    }
+
+    fn kind(&self) -> MetricType {
+        self.metric_type()
+    }
+}

@@ -1,0 +1,169 @@
+//! The HTTP API for operators and their tools: health, metrics, members. Any member answers; what only the
+//! leader can do, the node forwards. Says what is wrong as RFC 9457 problem details.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use kvorum_raft::{AdminError, NodeId};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::session::Shared;
+
+pub mod api;
+pub mod join;
+mod metrics;
+
+use api::{Checkpoint, Cluster, NewLeader, NewMember, Problem};
+
+/// Serves the API until `stop` says so.
+pub async fn serve(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    body_bytes_max: usize,
+    stop: watch::Receiver<bool>,
+) {
+    let app = routes(shared).layer(DefaultBodyLimit::max(body_bytes_max));
+    let stopped = async move {
+        let mut stop = stop;
+        // The sender is gone when the process ends anyway.
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
+        tracing::error!(%error, "the admin API has ended");
+    }
+}
+
+fn routes(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/v1/cluster", get(cluster))
+        .route("/v1/cluster/members", post(add_member))
+        .route("/v1/cluster/members/{id}", delete(remove_member))
+        .route("/v1/cluster/leader", post(transfer_leader))
+        .route("/v1/checkpoint", post(checkpoint))
+        .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is no such resource"))
+        .method_not_allowed_fallback(async || {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method")
+        })
+        .with_state(shared)
+}
+
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.router.status().not_ready {
+        None => "ready\n".into_response(),
+        Some(why) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+    }
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    ([(CONTENT_TYPE, content_type)], metrics::text(shared)).into_response()
+}
+
+async fn cluster(State(shared): State<Arc<Shared>>) -> Json<Cluster> {
+    Json(shared.router.status().into())
+}
+
+async fn add_member(
+    State(shared): State<Arc<Shared>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let member: NewMember = json_of(body)?;
+    let is_address = member
+        .peer
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if member.id == 0 || !is_address {
+        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "id is from 1 on and peer is HOST:PORT"));
+    }
+    shared.router.node().add_member(member.id, member.peer).await?;
+    Ok((StatusCode::CREATED, Json(json!({ "id": member.id }))).into_response())
+}
+
+async fn remove_member(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    let id: NodeId =
+        id.parse().map_err(|_| Refusal::new(StatusCode::NOT_FOUND, format!("there is no member {id:?}")))?;
+    shared.router.node().remove_member(id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn transfer_leader(
+    State(shared): State<Arc<Shared>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let leader: NewLeader = json_of(body)?;
+    shared.router.node().transfer_leader(leader.id).await?;
+    Ok(Json(json!({ "leader_id": leader.id })).into_response())
+}
+
+async fn checkpoint(State(shared): State<Arc<Shared>>) -> Result<Json<Checkpoint>, Refusal> {
+    Ok(Json(Checkpoint { checkpoint_index: shared.router.node().checkpoint_now().await? }))
+}
+
+/// Reads a JSON body, whatever its content type says.
+fn json_of<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Refusal> {
+    let body = body.map_err(|error| Refusal::new(error.status(), error.body_text()))?;
+    serde_json::from_slice(&body).map_err(|error| {
+        let status = if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+        Refusal::new(status, error.to_string())
+    })
+}
+
+/// A request that was not carried out.
+struct Refusal {
+    status: StatusCode,
+    kind: &'static str,
+    detail: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, detail: impl Into<String>) -> Refusal {
+        // "about:blank" says that the status alone tells the kind of problem.
+        Refusal { status, kind: "about:blank", detail: detail.into() }
+    }
+}
+
+impl From<AdminError> for Refusal {
+    fn from(error: AdminError) -> Refusal {
+        let (status, kind) = match &error {
+            AdminError::Conflict(_) => (StatusCode::CONFLICT, "urn:kvorum:problem:conflict"),
+            AdminError::NotFound(_) => (StatusCode::NOT_FOUND, "urn:kvorum:problem:not-found"),
+            AdminError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "urn:kvorum:problem:invalid"),
+            AdminError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "urn:kvorum:problem:unavailable"),
+            AdminError::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, "urn:kvorum:problem:unknown-outcome"),
+        };
+        Refusal { status, kind, detail: error.to_string() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let problem = Problem {
+            kind: self.kind.to_owned(),
+            title: self.status.canonical_reason().unwrap_or("error").to_owned(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+        };
+        let mut response = (self.status, Json(problem)).into_response();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}

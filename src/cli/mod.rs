@@ -1,0 +1,85 @@
+//! The command line: one file per verb. A verb returns; ending the process is main's.
+
+use clap::{Parser, Subcommand};
+
+mod dev;
+mod serve;
+mod status;
+
+/// The server did not start or a verb failed, for a reason without a code of its own.
+pub const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+pub const CONFIG: u8 = 2;
+/// An address is taken, or is none of this machine's.
+pub const ADDRESS_TAKEN: u8 = 3;
+/// Another process uses the data directory.
+pub const DATA_LOCKED: u8 = 4;
+/// The data directory belongs to another node or cluster.
+pub const OTHER_DATA: u8 = 5;
+/// The log or the pages are damaged.
+pub const DATA_DAMAGED: u8 = 6;
+
+const EXIT_CODES: &str = "Exit codes:
+  0  stopped in good order
+  1  failed for another reason, which is told
+  2  the command line or the configuration is wrong (file, line and key are told)
+  3  an address is taken by another process, or is none of this machine's
+  4  the data directory is used by another process
+  5  the data directory belongs to another node or cluster
+  6  the log or the pages in the data directory are damaged (how to rejoin is told)";
+
+/// A Raft-replicated, strongly consistent key-value server that speaks the Redis protocol.
+#[derive(Debug, Parser)]
+#[command(name = "kvorum", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run one node
+    #[command(after_help = EXIT_CODES)]
+    Serve(Box<serve::Serve>),
+    /// Run a whole cluster on this machine, one process a node, to try things out
+    Dev(dev::Dev),
+    /// Show the members of a cluster: role, term, progress
+    Status(status::Status),
+}
+
+/// Why a verb failed, for a person and for a script.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What happened.
+    pub error: anyhow::Error,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure { code: FAILED, error, advice: None }
+    }
+}
+
+/// Runs a verb to its end.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.verb {
+        Verb::Serve(serve) => serve::run(*serve),
+        Verb::Dev(dev) => dev::run(dev),
+        Verb::Status(status) => Ok(status::run(status)?),
+    }
+}
+
+/// Resolves when the process is asked to stop.
+async fn asked_to_stop() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

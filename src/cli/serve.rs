@@ -1,0 +1,100 @@
+//! `kvorum serve`: one node.
+
+use std::{io, path::PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use kvorum_raft::StartError;
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+use super::{ADDRESS_TAKEN, CONFIG, DATA_DAMAGED, DATA_LOCKED, FAILED, Failure, OTHER_DATA};
+use crate::{
+    config::{Config, ConfigError, Options},
+    server::{self, ServeError},
+};
+
+/// What is logged when nothing else is said: openraft's own words are about its insides.
+const LOG: &str = "info,openraft=error";
+
+/// Options may be given as flags, as variables, or in a file under the same names; flags win over variables,
+/// variables over the file.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// TOML file with any of the options below, such as: id = 1
+    #[arg(long, env = "KVORUM_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
+
+pub(super) fn run(serve: Serve) -> Result<(), Failure> {
+    let wrong = |error: anyhow::Error| Failure { code: CONFIG, error, advice: None };
+    // These errors say their causes themselves; to chain them would say them twice.
+    let told = |error: ConfigError| wrong(anyhow!("{}", error.to_string().trim_end()));
+    let options = serve.options.with_file(serve.config.as_deref()).map_err(told)?;
+    let filter = options.log.clone().unwrap_or_else(|| LOG.to_owned());
+    let filter = EnvFilter::try_new(&filter).map_err(|error| wrong(anyhow!("log: {filter:?}: {error}")))?;
+    let config = options.validate().map_err(told)?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = config.threads {
+        runtime.worker_threads(threads);
+    }
+    let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(serve_until_asked(config))
+}
+
+async fn serve_until_asked(config: Config) -> Result<(), Failure> {
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        if super::asked_to_stop().await.is_ok() {
+            tracing::info!("stopping");
+            // An error means that the server has ended already.
+            let _ = stop.send(true);
+        }
+    });
+    let dir = config.node.dir.clone();
+    server::serve(config, stopped).await.map_err(|error| failure(error, &dir))
+}
+
+/// The exit code and the advice for what can go wrong at a start.
+fn failure(error: ServeError, dir: &std::path::Path) -> Failure {
+    let taken = |kind: io::ErrorKind| {
+        matches!(
+            kind,
+            io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable | io::ErrorKind::PermissionDenied
+        )
+    };
+    let (code, advice) = match &error {
+        ServeError::Listen { source, .. } | ServeError::Start(StartError::Listen { source, .. }) => {
+            (if taken(source.kind()) { ADDRESS_TAKEN } else { FAILED }, None)
+        }
+        ServeError::Start(StartError::Locked(_)) => (DATA_LOCKED, None),
+        ServeError::Start(StartError::OtherNode { .. }) => (
+            OTHER_DATA,
+            Some("Start with the id that the directory belongs to, or with another directory.".to_owned()),
+        ),
+        ServeError::Start(StartError::LogCorrupted { .. } | StartError::PagesUnreadable(_)) => {
+            (DATA_DAMAGED, Some(rejoin(dir)))
+        }
+        ServeError::Start(StartError::Config(_)) => (CONFIG, None),
+        ServeError::Start(StartError::Io { .. }) => (FAILED, None),
+    };
+    Failure { code, error: anyhow!("{error}"), advice }
+}
+
+/// How a node whose data is lost comes back. Its id must not be used again: the votes that it gave are lost.
+fn rejoin(dir: &std::path::Path) -> String {
+    format!(
+        "This node cannot go on with its data. While a majority of the other members is there, nothing is lost:\n\
+         \u{20} 1. remove this node: curl -X DELETE http://ANY-MEMBER/v1/cluster/members/ID\n\
+         \u{20} 2. set {} aside\n\
+         \u{20} 3. start it under an id that was never used: kvorum serve --id NEW --join http://ANY-MEMBER ...",
+        dir.display()
+    )
+}

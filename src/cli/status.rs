@@ -1,0 +1,90 @@
+//! `kvorum status`: a table of the members, as the one that is asked knows them, and as each tells of itself.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::admin::api::{Cluster, Member};
+
+/// How long a member may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Asks one member who the others are, and each of them for its own progress.
+#[derive(Args, Debug)]
+pub struct Status {
+    /// HTTP address of any member
+    #[arg(long, env = "KVORUM_URL", default_value = "http://127.0.0.1:8379")]
+    http: String,
+}
+
+pub(super) fn run(status: Status) -> Result<()> {
+    let url = status.http.trim_end_matches('/');
+    let asked = cluster(url).with_context(|| format!("cannot ask {url}"))?;
+    println!("cluster {}", asked.cluster_id.as_deref().unwrap_or("(not formed yet)"));
+    let rows: Vec<[String; 10]> = asked.members.iter().map(|member| row(&asked, member)).collect();
+    print!("{}", table(&HEADER, &rows));
+    Ok(())
+}
+
+/// What a member tells of itself.
+pub(super) fn cluster(url: &str) -> Result<Cluster> {
+    let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build();
+    Ok(ureq::Agent::from(config).get(format!("{url}/v1/cluster")).call()?.body_mut().read_json()?)
+}
+
+const HEADER: [&str; 10] =
+    ["ID", "ROLE", "TERM", "LOG", "COMMITTED", "APPLIED", "CHECKPOINT", "LAG", "RESP", "HTTP"];
+
+fn row(asked: &Cluster, member: &Member) -> [String; 10] {
+    let unknown = || "-".to_owned();
+    let address = |name: &str| member.addresses.get(name).cloned().unwrap_or_else(unknown);
+    let own = if member.id == asked.node_id {
+        Some(asked.clone())
+    } else {
+        member.addresses.get("http").and_then(|http| cluster(&format!("http://{http}")).ok())
+    };
+    let Some(own) = own else {
+        let role = if member.role == "learner" { "learner, unreachable" } else { "unreachable" };
+        return [
+            member.id.to_string(),
+            role.to_owned(),
+            unknown(),
+            unknown(),
+            unknown(),
+            unknown(),
+            unknown(),
+            unknown(),
+            address("resp"),
+            address("http"),
+        ];
+    };
+    [
+        member.id.to_string(),
+        own.role,
+        own.term.to_string(),
+        own.last_log_index.to_string(),
+        own.committed_index.to_string(),
+        own.applied_index.to_string(),
+        own.checkpoint_index.to_string(),
+        asked.committed_index.saturating_sub(own.applied_index).to_string(),
+        address("resp"),
+        address("http"),
+    ]
+}
+
+/// Columns as wide as they need to be.
+pub(super) fn table<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].len()).chain([header[column].len()]).max().unwrap_or(0)
+    });
+    let mut out = String::new();
+    let header: [String; N] = std::array::from_fn(|column| header[column].to_owned());
+    for row in [&header].into_iter().chain(rows) {
+        let line: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        out.push_str(line.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}

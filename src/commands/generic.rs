@@ -1,0 +1,280 @@
+//! Keys of any type: existence, deletion, names, types; whole databases. Deadlines are in `expire.rs`, walks over
+//! keys in `scan.rs`.
+
+use super::{Keys, Spec, all_keys, key, two_keys};
+use crate::{
+    args::Args,
+    error::{Error, Result},
+    resp::Reply,
+    store::{Ctx, DATABASES_MAX, Record, View},
+};
+
+const GROUP: &str = "generic";
+const SERVER: &str = "server";
+const READ: &[&str] = &["readonly"];
+const READ_FAST: &[&str] = &["readonly", "fast"];
+const WRITE: &[&str] = &["write"];
+const WRITE_FAST: &[&str] = &["write", "fast"];
+
+/// The rows of this family.
+pub const ROWS: &[Spec] = &[
+    Spec::write("DEL", -2, all_keys(), del).about(WRITE, GROUP, "1.0.0", "Delete a key"),
+    Spec::write("UNLINK", -2, all_keys(), del).about(
+        WRITE_FAST,
+        GROUP,
+        "4.0.0",
+        "Delete a key asynchronously in another thread",
+    ),
+    Spec::read("EXISTS", -2, all_keys(), exists).about(
+        READ_FAST,
+        GROUP,
+        "1.0.0",
+        "Determine if a key exists",
+    ),
+    Spec::read("TOUCH", -2, all_keys(), exists).about(
+        READ_FAST,
+        GROUP,
+        "3.2.1",
+        "Alters the last access time of a key(s)",
+    ),
+    Spec::read("TYPE", 2, key(), type_of).about(
+        READ_FAST,
+        GROUP,
+        "1.0.0",
+        "Determine the type stored at key",
+    ),
+    Spec::write("RENAME", 3, two_keys(), rename).about(WRITE, GROUP, "1.0.0", "Rename a key"),
+    Spec::write("RENAMENX", 3, two_keys(), renamenx).about(
+        WRITE_FAST,
+        GROUP,
+        "1.0.0",
+        "Rename a key, only if the new key does not exist",
+    ),
+    Spec::write("COPY", -3, two_keys(), copy).about(&["write", "denyoom"], GROUP, "6.2.0", "Copy a key"),
+    Spec::write("MOVE", 3, key(), move_to).about(
+        WRITE_FAST,
+        GROUP,
+        "1.0.0",
+        "Move a key to another database",
+    ),
+    Spec::read("OBJECT", -2, Keys::None, object_help)
+        .about(&[], GROUP, "2.2.3", "A container for object introspection commands")
+        .with(OBJECT),
+    Spec::read("DBSIZE", 1, Keys::None, dbsize).about(
+        READ_FAST,
+        SERVER,
+        "1.0.0",
+        "Return the number of keys in the selected database",
+    ),
+    Spec::write("FLUSHDB", -1, Keys::None, flushdb).about(
+        WRITE,
+        SERVER,
+        "1.0.0",
+        "Remove all keys from the current database",
+    ),
+    Spec::write("FLUSHALL", -1, Keys::None, flushall).about(
+        WRITE,
+        SERVER,
+        "1.0.0",
+        "Remove all keys from all databases",
+    ),
+];
+
+const OBJECT: &[Spec] = &[
+    Spec::read("OBJECT|ENCODING", 3, second(), object_encoding).about(
+        READ,
+        GROUP,
+        "2.2.3",
+        "Inspect the internal encoding of a Redis object",
+    ),
+    Spec::read("OBJECT|FREQ", 3, second(), object_freq).about(
+        READ,
+        GROUP,
+        "4.0.0",
+        "Get the logarithmic access frequency counter of a Redis object",
+    ),
+    Spec::read("OBJECT|IDLETIME", 3, second(), object_idletime).about(
+        READ,
+        GROUP,
+        "2.2.3",
+        "Get the time since a Redis object was last accessed",
+    ),
+    Spec::read("OBJECT|REFCOUNT", 3, second(), object_refcount).about(
+        READ,
+        GROUP,
+        "2.2.3",
+        "Get the number of references to the value of the key",
+    ),
+    Spec::read("OBJECT|HELP", 2, Keys::None, object_help).about(
+        &["loading", "stale"],
+        GROUP,
+        "6.2.0",
+        "Show helpful text about the different subcommands",
+    ),
+];
+
+const OBJECT_HELP: &[&str] = &[
+    "OBJECT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "ENCODING <key>",
+    "    Return the kind of internal representation used in order to store the value",
+    "    associated with a <key>.",
+    "FREQ <key>",
+    "    Return the access frequency index of the <key>. The returned integer is",
+    "    proportional to the logarithm of the recent access frequency of the key.",
+    "IDLETIME <key>",
+    "    Return the idle time of the <key>, that is the approximated number of",
+    "    seconds elapsed since the last access to the key.",
+    "REFCOUNT <key>",
+    "    Return the number of references of the value associated with the specified",
+    "    <key>.",
+    "HELP",
+    "    Prints this help.",
+];
+
+/// The key of a subcommand that has one.
+const fn second() -> Keys {
+    Keys::Range { first: 2, last: 2, step: 1 }
+}
+
+fn del(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    reply.size(args.from(1).iter().filter(|key| ctx.delete(key)).count());
+    Ok(())
+}
+
+/// Also TOUCH: nothing is evicted here, so there is no time of access to alter.
+fn exists(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    reply.size(args.from(1).iter().filter(|key| view.exists(key)).count());
+    Ok(())
+}
+
+fn type_of(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    reply.simple(view.type_of(args.at(1)).unwrap_or("none"));
+    Ok(())
+}
+
+fn rename(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    if !ctx.rename(args.at(1), args.at(2)) {
+        return Err(Error::NoSuchKey);
+    }
+    reply.ok();
+    Ok(())
+}
+
+fn renamenx(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let (from, to) = (args.at(1), args.at(2));
+    if !ctx.exists(from) {
+        return Err(Error::NoSuchKey);
+    }
+    reply.flag(!ctx.exists(to) && ctx.rename(from, to));
+    Ok(())
+}
+
+/// The database that an argument names. The session's own limit is not known here: it is configuration, which
+/// may differ from node to node.
+fn database(args: &Args<'_>, index: usize) -> Result<u32> {
+    let db = u32::try_from(args.integer(index)?).ok().filter(|&db| db < DATABASES_MAX);
+    db.ok_or_else(|| Error::err("DB index is out of range"))
+}
+
+fn same_object() -> Error {
+    Error::err("source and destination objects are the same")
+}
+
+fn copy(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let (from, to) = (args.at(1), args.at(2));
+    let (mut db, mut replaces, mut index) = (ctx.db(), false, 3);
+    while index < args.len() {
+        if args.is(index, "REPLACE") {
+            replaces = true;
+            index += 1;
+        } else if args.is(index, "DB") && index + 1 < args.len() {
+            db = database(args, index + 1)?;
+            index += 2;
+        } else {
+            return Err(Error::Syntax);
+        }
+    }
+    if db == ctx.db() && from == to {
+        return Err(same_object());
+    }
+    let is_free = replaces || !ctx.in_db(db).exists(to);
+    reply.flag(is_free && ctx.copy(from, db, to));
+    Ok(())
+}
+
+fn move_to(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let (key, db) = (args.at(1), database(args, 2)?);
+    if db == ctx.db() {
+        return Err(same_object());
+    }
+    let is_free = !ctx.in_db(db).exists(key);
+    reply.flag(is_free && ctx.transfer(key, db, key));
+    Ok(())
+}
+
+fn object(view: &View<'_>, args: &Args<'_>, reply: &mut Reply, show: impl FnOnce(&Record, &mut Reply)) {
+    match view.find(args.at(2)) {
+        Some(record) => show(record, reply),
+        None => reply.null(),
+    }
+}
+
+fn object_encoding(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    object(view, args, reply, |record, reply| reply.bulk(record.encoding().as_bytes()));
+    Ok(())
+}
+
+fn object_freq(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    if view.exists(args.at(2)) {
+        return Err(Error::err(
+            "An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when \
+             switching between policies at runtime LRU and LFU data will take some time to adjust.",
+        ));
+    }
+    reply.null();
+    Ok(())
+}
+
+fn object_idletime(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    object(view, args, reply, |_, reply| reply.integer(0));
+    Ok(())
+}
+
+fn object_refcount(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    object(view, args, reply, |_, reply| reply.integer(1));
+    Ok(())
+}
+
+fn object_help(_: &View<'_>, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    reply.array(OBJECT_HELP.len());
+    OBJECT_HELP.iter().for_each(|line| reply.simple(line));
+    Ok(())
+}
+
+fn dbsize(view: &View<'_>, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    reply.size(view.len());
+    Ok(())
+}
+
+/// ASYNC or SYNC: memory is always given back off to the side, and what is deleted is gone at once.
+fn check_flush(args: &Args<'_>) -> Result<()> {
+    match args.len() {
+        1 => Ok(()),
+        2 if args.is(1, "ASYNC") || args.is(1, "SYNC") => Ok(()),
+        _ => Err(Error::Syntax),
+    }
+}
+
+fn flushdb(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    check_flush(args)?;
+    ctx.flush_db();
+    reply.ok();
+    Ok(())
+}
+
+fn flushall(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    check_flush(args)?;
+    ctx.flush_all();
+    reply.ok();
+    Ok(())
+}

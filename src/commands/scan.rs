@@ -1,0 +1,129 @@
+//! Walking over keys: SCAN, KEYS, RANDOMKEY; and the options that SCAN shares with HSCAN and its like.
+
+use super::{Keys, Spec};
+use crate::{
+    args::Args,
+    error::{Error, Result},
+    glob,
+    resp::Reply,
+    store::View,
+};
+
+const GROUP: &str = "generic";
+/// How many items a step shows unless COUNT says otherwise.
+const COUNT_DEFAULT: usize = 10;
+
+/// The rows of this family.
+pub const ROWS: &[Spec] = &[
+    Spec::read("SCAN", -2, Keys::None, scan).about(
+        &["readonly", "touches_arbitrary_keys"],
+        GROUP,
+        "2.8.0",
+        "Incrementally iterate the keys space",
+    ),
+    Spec::read("KEYS", 2, Keys::None, keys).about(
+        &["readonly"],
+        GROUP,
+        "1.0.0",
+        "Find all keys matching the given pattern",
+    ),
+    Spec::read("RANDOMKEY", 1, Keys::None, randomkey).about(
+        &["readonly", "touches_arbitrary_keys"],
+        GROUP,
+        "1.0.0",
+        "Return a random key from the keyspace",
+    ),
+];
+
+/// What SCAN, HSCAN, SSCAN and ZSCAN take.
+pub(crate) struct ScanOptions<'a> {
+    /// Where to go on; 0 at first.
+    pub cursor: u64,
+    /// About how many items to look at.
+    pub count: usize,
+    pattern: Option<&'a [u8]>,
+    /// Only for SCAN.
+    type_name: Option<&'a [u8]>,
+}
+
+impl<'a> ScanOptions<'a> {
+    /// Reads the cursor at `cursor_at` and the options after it. `takes_type`: TYPE is one of them.
+    pub(crate) fn parse(args: &Args<'a>, cursor_at: usize, takes_type: bool) -> Result<ScanOptions<'a>> {
+        let cursor = ScanOptions::cursor_of(args, cursor_at)?;
+        let mut options = ScanOptions { cursor, count: COUNT_DEFAULT, pattern: None, type_name: None };
+        for index in (cursor_at + 1..args.len()).step_by(2) {
+            let value = args.get(index + 1).ok_or(Error::Syntax)?;
+            if args.is(index, "COUNT") {
+                let count = args.integer(index + 1)?;
+                options.count =
+                    usize::try_from(count).ok().filter(|&count| count > 0).ok_or(Error::Syntax)?;
+            } else if args.is(index, "MATCH") {
+                options.pattern = Some(value);
+            } else if args.is(index, "TYPE") && takes_type {
+                options.type_name = Some(value);
+            } else {
+                return Err(Error::Syntax);
+            }
+        }
+        Ok(options)
+    }
+
+    /// Reads the cursor alone: Redis looks at the options only when it has found the key. As `strtoul` reads it:
+    /// nothing at all is 0, and a negative number counts from the end of the range.
+    pub(crate) fn cursor_of(args: &Args<'_>, cursor_at: usize) -> Result<u64> {
+        let text = args.at(cursor_at);
+        let (is_negative, digits) = match text {
+            [b'-', digits @ ..] => (true, digits),
+            [b'+', digits @ ..] => (false, digits),
+            digits => (false, digits),
+        };
+        let is_number = digits.iter().all(u8::is_ascii_digit);
+        let cursor = match std::str::from_utf8(digits).ok().filter(|_| is_number) {
+            Some("") if text.is_empty() => Some(0),
+            Some(digits) => digits.parse::<u64>().ok(),
+            None => None,
+        };
+        let cursor = cursor.ok_or_else(|| Error::err("invalid cursor"))?;
+        Ok(if is_negative { cursor.wrapping_neg() } else { cursor })
+    }
+
+    /// Whether MATCH lets a name through.
+    pub(crate) fn matches(&self, name: &[u8]) -> bool {
+        self.pattern.is_none_or(|pattern| glob::matches(pattern, name))
+    }
+}
+
+/// The reply of a step: the cursor to go on from, and the header of `len` elements that follow.
+pub(crate) fn reply_step(cursor: u64, len: usize, reply: &mut Reply) {
+    reply.array(2);
+    reply.bulk(itoa::Buffer::new().format(cursor).as_bytes());
+    reply.array(len);
+}
+
+fn scan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let options = ScanOptions::parse(args, 1, true)?;
+    let mut found = Vec::new();
+    let cursor = view.scan(options.cursor, options.count, |record| {
+        let has_type = |name: &[u8]| record.type_name().as_bytes().eq_ignore_ascii_case(name);
+        if options.type_name.is_none_or(has_type) && options.matches(record.key()) {
+            found.push(record.key());
+        }
+    });
+    reply_step(cursor, found.len(), reply);
+    found.iter().for_each(|key| reply.bulk(key));
+    Ok(())
+}
+
+fn keys(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let pattern = args.at(1);
+    let is_shown = |key: &&[u8]| pattern == b"*" || glob::matches(pattern, key);
+    let found: Vec<_> = view.keys().map(|record| record.key()).filter(is_shown).collect();
+    reply.array(found.len());
+    found.iter().for_each(|key| reply.bulk(key));
+    Ok(())
+}
+
+fn randomkey(view: &View<'_>, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    reply.bulk_or_null(view.random_key());
+    Ok(())
+}

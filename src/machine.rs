@@ -1,0 +1,274 @@
+//! The replicated machine: decodes a batch, moves the clock, reaps the dead, checks watches, runs the calls,
+//! and makes the replies for the connections that this node serves.
+//!
+//! It never looks at who proposed what. A connection's reads ride with its writes and run at their positions;
+//! they are on this node alone and change nothing.
+
+use std::thread;
+
+use kvorum_raft::{Batch, Loader, PageWrite};
+use parking_lot::RwLock;
+use tokio::sync::oneshot;
+
+use crate::{
+    args::Args,
+    commands::{self, Run},
+    error::{Error, Result},
+    proposal::{Call, Pipeline, Request, Requests, Step, Watched},
+    resp::Reply,
+    store::{Chance, Ctx, DATABASES_MAX, PageId, State, StateLoader, View},
+};
+
+/// How many dead keys one batch removes before its calls run. More wait for the next batch, which
+/// `next_deadline_ms` asks for; until then they are dead all the same.
+const REAPED_MAX: usize = 1_000;
+
+/// The Redis state machine.
+pub struct Machine {
+    state: RwLock<State>,
+}
+
+impl Machine {
+    /// An empty state. Databases come into being when they are written to; `databases` is how many the session
+    /// offers, and no call may depend on it.
+    pub fn new(databases: u32) -> Machine {
+        assert!(databases <= DATABASES_MAX, "the configuration allows no more");
+        Machine { state: RwLock::new(State::new()) }
+    }
+
+    /// Runs `read` on a view of database `db`, under the shared lock.
+    /// `estimate_ms` is the log clock estimated now (`Node::clock_ms`); `chance` is any number.
+    pub fn read<R>(&self, db: u32, estimate_ms: u64, chance: u64, read: impl FnOnce(&View<'_>) -> R) -> R {
+        read(&View::new(&self.state.read(), db, estimate_ms, chance))
+    }
+
+    /// Runs an encoded request of reads alone, a call or a transaction, and appends its one reply. True if it
+    /// met a key that is late (see [`View::late`]): then the reply is to be thrown away, and the request run
+    /// again after a tick.
+    pub fn run_reads(&self, request: &[u8], estimate_ms: u64, chance: u64, reply: &mut Reply) -> bool {
+        run_reads(&self.state.read(), request, estimate_ms, chance, reply)
+    }
+
+    /// The digest of all content. Walks over everything.
+    pub fn digest(&self) -> u128 {
+        self.state.read().digest()
+    }
+
+    /// Each database that has keys, the number of its keys, and of those with a deadline.
+    pub fn database_sizes(&self) -> Vec<(u32, usize, usize)> {
+        let state = self.state.read();
+        let sizes = (0..state.databases()).map(|db| {
+            let view = View::new(&state, db, 0, 0);
+            (db, view.len(), view.expires())
+        });
+        sizes.filter(|&(_, keys, _)| keys > 0).collect()
+    }
+
+    /// The log clock.
+    pub fn now_ms(&self) -> u64 {
+        self.state.read().now_ms()
+    }
+}
+
+impl kvorum_raft::Machine for Machine {
+    type Local = Pipeline;
+
+    fn apply(&self, batch: Batch<'_, Pipeline>) {
+        let mut answered = Vec::new();
+        let mut state = self.state.write();
+        state.advance(batch.stamp_ms);
+        state.reap(REAPED_MAX);
+        let mut applying = Applying { state: &mut state, seed: Chance::new(batch.index).next_u64() };
+        for proposal in batch.proposals {
+            let requests = Requests::new(proposal.bytes);
+            match proposal.local {
+                None => applying.run_all(requests, &mut Reply::off()),
+                Some(pipeline) => answered.push(applying.run_pipeline(requests, pipeline)),
+            }
+        }
+        let garbage = state.take_garbage();
+        drop(state);
+        for (done, replies) in answered {
+            // The connection may be gone; then nobody needs the replies.
+            let _ = done.send(replies);
+        }
+        if !garbage.is_empty() {
+            drop_aside(garbage);
+        }
+    }
+
+    fn next_deadline_ms(&self) -> Option<u64> {
+        // A key is dead when the clock is past its deadline, not on it.
+        self.state.read().first_deadline_ms().map(|deadline| deadline.saturating_add(1))
+    }
+
+    fn checkpoint_begin(&self) -> Vec<u8> {
+        self.state.write().checkpoint_begin()
+    }
+
+    fn checkpoint_step(&self, bytes_max: usize, pages: &mut Vec<PageWrite>) -> bool {
+        self.state
+            .write()
+            .checkpoint_step(bytes_max, |id, content| pages.push(PageWrite { id: id.encode(), content }))
+    }
+
+    fn loader(&self) -> Box<dyn Loader + '_> {
+        Box::new(MachineLoader { machine: self, loader: StateLoader::default() })
+    }
+}
+
+/// Drops what takes long to drop without holding up the log. Content only: nothing observable happens.
+fn drop_aside<T: Send + 'static>(garbage: T) {
+    thread::spawn(move || drop(garbage));
+}
+
+/// One batch that is applied.
+struct Applying<'a> {
+    state: &'a mut State,
+    /// Chance for the next request; determined by the log index and the request's position in the batch.
+    seed: u64,
+}
+
+impl Applying<'_> {
+    fn run_all(&mut self, requests: Requests<'_>, reply: &mut Reply) {
+        for request in requests {
+            self.run(request, reply);
+        }
+    }
+
+    /// Runs a pipeline's writes, and its reads between them.
+    fn run_pipeline(
+        &mut self,
+        mut requests: Requests<'_>,
+        pipeline: Pipeline,
+    ) -> (oneshot::Sender<Vec<u8>>, Vec<u8>) {
+        let mut reply = Reply::new(pipeline.replies, pipeline.protocol);
+        let mut chance = Chance::new(pipeline.chance);
+        for step in pipeline.steps {
+            match step {
+                Step::Ready(bytes) => reply.raw(&bytes),
+                Step::Write => match requests.next() {
+                    Some(request) => self.run(request, &mut reply),
+                    None => reply.error(&Error::err("the proposal is shorter than its pipeline")),
+                },
+                Step::Read(bytes) => {
+                    // The clock stands still within an entry, so nothing is late here.
+                    run_reads(self.state, &bytes, self.state.now_ms(), chance.next_u64(), &mut reply);
+                }
+            }
+        }
+        // Whatever is in the log is applied, if the pipeline knows of it or not.
+        self.run_all(requests, &mut Reply::off());
+        (pipeline.done, reply.into_buffer())
+    }
+
+    fn run(&mut self, request: Request<'_>, reply: &mut Reply) {
+        self.seed = self.seed.wrapping_add(1);
+        match request {
+            Request::Call(call) => self.run_call(&call, reply),
+            Request::Transaction { watched, calls } => {
+                if !watches_hold(self.state, &watched) {
+                    return reply.null_array();
+                }
+                reply.array(calls.len());
+                for call in &calls {
+                    self.seed = self.seed.wrapping_add(1);
+                    self.run_call(call, reply);
+                }
+            }
+        }
+    }
+
+    fn run_call(&mut self, call: &Call<'_>, reply: &mut Reply) {
+        let result = resolve(call).and_then(|(run, args)| match run {
+            Run::Write(write) => write(&mut Ctx::new(self.state, call.db, self.seed), &args, reply),
+            Run::Read(read) => {
+                read(&View::new(self.state, call.db, self.state.now_ms(), self.seed), &args, reply)
+            }
+            Run::Session => session_call(&args, self.state.now_ms(), reply),
+        });
+        if let Err(error) = result {
+            reply.error(&error);
+        }
+    }
+}
+
+/// A transaction goes ahead only if each watched key is what it was.
+fn watches_hold(state: &State, watched: &[Watched<'_>]) -> bool {
+    watched
+        .iter()
+        .all(|watch| View::new(state, watch.db, state.now_ms(), 0).version(watch.key) == watch.version)
+}
+
+/// What runs a call, after the checks that hold for every call.
+fn resolve<'a>(call: &'a Call<'_>) -> Result<(Run, Args<'a>)> {
+    if call.db >= DATABASES_MAX {
+        return Err(Error::err("DB index is out of range"));
+    }
+    Ok((commands::resolve(&call.argv)?.run, Args::new(&call.argv)))
+}
+
+fn run_reads(state: &State, request: &[u8], estimate_ms: u64, chance: u64, reply: &mut Reply) -> bool {
+    let mut chance = Chance::new(chance);
+    let mut late = false;
+    let mut run = |call: &Call<'_>, reply: &mut Reply| {
+        let view = View::new(state, call.db, estimate_ms, chance.next_u64());
+        let result = resolve(call).and_then(|(run, args)| match run {
+            Run::Read(read) => read(&view, &args, reply),
+            Run::Session => session_call(&args, view.estimate_ms, reply),
+            Run::Write(_) => Err(Error::err("a write came where only reads may be")),
+        });
+        if let Err(error) = result {
+            reply.error(&error);
+        }
+        late |= view.late.get();
+    };
+    match Requests::new(request).next() {
+        Some(Request::Call(call)) => run(&call, reply),
+        Some(Request::Transaction { watched, .. }) if !watches_hold(state, &watched) => reply.null_array(),
+        Some(Request::Transaction { calls, .. }) => {
+            reply.array(calls.len());
+            calls.iter().for_each(|call| run(call, reply));
+        }
+        None => reply.error(&Error::err("the request is malformed")),
+    }
+    late
+}
+
+/// The commands of a session that make sense in a transaction and need no session: the session passes them
+/// through, so that their replies stand in their places. SELECT took effect when the session queued the calls
+/// after it, each with its database.
+fn session_call(args: &Args<'_>, now_ms: u64, reply: &mut Reply) -> Result<()> {
+    let name = args.at(0).to_ascii_uppercase();
+    match (&name[..], args.get(1)) {
+        (b"PING", None) => reply.simple("PONG"),
+        (b"PING" | b"ECHO", Some(message)) => reply.bulk(message),
+        (b"SELECT", Some(_)) => reply.ok(),
+        (b"TIME", None) => {
+            reply.array(2);
+            reply.bulk_integer((now_ms / 1_000) as i64);
+            reply.bulk_integer((now_ms % 1_000 * 1_000) as i64);
+        }
+        _ => return Err(Error::err("Command not allowed inside a transaction")),
+    }
+    Ok(())
+}
+
+struct MachineLoader<'a> {
+    machine: &'a Machine,
+    loader: StateLoader,
+}
+
+impl Loader for MachineLoader<'_> {
+    fn page(&mut self, id: &[u8], content: &[u8]) -> Result<(), String> {
+        let id =
+            PageId::decode(id).ok_or_else(|| format!("page id {id:02x?} is not known to this version"))?;
+        self.loader.page(id, content).map_err(|error| format!("page {id:?}: {error}"))
+    }
+
+    fn finish(self: Box<Self>, head: &[u8]) -> Result<(), String> {
+        let new = self.loader.finish(head)?;
+        drop_aside(self.machine.state.write().replace(new));
+        Ok(())
+    }
+}

@@ -1,0 +1,453 @@
+//! Requests: an array of bulk strings, or an inline command, decoded from a connection's buffer in place.
+//!
+//! redis-protocol decodes bulk strings, one at a time. It is never given an array: its recursion has no bound,
+//! it takes elements that are no bulk strings, and it begins again from the start when a byte is missing. So
+//! the array's header, the progress made, the limits and Redis's own error texts are kept here. Nothing is
+//! allocated per argument: an argument is a [`Span`] of the buffer, and quoted inline arguments are unescaped
+//! where they stand.
+
+use redis_protocol::resp2::{decode::decode_range, types::RangeFrame};
+use thiserror::Error;
+
+use crate::{args::parse_integer, proposal::Argv};
+
+/// What a client may send.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The longest argument.
+    pub bulk_bytes_max: usize,
+    /// The most arguments of one request.
+    pub arguments_max: usize,
+    /// The longest inline request, and the longest header line.
+    pub inline_bytes_max: usize,
+}
+
+/// What is wrong with a request. The connection is closed after it was told.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[allow(missing_docs)]
+pub enum ProtocolError {
+    #[error("ERR Protocol error: invalid multibulk length")]
+    MultibulkLength,
+    #[error("ERR Protocol error: invalid bulk length")]
+    BulkLength,
+    #[error("ERR Protocol error: expected '$', got '{}'", char::from(*.0))]
+    NotBulk(u8),
+    #[error("ERR Protocol error: too big mbulk count string")]
+    MultibulkHeader,
+    #[error("ERR Protocol error: too big bulk count string")]
+    BulkHeader,
+    #[error("ERR Protocol error: too big inline request")]
+    Inline,
+    #[error("ERR Protocol error: unbalanced quotes in request")]
+    Quotes,
+}
+
+/// Where an argument stands in the buffer. 32 bits are enough: a buffer is limited to 4 GiB.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+/// A complete request: a stretch of the decoder's spans.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    first: u32,
+    count: u32,
+}
+
+impl Request {
+    /// The number of arguments, the name included; at least 1.
+    pub fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Never.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+/// Decodes one connection's stream.
+///
+/// Invariants:
+/// - The buffer's bytes before `at` were decoded and are not looked at again.
+/// - `spans` holds the arguments of `requests`, then those of the request begun.
+/// - `missing > 0` exactly while a request is begun; the buffer then holds its start.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    at: usize,
+    /// Where the last complete request ends.
+    complete: usize,
+    missing: usize,
+    spans: Vec<Span>,
+    requests: Vec<Request>,
+}
+
+/// A header `$<len>\r\n` is at most this long when its length fits an i64.
+const HEADER_BYTES_MAX: usize = 24;
+
+impl Decoder {
+    /// Takes in what has arrived: `buffer` holds what it held at the last call, less what [`Decoder::forget`]
+    /// told to remove, and more at its end. Requests before an error are complete and may be run.
+    pub fn decode(&mut self, buffer: &mut [u8], limits: &Limits) -> Result<(), ProtocolError> {
+        loop {
+            if self.missing > 0 {
+                if !self.arguments(buffer, limits)? {
+                    return Ok(());
+                }
+            } else {
+                let more = match buffer.get(self.at) {
+                    None => false,
+                    Some(b'*') => self.header(buffer, limits)?,
+                    Some(_) => self.inline(buffer, limits)?,
+                };
+                if !more {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// The complete requests, in their order.
+    pub fn requests(&self) -> &[Request] {
+        &self.requests
+    }
+
+    /// The arguments of a request.
+    pub fn argv<'a>(&self, buffer: &'a [u8], request: Request) -> Argv<'a> {
+        self.spans_of(request).iter().map(|span| &buffer[span.start as usize..span.end as usize]).collect()
+    }
+
+    /// The first argument of a request.
+    pub fn name<'a>(&self, buffer: &'a [u8], request: Request) -> &'a [u8] {
+        let span = self.spans[request.first as usize];
+        &buffer[span.start as usize..span.end as usize]
+    }
+
+    /// The bytes of all arguments of a request together.
+    pub fn bytes_of(&self, request: Request) -> usize {
+        self.spans_of(request).iter().map(|span| (span.end - span.start) as usize).sum()
+    }
+
+    fn spans_of(&self, request: Request) -> &[Span] {
+        &self.spans[request.first as usize..][..request.count as usize]
+    }
+
+    /// Forgets the complete requests. Returns how many bytes the caller must now remove from the buffer's front.
+    pub fn forget(&mut self) -> usize {
+        let removed = std::mem::take(&mut self.complete);
+        let done = self.requests.last().map_or(0, |last| (last.first + last.count) as usize);
+        self.requests.clear();
+        self.spans.drain(..done);
+        if self.spans.is_empty() {
+            // One request of a million arguments must not keep its room for the life of the connection.
+            self.spans.shrink_to(1024);
+        }
+        for span in &mut self.spans {
+            span.start -= removed as u32;
+            span.end -= removed as u32;
+        }
+        self.at -= removed;
+        removed
+    }
+
+    /// Reads `*<count>\r\n`. False when it has not arrived as a whole.
+    fn header(&mut self, buffer: &[u8], limits: &Limits) -> Result<bool, ProtocolError> {
+        let rest = &buffer[self.at..];
+        let Some(line) = header_line(rest) else {
+            return if rest.len() > limits.inline_bytes_max {
+                Err(ProtocolError::MultibulkHeader)
+            } else {
+                Ok(false)
+            };
+        };
+        let count = parse_integer(line).ok_or(ProtocolError::MultibulkLength)?;
+        if count > limits.arguments_max as i64 {
+            return Err(ProtocolError::MultibulkLength);
+        }
+        self.at += line.len() + 3;
+        match usize::try_from(count) {
+            Ok(count) if count > 0 => self.missing = count,
+            // Redis skips an empty or a negative array without a reply.
+            _ => self.complete = self.at,
+        }
+        Ok(true)
+    }
+
+    /// Reads the missing arguments. False when not all have arrived.
+    fn arguments(&mut self, buffer: &[u8], limits: &Limits) -> Result<bool, ProtocolError> {
+        while self.missing > 0 {
+            let rest = &buffer[self.at..];
+            let Some((start, end)) = bulk(rest, limits)? else { return Ok(false) };
+            self.spans.push(Span { start: (self.at + start) as u32, end: (self.at + end) as u32 });
+            self.at += end + 2;
+            self.missing -= 1;
+        }
+        self.finish_request();
+        Ok(true)
+    }
+
+    /// Reads an inline request. False when its line has not arrived as a whole.
+    fn inline(&mut self, buffer: &mut [u8], limits: &Limits) -> Result<bool, ProtocolError> {
+        let rest = &mut buffer[self.at..];
+        let Some(newline) = rest.iter().position(|&byte| byte == b'\n') else {
+            return if rest.len() > limits.inline_bytes_max { Err(ProtocolError::Inline) } else { Ok(false) };
+        };
+        if newline > limits.inline_bytes_max {
+            return Err(ProtocolError::Inline);
+        }
+        let base = self.at;
+        split_in_place(&mut rest[..newline], |start, end| {
+            self.spans.push(Span { start: (base + start) as u32, end: (base + end) as u32 });
+        })?;
+        self.at += newline + 1;
+        self.finish_request();
+        Ok(true)
+    }
+
+    fn finish_request(&mut self) {
+        self.complete = self.at;
+        let first = self.requests.last().map_or(0, |last| last.first + last.count);
+        let count = self.spans.len() as u32 - first;
+        if count > 0 {
+            self.requests.push(Request { first, count });
+        }
+    }
+}
+
+/// The text between the first byte and `\r`, when that and one byte more have arrived.
+fn header_line(rest: &[u8]) -> Option<&[u8]> {
+    let end = rest.iter().position(|&byte| byte == b'\r')?;
+    (end + 1 < rest.len()).then(|| &rest[1..end])
+}
+
+/// Reads one bulk string: where its content starts and ends. None when it has not arrived as a whole.
+fn bulk(rest: &[u8], limits: &Limits) -> Result<Option<(usize, usize)>, ProtocolError> {
+    match rest.first() {
+        None => return Ok(None),
+        Some(b'$') => {}
+        Some(&other) => return Err(ProtocolError::NotBulk(other)),
+    }
+    let header = &rest[..rest.len().min(HEADER_BYTES_MAX)];
+    // Only a short, plain header goes to the library: it would take a sign, and look for a line end in all
+    // that has arrived.
+    if header.len() > 3
+        && header[1].is_ascii_digit()
+        && header.contains(&b'\n')
+        && let Ok(Some((RangeFrame::BulkString((start, end)), _))) = decode_range(rest)
+    {
+        let plain = header[1] != b'0' || start == 4;
+        if plain && end - start <= limits.bulk_bytes_max {
+            return Ok(Some((start, end)));
+        }
+    }
+    // It is incomplete, or unusual, or wrong.
+    let Some(line) = header_line(rest) else {
+        return if rest.len() > limits.inline_bytes_max { Err(ProtocolError::BulkHeader) } else { Ok(None) };
+    };
+    let len = parse_integer(line)
+        .and_then(|len| usize::try_from(len).ok())
+        .filter(|&len| len <= limits.bulk_bytes_max)
+        .ok_or(ProtocolError::BulkLength)?;
+    let start = line.len() + 3;
+    Ok((rest.len() >= start + len + 2).then_some((start, start + len)))
+}
+
+/// Splits an inline request as Redis's `sdssplitargs` does, moving unescaped arguments toward the front.
+fn split_in_place(line: &mut [u8], mut argument: impl FnMut(usize, usize)) -> Result<(), ProtocolError> {
+    // C's string ends at a zero byte.
+    let len = line.iter().position(|&byte| byte == 0).unwrap_or(line.len());
+    let (mut read, mut write) = (0, 0);
+    loop {
+        while read < len && is_space(line[read]) {
+            read += 1;
+        }
+        if read == len {
+            return Ok(());
+        }
+        let start = write;
+        let mut quote = None;
+        loop {
+            let byte = line[..len].get(read).copied();
+            match (quote, byte) {
+                (Some(_), None) => return Err(ProtocolError::Quotes),
+                (None, None) => break,
+                (None, Some(byte)) if is_space(byte) => break,
+                (None, Some(byte @ (b'"' | b'\''))) => quote = Some(byte),
+                (Some(open), Some(byte)) if open == byte => {
+                    read += 1;
+                    match line[..len].get(read) {
+                        Some(&next) if !is_space(next) => return Err(ProtocolError::Quotes),
+                        _ => break,
+                    }
+                }
+                (Some(open), Some(b'\\')) => {
+                    let (used, byte) = unescape(&line[read..len], open);
+                    line[write] = byte;
+                    write += 1;
+                    read += used - 1;
+                }
+                (_, Some(byte)) => {
+                    line[write] = byte;
+                    write += 1;
+                }
+            }
+            read += 1;
+        }
+        argument(start, write);
+    }
+}
+
+/// What a backslash and what follows mean inside quotes: how many bytes they are, and the byte they stand for.
+fn unescape(text: &[u8], quote: u8) -> (usize, u8) {
+    let hex = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    match (quote, text) {
+        (b'"', [_, b'x', high, low, ..]) if hex(*high).is_some() && hex(*low).is_some() => {
+            (4, hex(*high).unwrap_or(0) << 4 | hex(*low).unwrap_or(0))
+        }
+        (b'"', [_, b'n', ..]) => (2, b'\n'),
+        (b'"', [_, b'r', ..]) => (2, b'\r'),
+        (b'"', [_, b't', ..]) => (2, b'\t'),
+        (b'"', [_, b'b', ..]) => (2, 8),
+        (b'"', [_, b'a', ..]) => (2, 7),
+        (b'"', [_, other, ..]) => (2, *other),
+        (b'\'', [_, b'\'', ..]) => (2, b'\''),
+        _ => (1, b'\\'),
+    }
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t'..=b'\r')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { bulk_bytes_max: 512 << 20, arguments_max: 1 << 20, inline_bytes_max: 64 << 10 };
+
+    type Requests = Vec<Vec<Vec<u8>>>;
+
+    /// Feeds `stream` in pieces that end at `cuts`.
+    fn feed(stream: &[u8], cuts: &[usize], limits: &Limits) -> (Requests, Result<(), ProtocolError>) {
+        let mut decoder = Decoder::default();
+        let mut buffer = Vec::new();
+        let mut requests = Vec::new();
+        let mut from = 0;
+        for &to in cuts.iter().chain([&stream.len()]) {
+            buffer.extend_from_slice(&stream[from..to]);
+            from = to;
+            let verdict = decoder.decode(&mut buffer, limits);
+            for &request in decoder.requests() {
+                requests.push(decoder.argv(&buffer, request).iter().map(|arg| arg.to_vec()).collect());
+            }
+            if verdict.is_err() {
+                return (requests, verdict);
+            }
+            buffer.drain(..decoder.forget());
+        }
+        (requests, Ok(()))
+    }
+
+    fn all(stream: &[u8]) -> (Requests, Result<(), ProtocolError>) {
+        feed(stream, &[], &LIMITS)
+    }
+
+    fn words(words: &[&[u8]]) -> Vec<Vec<u8>> {
+        words.iter().map(|word| word.to_vec()).collect()
+    }
+
+    #[test]
+    fn random_splits_give_the_same_requests() {
+        let mut stream = Vec::new();
+        for len in [0usize, 1, 5, 9, 10, 99, 100, 70_000, 3] {
+            stream.extend_from_slice(format!("*3\r\n$3\r\nSET\r\n$0\r\n\r\n${len}\r\n").as_bytes());
+            stream.extend((0..len).map(|index| if index % 7 == 0 { b'\r' } else { b'\n' }));
+            stream.extend_from_slice(b"\r\n*0\r\nPING \"a\\x41\\n\" 'it\\'s'\r\n\r\n*-1\r\n");
+        }
+        let (whole, verdict) = all(&stream);
+        assert_eq!(verdict, Ok(()));
+        assert_eq!(whole.len(), 18);
+        assert_eq!(whole[1], words(&[b"PING", b"aA\n", b"it's"]));
+        for seed in 0..300 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut cuts: Vec<usize> =
+                (0..random.usize(1..60)).map(|_| random.usize(..=stream.len())).collect();
+            cuts.sort_unstable();
+            assert_eq!(feed(&stream, &cuts, &LIMITS), (whole.clone(), Ok(())), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn hostile_frames_get_redis_errors() {
+        use ProtocolError::{
+            BulkHeader, BulkLength, Inline, MultibulkHeader, MultibulkLength, NotBulk, Quotes,
+        };
+        let long = |start: &str| [start.as_bytes(), &vec![b'1'; 70_000]].concat();
+        let cases: &[(&[u8], ProtocolError)] = &[
+            (b"*x\r\n", MultibulkLength),
+            (b"*\r\n", MultibulkLength),
+            (b"*99999999999999999999\r\n", MultibulkLength),
+            (b"*1048577\r\n", MultibulkLength),
+            (b"*1\r\n*1\r\n", NotBulk(b'*')),
+            (b"*1\r\n:1\r\n", NotBulk(b':')),
+            (b"*2\r\n$4\r\nPING\r\n+x\r\n", NotBulk(b'+')),
+            (b"*1\r\n$-1\r\n", BulkLength),
+            (b"*1\r\n$x\r\n", BulkLength),
+            (b"*1\r\n$+1\r\na\r\n", BulkLength),
+            (b"*1\r\n$01\r\na\r\n", BulkLength),
+            (b"*1\r\n$00\r\n\r\n", BulkLength),
+            (b"*1\r\n$\r\n", BulkLength),
+            (b"*1\r\n$536870913\r\n", BulkLength),
+            (b"*1\r\n$18446744073709551615\r\n", BulkLength),
+            (&long("*"), MultibulkHeader),
+            (&long("*1\r\n$"), BulkHeader),
+            (&long("PING "), Inline),
+            (b"PING \"x\r\n", Quotes),
+            (b"PING \"x\"y\r\n", Quotes),
+            (b"PING 'x\r\n", Quotes),
+        ];
+        for (stream, error) in cases {
+            assert_eq!(all(stream).1, Err(error.clone()), "{}", stream.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn requests_before_an_error_are_complete() {
+        let (requests, verdict) = all(b"PING\r\n*1\r\n$4\r\nPING\r\n*1\r\n!");
+        assert_eq!(requests, vec![words(&[b"PING"]), words(&[b"PING"])]);
+        assert_eq!(verdict, Err(ProtocolError::NotBulk(b'!')));
+    }
+
+    #[test]
+    fn quoting_is_that_of_redis() {
+        let (requests, _) = all(b"a \"\" '' b\"c d\" '\\n' \"\\q\\t\"\n");
+        assert_eq!(requests, vec![words(&[b"a", b"", b"", b"bc d", b"\\n", b"q\t"])]);
+    }
+
+    #[test]
+    fn noise_never_panics() {
+        for seed in 0..3000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let alphabet = b"*$-+:0123456789\r\n\"'\\x aPING";
+            let stream: Vec<u8> =
+                (0..random.usize(..200)).map(|_| alphabet[random.usize(..alphabet.len())]).collect();
+            let cuts: Vec<usize> = (0..stream.len()).collect();
+            assert_eq!(feed(&stream, &cuts, &LIMITS), all(&stream), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_large_argument_is_not_scanned_again() {
+        // 64 MiB in pieces of 1 KiB: minutes when each piece scans what came before.
+        let len = 64 << 20;
+        let mut stream = format!("*2\r\n$4\r\nECHO\r\n${len}\r\n").into_bytes();
+        stream.resize(stream.len() + len, b'x');
+        stream.extend_from_slice(b"\r\n");
+        let cuts: Vec<usize> = (0..stream.len()).step_by(1024).collect();
+        let (requests, verdict) = feed(&stream, &cuts, &LIMITS);
+        assert_eq!((requests.len(), requests[0][1].len(), verdict), (1, len, Ok(())));
+    }
+}

@@ -1,0 +1,72 @@
+//! Where a request goes: a read to this node's machine behind a barrier, a write into the log. Knows the
+//! group and the machine, no connection and no command.
+
+use std::sync::Arc;
+
+use kvorum_raft::{Node, ReadLevel, Status};
+
+use crate::{
+    error::Error,
+    machine::Machine,
+    proposal::{self, Pipeline},
+    store::View,
+};
+
+/// This node, as sessions see it. Cheap to clone.
+#[derive(Clone)]
+pub struct Router {
+    node: Node<Machine>,
+    machine: Arc<Machine>,
+}
+
+impl Router {
+    /// `node` replicates `machine`.
+    pub fn new(node: Node<Machine>, machine: Arc<Machine>) -> Router {
+        Router { node, machine }
+    }
+
+    /// Returns when [`Router::read`] gives what `level` promises.
+    pub async fn barrier(&self, level: ReadLevel) -> Result<(), Error> {
+        match level {
+            ReadLevel::Stale => Ok(()),
+            ReadLevel::Linearizable => {
+                self.node.barrier(level).await.map_err(|why| proposal::unavailable(&why))
+            }
+        }
+    }
+
+    /// Moves the log clock, so that keys that are late die.
+    pub async fn tick(&self) -> Result<(), Error> {
+        self.node.tick().await.map_err(|why| proposal::unavailable(&why))
+    }
+
+    /// Reads database `db` as it is, under the shared lock. Never blocks for long.
+    pub fn read<R>(&self, db: u32, read: impl FnOnce(&View<'_>) -> R) -> R {
+        self.machine.read(db, self.node.clock_ms(), fastrand::u64(..), read)
+    }
+
+    /// Each database that has keys, the number of its keys, and of those with a deadline.
+    pub fn database_sizes(&self) -> Vec<(u32, usize, usize)> {
+        self.machine.database_sizes()
+    }
+
+    /// Sends a pipeline's writes into the log; its replies come through `pipeline.done`.
+    pub fn propose(&self, bytes: &[u8], pipeline: Pipeline) {
+        self.node.propose(bytes, pipeline);
+    }
+
+    /// The group as this node sees it.
+    pub fn status(&self) -> Status {
+        self.node.status()
+    }
+
+    /// The log clock, estimated at this moment, in milliseconds since the Unix epoch.
+    pub fn clock_ms(&self) -> u64 {
+        self.node.clock_ms()
+    }
+
+    /// The node, for those who administer it.
+    pub fn node(&self) -> &Node<Machine> {
+        &self.node
+    }
+}

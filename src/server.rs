@@ -1,0 +1,186 @@
+//! One running node: binds the addresses, starts consensus, accepts clients and administrators, and stops in
+//! good order: no new connections, what is under way is finished within a bounded time, then the node.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant, SystemTime},
+};
+
+use kvorum_raft::{Node, StartError};
+use socket2::{SockRef, TcpKeepalive};
+use thiserror::Error;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::watch,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin,
+    config::Config,
+    machine::Machine,
+    router::Router,
+    session::{self, Shared, clients::Clients, settings::Settings, stats::Stats},
+};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// After this much silence the system asks whether a client is still there.
+const KEEPALIVE: Duration = Duration::from_secs(300);
+/// How often idle connections are looked for.
+const IDLE_STEP: Duration = Duration::from_secs(1);
+/// The pause after an accept that failed, as it does while there are no file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a server did not start.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// An address for clients or administrators cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address as configured.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The node did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Serves until `stop` says so, then drains.
+pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), ServeError> {
+    // The addresses first: a port that is taken must not cost a started node.
+    let resp = listen(config.resp)?;
+    let http = listen(config.http)?;
+    let (resp_addr, http_addr) = (bound(&resp, config.resp), bound(&http, config.http));
+    let shared = start(&config, resp_addr, http_addr).await?;
+    info!(resp = %resp_addr, http = %http_addr, id = config.node.id, "serving");
+
+    let admin = tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
+    let joining = config.join.clone().map(|url| tokio::spawn(admin::join::join(shared.clone(), url)));
+    tokio::select! {
+        () = accept(&resp, &shared) => {}
+        () = hang_up_idle(&shared) => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    drop(resp);
+    if let Some(joining) = joining {
+        joining.abort();
+    }
+    drain(&shared, Duration::from_millis(config.drain_ms)).await;
+    shared.router.node().shutdown().await;
+    admin.abort();
+    Ok(())
+}
+
+async fn start(config: &Config, resp: SocketAddr, http: SocketAddr) -> Result<Arc<Shared>, StartError> {
+    let machine = Arc::new(Machine::new(config.settings.databases));
+    let mut node_config = config.node.clone();
+    for (name, address) in [("resp", resp), ("http", http)] {
+        let reachable = reachable(config, address);
+        node_config.endpoints.entry(name.to_owned()).or_insert(reachable);
+    }
+    let node = Node::start(node_config, machine.clone()).await?;
+    let mut settings = config.settings.clone();
+    settings.port = resp.port();
+    Ok(Arc::new(Shared {
+        router: Router::new(node, machine),
+        settings: Settings::new(settings),
+        clients: Clients::default(),
+        stats: Stats::default(),
+        started: Instant::now(),
+        started_at: SystemTime::now(),
+        run_id: (0..40).map(|_| char::from(b"0123456789abcdef"[fastrand::usize(..16)])).collect(),
+        resp_port: resp.port(),
+        peer_address: config.node.peer_advertise.clone().unwrap_or_else(|| config.node.peer_listen.clone()),
+    }))
+}
+
+/// The address that others are told: the host that peers use, when this one listens on all of its own.
+fn reachable(config: &Config, address: SocketAddr) -> String {
+    let peers = config.node.bootstrap.as_ref();
+    let listed = peers.and_then(|peers| peers.get(&config.node.id));
+    let peer = config.node.peer_advertise.as_ref().or(listed);
+    match peer.and_then(|peer| peer.rsplit_once(':')) {
+        Some((host, _)) if address.ip().is_unspecified() => format!("{host}:{}", address.port()),
+        _ => address.to_string(),
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A port whose last owner was killed must be free for the next at once.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().map_err(|source| ServeError::Listen { address, source })
+}
+
+fn bound(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(configured)
+}
+
+/// Accepts clients, for ever.
+async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => enter(stream, shared),
+            Err(error) => {
+                warn!(%error, "cannot accept a client");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn enter(stream: TcpStream, shared: &Arc<Shared>) {
+    shared.stats.connections.fetch_add(1, Relaxed);
+    if shared.clients.len() >= shared.settings.clients_max() {
+        shared.stats.connections_refused.fetch_add(1, Relaxed);
+        // The client may be gone, or not take it; then it is closed without.
+        let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
+        return;
+    }
+    // Neither is needed to serve; a socket that refuses them is about to fail anyway.
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
+    let (reader, writer) = stream.into_split();
+    if let Ok(client) = shared.clients.enter(writer) {
+        tokio::spawn(session::serve(shared.clone(), client, reader));
+    }
+}
+
+/// Hangs up on clients that were idle for too long, for ever.
+async fn hang_up_idle(shared: &Shared) {
+    loop {
+        tokio::time::sleep(IDLE_STEP).await;
+        let timeout_s = shared.settings.idle_timeout_s();
+        if timeout_s > 0 {
+            shared
+                .clients
+                .all()
+                .iter()
+                .filter(|client| client.idle_ms() > timeout_s.saturating_mul(1000))
+                .for_each(|client| client.hang_up());
+        }
+    }
+}
+
+/// Lets clients finish what has arrived, then hangs up on the rest.
+async fn drain(shared: &Shared, limit: Duration) {
+    let started = Instant::now();
+    shared.clients.all().iter().for_each(|client| client.finish());
+    while !shared.clients.is_empty() && started.elapsed() < limit {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let late = shared.clients.all();
+    if !late.is_empty() {
+        error!(clients = late.len(), "hanging up on clients that did not finish in time");
+        late.iter().for_each(|client| client.hang_up());
+    }
+}

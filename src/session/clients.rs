@@ -1,0 +1,176 @@
+//! All connections of this node: who they are, and a handle to hang up. A session tells what changes; it is
+//! never asked.
+//!
+//! Hanging up is a shutdown of the socket: the session's own read or write then ends, wherever it stands, and
+//! it costs nothing while nobody does it.
+
+use std::{
+    collections::BTreeMap,
+    net::{Shutdown, SocketAddr},
+    os::fd::AsRawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use parking_lot::Mutex;
+use socket2::SockRef;
+use tokio::net::tcp::OwnedWriteHalf;
+
+use super::table;
+
+/// What a client told about itself, and what its session is at.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Identity {
+    pub name: Vec<u8>,
+    pub lib_name: Vec<u8>,
+    pub lib_ver: Vec<u8>,
+    pub db: u32,
+    pub resp3: bool,
+    pub readonly: bool,
+    pub no_evict: bool,
+    pub no_touch: bool,
+    /// The number of queued commands, when a transaction is open.
+    pub queued: Option<usize>,
+    /// The number of watched keys.
+    pub watched: usize,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Client {
+    /// Never used again by this process.
+    pub id: u64,
+    /// The other side.
+    pub addr: SocketAddr,
+    /// This side.
+    pub local_addr: SocketAddr,
+    /// The socket's number, for CLIENT LIST.
+    pub fd: i32,
+    /// When it was accepted.
+    pub since: Instant,
+    /// Milliseconds after `since` of the last command.
+    pub active_ms: AtomicU64,
+    /// The last command's row.
+    pub last_row: AtomicUsize,
+    /// Bytes that have arrived and were not yet executed.
+    pub query_bytes: AtomicUsize,
+    /// Bytes of replies that were not yet sent.
+    pub reply_bytes: AtomicUsize,
+    /// What the client told.
+    pub identity: Mutex<Identity>,
+    /// The session ends when what it is doing is done.
+    pub killed: AtomicBool,
+    stream: OwnedWriteHalf,
+}
+
+impl Client {
+    /// The socket, to write to.
+    pub fn stream(&self) -> &tokio::net::TcpStream {
+        self.stream.as_ref()
+    }
+
+    /// Ends the connection at once; replies on their way are lost.
+    pub fn hang_up(&self) {
+        self.killed.store(true, Relaxed);
+        // An error means that the other side was faster.
+        let _ = SockRef::from(self.stream()).shutdown(Shutdown::Both);
+    }
+
+    /// Ends the connection when what has arrived by now is answered.
+    pub fn finish(&self) {
+        let _ = SockRef::from(self.stream()).shutdown(Shutdown::Read);
+    }
+
+    /// Milliseconds since the last command.
+    pub fn idle_ms(&self) -> u64 {
+        (self.since.elapsed().as_millis() as u64).saturating_sub(self.active_ms.load(Relaxed))
+    }
+
+    /// CLIENT LIST's line, with its newline.
+    pub fn describe(&self, out: &mut Vec<u8>) {
+        use std::io::Write;
+        let identity = self.identity.lock().clone();
+        let flags = match (identity.queued, identity.readonly, identity.no_evict) {
+            (Some(_), _, _) => "x",
+            (_, true, _) => "r",
+            (_, _, true) => "e",
+            _ => "N",
+        };
+        let query = self.query_bytes.load(Relaxed);
+        let replies = self.reply_bytes.load(Relaxed);
+        let command = table::row(self.last_row.load(Relaxed)).map_or("NULL", |row| &row.name);
+        // Writing to a Vec cannot fail.
+        let _ = writeln!(
+            out,
+            "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={flags} db={} sub=0 psub=0 ssub=0 \
+             multi={} qbuf={query} qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={replies} oll=0 omem=0 \
+             tot-mem={} events=r cmd={command} user=default redir=-1 resp={} lib-name={} lib-ver={}",
+            self.id,
+            self.addr,
+            self.local_addr,
+            self.fd,
+            String::from_utf8_lossy(&identity.name),
+            self.since.elapsed().as_secs(),
+            self.idle_ms() / 1000,
+            identity.db,
+            identity.queued.map_or(-1, |count| count as i64),
+            query + replies,
+            if identity.resp3 { 3 } else { 2 },
+            String::from_utf8_lossy(&identity.lib_name),
+            String::from_utf8_lossy(&identity.lib_ver),
+        );
+    }
+}
+
+/// All connections.
+#[derive(Debug, Default)]
+pub struct Clients {
+    last_id: AtomicU64,
+    by_id: Mutex<BTreeMap<u64, Arc<Client>>>,
+}
+
+impl Clients {
+    /// Enters a connection. An error means that it is gone already.
+    pub fn enter(&self, stream: OwnedWriteHalf) -> std::io::Result<Arc<Client>> {
+        let client = Arc::new(Client {
+            id: self.last_id.fetch_add(1, Relaxed) + 1,
+            addr: stream.peer_addr()?,
+            local_addr: stream.local_addr()?,
+            fd: stream.as_ref().as_raw_fd(),
+            since: Instant::now(),
+            active_ms: AtomicU64::new(0),
+            last_row: AtomicUsize::new(usize::MAX),
+            query_bytes: AtomicUsize::new(0),
+            reply_bytes: AtomicUsize::new(0),
+            identity: Mutex::default(),
+            killed: AtomicBool::new(false),
+            stream,
+        });
+        self.by_id.lock().insert(client.id, client.clone());
+        Ok(client)
+    }
+
+    /// Removes a connection that ended.
+    pub fn leave(&self, id: u64) {
+        self.by_id.lock().remove(&id);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_id.lock().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of them, oldest first.
+    pub fn all(&self) -> Vec<Arc<Client>> {
+        self.by_id.lock().values().cloned().collect()
+    }
+}

@@ -1,0 +1,244 @@
+//! One connection: read what has arrived, run it unit by unit (`pipeline.rs`), answer with one write.
+//!
+//! A session is one task and owns all its state. It waits in four places only: for bytes to arrive, for the
+//! barrier of its reads, for its writes to be applied, and for the client to take its replies; while it waits
+//! for any of these it reads nothing, so that a client that does not read its replies stops itself.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Instant, SystemTime},
+};
+
+use tokio::{io::AsyncReadExt, net::tcp::OwnedReadHalf};
+
+use crate::{
+    error::Error,
+    glob,
+    resp::{Protocol, Reply, request::Decoder},
+    router::Router,
+};
+
+mod client;
+pub mod clients;
+mod command;
+mod config;
+mod connection;
+mod info;
+mod pipeline;
+mod server;
+pub mod settings;
+pub mod stats;
+pub mod table;
+mod transaction;
+
+pub use info::{cpu_seconds, resident_bytes, role_name};
+
+use clients::{Client, Clients, Identity};
+use settings::Settings;
+use stats::Stats;
+use transaction::{Queue, WatchedKeys};
+
+/// The Redis version whose commands and replies this server follows; clients gate features by it.
+pub const REDIS_VERSION: &str = "7.4.0";
+
+/// What a connection's buffers shrink to when nothing is in them.
+const IDLE_BYTES: usize = 4 << 10;
+
+/// The room that a connection's buffer grows to while more arrives than one read takes.
+const READ_BYTES_MAX: usize = 256 << 10;
+/// Buffers above this are given back when they are empty.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+/// Replies above this are sent before the next unit is run.
+const FLUSH_BYTES: usize = 256 << 10;
+
+/// What all connections of a node share.
+pub struct Shared {
+    /// Where requests go.
+    pub router: Router,
+    /// Parameters and limits.
+    pub settings: Settings,
+    /// All connections.
+    pub clients: Clients,
+    /// What was counted.
+    pub stats: Stats,
+    /// When the process began to serve.
+    pub started: Instant,
+    /// The same by the wall clock.
+    pub started_at: SystemTime,
+    /// 40 hex digits, another at each start.
+    pub run_id: String,
+    /// Where this node listens for Redis clients.
+    pub resp_port: u16,
+    /// Where its peers reach this node.
+    pub peer_address: String,
+}
+
+/// Which replies a client wants to see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Replies {
+    #[default]
+    On,
+    Off,
+    /// Not that of the next command.
+    SkipNext,
+}
+
+/// One connection's state.
+///
+/// Invariants:
+/// - `out` holds the replies, in order, of all that was executed and not yet sent.
+/// - `identity` in `client` says the same as the fields here.
+pub struct Session {
+    shared: Arc<Shared>,
+    client: Arc<Client>,
+    protocol: Protocol,
+    db: u32,
+    /// READONLY was given: reads take the local state as it is.
+    stale_reads: bool,
+    replies: Replies,
+    /// Commands since MULTI.
+    queue: Option<Queue>,
+    watched: WatchedKeys,
+    out: Vec<u8>,
+    /// Nothing more is executed; what is in `out` is sent.
+    closing: bool,
+    /// Reused from unit to unit.
+    scratch: pipeline::Scratch,
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(shared: Arc<Shared>, client: Arc<Client>, mut reader: OwnedReadHalf) {
+    let mut session = Session::new(shared, client);
+    // An error of the socket has no one to be told to: the client is gone.
+    let _ = session.serve(&mut reader).await;
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.shared.clients.leave(self.client.id);
+    }
+}
+
+impl Session {
+    fn new(shared: Arc<Shared>, client: Arc<Client>) -> Session {
+        Session {
+            shared,
+            client,
+            protocol: Protocol::Resp2,
+            db: 0,
+            stale_reads: false,
+            replies: Replies::On,
+            queue: None,
+            watched: WatchedKeys::new(),
+            out: Vec::new(),
+            closing: false,
+            scratch: pipeline::Scratch::default(),
+        }
+    }
+
+    async fn serve(&mut self, reader: &mut OwnedReadHalf) -> io::Result<()> {
+        let mut buffer = Vec::with_capacity(IDLE_BYTES);
+        let mut decoder = Decoder::default();
+        while !self.closing {
+            if buffer.len() == buffer.capacity() {
+                // What arrives faster than it fits gets more room, up to what is needed for one argument.
+                buffer.reserve(buffer.len().clamp(IDLE_BYTES, 16 << 20));
+            }
+            let count = reader.read_buf(&mut buffer).await?;
+            if count == 0 {
+                break;
+            }
+            let was_filled = buffer.len() == buffer.capacity();
+            self.shared.stats.bytes_in.fetch_add(count as u64, Relaxed);
+            self.client.active_ms.store(self.client.since.elapsed().as_millis() as u64, Relaxed);
+            let verdict = decoder.decode(&mut buffer, &self.shared.settings.limits());
+            self.run(&buffer, &decoder).await?;
+            if let Err(error) = verdict
+                && !self.closing
+            {
+                self.shared.stats.protocol_errors.fetch_add(1, Relaxed);
+                self.reply(|reply| reply.error(&Error::Other(error.to_string().into())));
+                self.closing = true;
+            }
+            self.flush().await?;
+            let done = decoder.forget();
+            buffer.drain(..done);
+            self.client.query_bytes.store(buffer.len(), Relaxed);
+            if buffer.len() > self.shared.settings.query_buffer_bytes_max() {
+                self.shared.stats.query_limit_disconnections.fetch_add(1, Relaxed);
+                break;
+            }
+            if was_filled && buffer.capacity() < READ_BYTES_MAX {
+                // More is waiting: the next read takes more of it at once.
+                buffer.reserve((2 * buffer.capacity()).min(READ_BYTES_MAX) - buffer.len());
+            }
+            if buffer.is_empty() && buffer.capacity() > KEPT_BYTES_MAX {
+                buffer = Vec::with_capacity(IDLE_BYTES);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends all replies.
+    async fn flush(&mut self) -> io::Result<()> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        if self.out.len() > self.shared.settings.output_buffer_bytes_max() {
+            self.shared.stats.output_limit_disconnections.fetch_add(1, Relaxed);
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.shared.stats.bytes_out.fetch_add(self.out.len() as u64, Relaxed);
+        let stream = self.client.stream();
+        let mut rest = self.out.as_slice();
+        loop {
+            match stream.try_write(rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.client.reply_bytes.store(rest.len(), Relaxed);
+                    stream.writable().await?;
+                }
+                Err(error) => return Err(error),
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        self.client.reply_bytes.store(0, Relaxed);
+        self.out.clear();
+        if self.out.capacity() > KEPT_BYTES_MAX {
+            self.out = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Writes to the end of the pending replies.
+    fn reply<R>(&mut self, write: impl FnOnce(&mut Reply) -> R) -> R {
+        let mut reply = Reply::new(std::mem::take(&mut self.out), self.protocol);
+        let result = write(&mut reply);
+        self.out = reply.into_buffer();
+        result
+    }
+
+    /// Changes what CLIENT LIST shows of this client.
+    fn identify(&self, change: impl FnOnce(&mut Identity)) {
+        change(&mut self.client.identity.lock());
+    }
+}
+
+/// A container's HELP, as Redis lays it out.
+fn help(reply: &mut Reply, container: &str, lines: &[&str]) {
+    reply.array(lines.len() + 3);
+    reply.simple(&format!("{container} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"));
+    for line in lines {
+        reply.simple(line);
+    }
+    reply.simple("HELP");
+    reply.simple("    Print this help.");
+}
+
+/// Whether a name fits a pattern, whatever the case.
+fn fits(pattern: &[u8], name: &str) -> bool {
+    glob::matches(&pattern.to_ascii_lowercase(), name.as_bytes())
+}

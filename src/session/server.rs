@@ -1,0 +1,179 @@
+//! TIME, ROLE, WAIT, WAITAOF, DEBUG SLEEP, MODULE LIST.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use kvorum_raft::{Member, Role, Status};
+
+use super::{Session, table::Row};
+use crate::{
+    args::{Args, parse_float, parse_integer},
+    error::{Error, Result},
+    resp::Reply,
+};
+
+/// How often WAIT looks whether more members have confirmed.
+const WAIT_STEP: Duration = Duration::from_millis(5);
+
+/// The node's own clock, which is what TIME is asked for; deadlines go by the log's.
+pub(super) fn time(_: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    reply.array(2);
+    reply.bulk_integer(now.as_secs() as i64);
+    reply.bulk_integer(i64::from(now.subsec_micros()));
+    Ok(())
+}
+
+pub(super) fn module_list(_: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    reply.array(0);
+    Ok(())
+}
+
+/// A member's RESP host and port, as it published them; its peer host and port 0 before.
+pub(super) fn resp_address(member: &Member) -> (String, u16) {
+    let address = member.endpoints.get("resp").unwrap_or(&member.peer);
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, "0"));
+    let port = if member.endpoints.contains_key("resp") { port.parse().unwrap_or(0) } else { 0 };
+    (host.trim_matches(['[', ']']).to_owned(), port)
+}
+
+/// A follower that answered within this time counts as online.
+const CONTACT_MS_MAX: u64 = 5_000;
+
+/// The leader's followers that answer.
+pub(super) fn online(status: &Status) -> impl Iterator<Item = &Member> {
+    status.members.iter().filter(|member| {
+        member.id != status.node_id && member.last_contact_ms.is_some_and(|ms| ms < CONTACT_MS_MAX)
+    })
+}
+
+pub(super) fn role(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let status = session.shared.router.status();
+    if status.role == Role::Leader {
+        let replicas: Vec<&Member> = online(&status).collect();
+        reply.array(3);
+        reply.bulk(b"master");
+        reply.integer(status.applied_index as i64);
+        reply.array(replicas.len());
+        for member in replicas {
+            let (host, port) = resp_address(member);
+            reply.array(3);
+            reply.bulk(host.as_bytes());
+            reply.bulk_integer(i64::from(port));
+            reply.bulk_integer(member.matched_index.unwrap_or(0) as i64);
+        }
+        return Ok(());
+    }
+    let leader = status.members.iter().find(|member| Some(member.id) == status.leader_id);
+    let (host, port) = leader.map_or_else(|| (String::new(), 0), resp_address);
+    reply.array(5);
+    reply.bulk(b"slave");
+    reply.bulk(host.as_bytes());
+    reply.integer(i64::from(port));
+    reply.bulk(if leader.is_some() { b"connected" } else { b"connect" });
+    reply.integer(status.applied_index as i64);
+    Ok(())
+}
+
+/// How many other members have on disk what this node has applied. A write is answered when a majority has
+/// it, so it is at least a majority less one, on any node; the leader knows more.
+fn confirmed(status: &Status) -> usize {
+    let voters = status.members.iter().filter(|member| member.voter).count();
+    let majority = voters / 2 + 1;
+    let known = status
+        .members
+        .iter()
+        .filter(|member| member.id != status.node_id && member.matched_index >= Some(status.applied_index))
+        .count();
+    known.max(majority.saturating_sub(1))
+}
+
+impl Session {
+    /// WAIT numreplicas timeout.
+    pub(super) async fn wait_replicas(&mut self, argv: &[&[u8]]) {
+        match wait_arguments(argv[1], argv[2]) {
+            Err(error) => self.reply(|reply| reply.error(&error)),
+            Ok((wanted, timeout)) => {
+                let count = self.wait_confirmed(wanted, timeout).await;
+                self.reply(|reply| reply.size(count));
+            }
+        }
+    }
+
+    /// WAITAOF numlocal numreplicas timeout: what is confirmed is on disk, here too.
+    pub(super) async fn wait_aof(&mut self, argv: &[&[u8]]) {
+        let local = parse_integer(argv[1]).ok_or(Error::NotInteger).and_then(|local| match local {
+            0 | 1 => Ok(()),
+            _ => Err(Error::err("value is out of range, must be between 0 and 1")),
+        });
+        match local.and_then(|()| wait_arguments(argv[2], argv[3])) {
+            Err(error) => self.reply(|reply| reply.error(&error)),
+            Ok((wanted, timeout)) => {
+                let count = self.wait_confirmed(wanted, timeout).await;
+                self.reply(|reply| {
+                    reply.array(2);
+                    reply.integer(1);
+                    reply.size(count);
+                });
+            }
+        }
+    }
+
+    async fn wait_confirmed(&self, wanted: usize, timeout: Option<Duration>) -> usize {
+        let started = Instant::now();
+        loop {
+            let status = self.shared.router.status();
+            let count = confirmed(&status);
+            let over = timeout.is_some_and(|timeout| started.elapsed() >= timeout);
+            if count >= wanted || over || self.client.killed.load(std::sync::atomic::Ordering::Relaxed) {
+                return count;
+            }
+            tokio::time::sleep(WAIT_STEP).await;
+        }
+    }
+
+    /// DEBUG SLEEP: stops this connection, where Redis would stop all.
+    pub(super) async fn debug(&mut self, argv: &[&[u8]]) {
+        let seconds = match argv {
+            [_, name, seconds] if name.eq_ignore_ascii_case(b"sleep") => parse_float(seconds).unwrap_or(0.0),
+            _ => {
+                let name = String::from_utf8_lossy(argv[1]);
+                let text =
+                    format!("unknown subcommand or wrong number of arguments for '{name}'. Try DEBUG HELP.");
+                return self.reply(|reply| reply.error(&Error::err(text)));
+            }
+        };
+        let length = Duration::try_from_secs_f64(seconds).unwrap_or_default().min(DEBUG_SLEEP_MAX);
+        tokio::time::sleep(length).await;
+        self.reply(Reply::ok);
+    }
+
+    /// A command that waits, inside a transaction: it takes what is there.
+    pub(super) fn without_waiting(&mut self, row: &Row, argv: &[&[u8]]) {
+        let count = confirmed(&self.shared.router.status());
+        let arguments = match row.name.as_str() {
+            "wait" => wait_arguments(argv[1], argv[2]),
+            _ => wait_arguments(argv[2], argv[3]),
+        };
+        self.reply(|reply| match arguments {
+            Err(error) => reply.error(&error),
+            Ok(_) if row.name == "wait" => reply.size(count),
+            Ok(_) => {
+                reply.array(2);
+                reply.integer(1);
+                reply.size(count);
+            }
+        });
+    }
+}
+
+/// The longest DEBUG SLEEP.
+const DEBUG_SLEEP_MAX: Duration = Duration::from_secs(3600);
+
+/// The number of replicas, and how long to wait; None for as long as it takes.
+fn wait_arguments(count: &[u8], timeout_ms: &[u8]) -> Result<(usize, Option<Duration>)> {
+    let count = parse_integer(count).ok_or(Error::NotInteger)?;
+    let timeout_ms =
+        parse_integer(timeout_ms).ok_or_else(|| Error::err("timeout is not an integer or out of range"))?;
+    let timeout_ms = u64::try_from(timeout_ms).map_err(|_| Error::err("timeout is negative"))?;
+    Ok((usize::try_from(count).unwrap_or(0), (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms))))
+}

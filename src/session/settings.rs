@@ -1,0 +1,213 @@
+//! The parameters that CONFIG GET shows under Redis's names, and the few that may change while the server
+//! runs. What they are at the start comes from the configuration; what does not change is told as Redis would.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
+
+use crate::resp::request::Limits;
+
+/// What the configuration says.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Initial {
+    pub databases: u32,
+    pub clients_max: usize,
+    pub idle_timeout_s: u64,
+    pub bulk_bytes_max: usize,
+    pub arguments_max: usize,
+    pub inline_bytes_max: usize,
+    pub query_buffer_bytes_max: usize,
+    pub output_buffer_bytes_max: usize,
+    pub dir: String,
+    pub port: u16,
+    pub bind: String,
+}
+
+/// The parameters of a running server.
+#[derive(Debug)]
+pub struct Settings {
+    initial: Initial,
+    clients_max: AtomicUsize,
+    idle_timeout_s: AtomicU64,
+    bulk_bytes_max: AtomicUsize,
+    query_buffer_bytes_max: AtomicUsize,
+}
+
+/// Parameters that are what they are, for clients and tools that ask.
+const FIXED: &[(&str, &str)] = &[
+    ("activerehashing", "yes"),
+    ("appendfsync", "always"),
+    ("appendonly", "yes"),
+    ("cluster-enabled", "no"),
+    ("daemonize", "no"),
+    ("io-threads", "1"),
+    ("latency-monitor-threshold", "0"),
+    ("maxmemory", "0"),
+    ("maxmemory-policy", "noeviction"),
+    ("notify-keyspace-events", ""),
+    ("repl-diskless-sync", "yes"),
+    ("requirepass", ""),
+    ("save", ""),
+    ("slowlog-log-slower-than", "10000"),
+    ("slowlog-max-len", "128"),
+    ("tcp-backlog", "511"),
+    ("tcp-keepalive", "300"),
+];
+
+/// Query buffers are addressed with 32 bits.
+const QUERY_BUFFER_BYTES_MAX: usize = (4 << 30) - 1;
+
+impl Settings {
+    /// As the configuration says.
+    pub fn new(initial: Initial) -> Settings {
+        Settings {
+            clients_max: initial.clients_max.into(),
+            idle_timeout_s: initial.idle_timeout_s.into(),
+            bulk_bytes_max: initial.bulk_bytes_max.into(),
+            query_buffer_bytes_max: initial.query_buffer_bytes_max.into(),
+            initial,
+        }
+    }
+
+    /// What a request may be.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            bulk_bytes_max: self.bulk_bytes_max.load(Relaxed),
+            arguments_max: self.initial.arguments_max,
+            inline_bytes_max: self.initial.inline_bytes_max,
+        }
+    }
+
+    /// The number of databases.
+    pub fn databases(&self) -> u32 {
+        self.initial.databases
+    }
+
+    /// The most connections.
+    pub fn clients_max(&self) -> usize {
+        self.clients_max.load(Relaxed)
+    }
+
+    /// After how many idle seconds a connection is closed; 0 for never.
+    pub fn idle_timeout_s(&self) -> u64 {
+        self.idle_timeout_s.load(Relaxed)
+    }
+
+    /// The most bytes of one connection that wait to be executed.
+    pub fn query_buffer_bytes_max(&self) -> usize {
+        self.query_buffer_bytes_max.load(Relaxed).min(QUERY_BUFFER_BYTES_MAX)
+    }
+
+    /// The most bytes of replies that wait for one connection to take them.
+    pub fn output_buffer_bytes_max(&self) -> usize {
+        self.initial.output_buffer_bytes_max
+    }
+
+    /// All parameters by name.
+    pub fn all(&self) -> BTreeMap<&'static str, String> {
+        let mut all: BTreeMap<&'static str, String> =
+            FIXED.iter().map(|&(name, value)| (name, value.to_owned())).collect();
+        let output = self.output_buffer_bytes_max();
+        all.extend([
+            ("bind", self.initial.bind.clone()),
+            (
+                "client-output-buffer-limit",
+                format!("normal {output} 0 0 slave {output} 0 0 pubsub {output} 0 0"),
+            ),
+            ("client-query-buffer-limit", self.query_buffer_bytes_max().to_string()),
+            ("databases", self.databases().to_string()),
+            ("dir", self.initial.dir.clone()),
+            ("maxclients", self.clients_max().to_string()),
+            ("port", self.initial.port.to_string()),
+            ("proto-max-bulk-len", self.bulk_bytes_max.load(Relaxed).to_string()),
+            ("timeout", self.idle_timeout_s().to_string()),
+        ]);
+        all
+    }
+
+    /// Checks a change, and makes it when `apply` is set.
+    pub fn set(&self, name: &str, value: &str, apply: bool) -> Result<(), SetError> {
+        let store = |parameter: &AtomicUsize, range: std::ops::RangeInclusive<u64>| {
+            let value = bytes(value).filter(|value| range.contains(value)).ok_or_else(|| {
+                SetError::Invalid(format!(
+                    "argument must be between {} and {} inclusive",
+                    range.start(),
+                    range.end()
+                ))
+            })?;
+            if apply {
+                parameter.store(value as usize, Relaxed);
+            }
+            Ok(())
+        };
+        match name {
+            "maxclients" => store(&self.clients_max, 1..=u64::from(u32::MAX)),
+            "proto-max-bulk-len" => store(&self.bulk_bytes_max, 1 << 20..=QUERY_BUFFER_BYTES_MAX as u64),
+            "client-query-buffer-limit" => {
+                store(&self.query_buffer_bytes_max, 1 << 20..=QUERY_BUFFER_BYTES_MAX as u64)
+            }
+            "timeout" => {
+                let seconds = value.parse().map_err(|_| {
+                    SetError::Invalid("argument couldn't be parsed into an integer".to_owned())
+                })?;
+                if apply {
+                    self.idle_timeout_s.store(seconds, Relaxed);
+                }
+                Ok(())
+            }
+            _ => match self.all().get(name) {
+                // To set what is so already is no change: tools do it to be sure.
+                Some(present) if present == value => Ok(()),
+                Some(_) => Err(SetError::Immutable),
+                None => Err(SetError::Unknown),
+            },
+        }
+    }
+}
+
+/// Why a parameter was not changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum SetError {
+    Unknown,
+    Immutable,
+    Invalid(String),
+}
+
+/// A size as Redis reads it: `1024`, `1k` (1000), `1kb` (1024), `1mb`, `1gb`.
+pub fn bytes(text: &str) -> Option<u64> {
+    let text = text.to_ascii_lowercase();
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "" | "b" => 1,
+        "k" => 1_000,
+        "kb" => 1 << 10,
+        "m" => 1_000_000,
+        "mb" => 1 << 20,
+        "g" => 1_000_000_000,
+        "gb" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_redis_reads_them() {
+        for (text, size) in [
+            ("0", Some(0)),
+            ("1k", Some(1000)),
+            ("1KB", Some(1024)),
+            ("2gb", Some(2 << 30)),
+            ("x", None),
+            ("1tb", None),
+        ] {
+            assert_eq!(bytes(text), size, "{text}");
+        }
+    }
+}

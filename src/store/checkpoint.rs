@@ -1,0 +1,128 @@
+//! Taking the state out as a head and pages, in short steps while it goes on changing, and building a state
+//! from them.
+
+use super::{
+    codec::{FORMAT, Input, put_varint},
+    deadlines::Death,
+    dirty::PageId,
+    keyspace::Keyspace,
+    segments::Item,
+    state::{DATABASES_MAX, State},
+};
+
+impl State {
+    /// Begins a checkpoint: everything touched since the last one is to be written as it is now. Gives the
+    /// head.
+    pub fn checkpoint_begin(&mut self) -> Vec<u8> {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.begin(|id| self.has_page(id));
+        self.dirty = dirty;
+        self.head()
+    }
+
+    /// Gives pages of the checkpoint begun to `each`, about `bytes_max` bytes. False when there are no more.
+    pub fn checkpoint_step(
+        &mut self,
+        bytes_max: usize,
+        mut each: impl FnMut(PageId, Option<Vec<u8>>),
+    ) -> bool {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        let mut bytes = 0;
+        let mut more = true;
+        while more && bytes < bytes_max {
+            match dirty.next(|id| self.encode_page(id)) {
+                Some((id, content)) => {
+                    bytes += content.as_ref().map_or(0, Vec::len) + 32;
+                    each(id, content);
+                }
+                None => more = false,
+            }
+        }
+        self.dirty = dirty;
+        more
+    }
+
+    fn head(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        put_varint(&mut out, self.now_ms);
+        put_varint(&mut out, self.revision);
+        put_varint(&mut out, self.next_object);
+        let used: Vec<_> = (0u32..).zip(&self.databases).filter(|(_, keyspace)| keyspace.len() > 0).collect();
+        put_varint(&mut out, used.len() as u64);
+        for (db, keyspace) in used {
+            put_varint(&mut out, u64::from(db));
+            put_varint(&mut out, keyspace.len() as u64);
+        }
+        out
+    }
+}
+
+/// A state under construction.
+#[derive(Debug, Default)]
+pub struct StateLoader {
+    state: State,
+    deaths: Vec<Death>,
+}
+
+impl StateLoader {
+    /// Takes one page; pages come in ascending order of their ids.
+    pub fn page(&mut self, id: PageId, content: &[u8]) -> Result<(), String> {
+        match id {
+            PageId::Segment { db, slot, start } => self.segment(db, slot, start, content),
+            PageId::Object { object, part } => {
+                let value = self.state.object_mut_unmarked(object);
+                let value = value.ok_or_else(|| format!("object {object} belongs to no key"))?;
+                value.kind_mut().load_part(part, content)
+            }
+        }
+    }
+
+    fn segment(&mut self, db: u32, slot: u16, start: u64, content: &[u8]) -> Result<(), String> {
+        if db >= DATABASES_MAX {
+            return Err(format!("database {db} does not exist"));
+        }
+        self.state.open(db);
+        let mut homes = Vec::new();
+        let deaths = &mut self.deaths;
+        self.state.databases[db as usize].load_segment(slot, start, content, |record| {
+            if let Some(deadline) = record.deadline() {
+                deaths.push(Death::new(deadline, db, slot, record.hash()));
+            }
+            homes.extend(record.object_id().map(|object| (object, record.hash())));
+        })?;
+        for (object, hash) in homes {
+            if !self.state.home_of_loaded(object, db, slot, hash) {
+                return Err(format!("object {object} belongs to two keys"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the head and checks that nothing is missing.
+    pub fn finish(mut self, head: &[u8]) -> Result<State, String> {
+        let mut input = Input::page(head)?;
+        self.state.now_ms = input.varint()?;
+        self.state.revision = input.varint()?;
+        self.state.next_object = input.varint()?;
+        let mut expected = vec![0; self.state.databases.len()];
+        for _ in 0..input.size()? {
+            let (db, len) = (input.size()?, input.size()?);
+            *expected.get_mut(db).ok_or_else(|| format!("database {db} is missing"))? = len;
+        }
+        input.end()?;
+        let found: Vec<_> = self.state.databases.iter().map(Keyspace::len).collect();
+        if found != expected {
+            return Err(format!("the databases should have {expected:?} keys and have {found:?}"));
+        }
+        let objects: Vec<u64> = self.state.homes.keys().copied().collect();
+        for object in objects {
+            if object >= self.state.next_object {
+                return Err(format!("object {object} is newer than the head"));
+            }
+            let value = self.state.object_mut_unmarked(object).ok_or("an object is missing")?;
+            value.kind_mut().loaded()?;
+        }
+        self.state.deadlines.extend(self.deaths);
+        Ok(self.state)
+    }
+}

@@ -1,0 +1,125 @@
+//! Reading and writing the serial form of pages: LEB128 varints and bytes with their length.
+//!
+//! The page store guards pages with a CRC of its own. Reading is total nevertheless: any bytes give a value
+//! or an error that says what was expected, never a panic, and never an allocation larger than the input.
+
+/// What every page and head begins with.
+pub const FORMAT: u8 = 1;
+
+/// Appends a LEB128 varint.
+#[inline]
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Appends bytes with their length.
+#[inline]
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// A cursor over serialized bytes.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Input<'a> {
+    /// Reads `bytes` from their beginning.
+    pub fn new(bytes: &'a [u8]) -> Input<'a> {
+        Input { rest: bytes }
+    }
+
+    /// Reads a page or head: checks its format byte.
+    pub fn page(bytes: &'a [u8]) -> Result<Input<'a>, String> {
+        let mut input = Input::new(bytes);
+        match input.byte()? {
+            FORMAT => Ok(input),
+            other => Err(format!("format {other} is not known to this version")),
+        }
+    }
+
+    /// The next byte.
+    pub fn byte(&mut self) -> Result<u8, String> {
+        let (&byte, rest) = self.rest.split_first().ok_or("a byte is missing")?;
+        self.rest = rest;
+        Ok(byte)
+    }
+
+    /// A LEB128 varint.
+    pub fn varint(&mut self) -> Result<u64, String> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err("a varint is longer than ten bytes".into())
+    }
+
+    /// A count or size.
+    pub fn size(&mut self) -> Result<usize, String> {
+        usize::try_from(self.varint()?).map_err(|_| "a size is out of range".into())
+    }
+
+    /// Bytes with their length.
+    pub fn bytes(&mut self) -> Result<&'a [u8], String> {
+        let len = self.size()?;
+        let (bytes, rest) = self.rest.split_at_checked(len).ok_or("bytes are missing")?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// A floating-point number, its eight bytes.
+    pub fn double(&mut self) -> Result<f64, String> {
+        let (bytes, rest) = self.rest.split_first_chunk::<8>().ok_or("a number is missing")?;
+        self.rest = rest;
+        Ok(f64::from_le_bytes(*bytes))
+    }
+
+    /// All that is left.
+    pub fn take_rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
+    /// Checks that nothing is left.
+    pub fn end(&self) -> Result<(), String> {
+        if self.rest.is_empty() { Ok(()) } else { Err(format!("{} bytes too many", self.rest.len())) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Input, put_bytes, put_varint};
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut out = Vec::new();
+        for value in [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX] {
+            put_varint(&mut out, value);
+        }
+        put_bytes(&mut out, b"key");
+        let mut input = Input::new(&out);
+        for value in [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX] {
+            assert_eq!(input.varint(), Ok(value));
+        }
+        assert_eq!(input.bytes(), Ok(b"key".as_slice()));
+        assert_eq!(input.end(), Ok(()));
+        assert!(input.byte().is_err());
+    }
+
+    #[test]
+    fn malformed_bytes_are_errors() {
+        assert!(Input::new(&[0x80; 11]).varint().is_err());
+        assert!(Input::new(&[5, 1, 2]).bytes().is_err());
+        assert!(Input::page(&[99]).is_err());
+        assert!(Input::page(&[]).is_err());
+    }
+}

@@ -1,0 +1,354 @@
+//! Writing: what a command may do to one database, and the chance it may use. Whatever it does depends on the
+//! state, the entry's time and index, and its arguments alone.
+//!
+//! A dead key is removed when a write meets it, so commands see it as missing.
+
+use super::{
+    hash::Chance,
+    keyspace::{Keyspace, Place},
+    long_string::LongString,
+    object::{Object, Pages, Typed, Value},
+    record::{Body, PACKED_VALUE_BYTES_MAX, Record, long_string},
+    state::State,
+    view::View,
+};
+use crate::error::{Error, Result};
+
+/// What becomes of a key's deadline when its value is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deadline {
+    /// It stays, if there was one.
+    Keep,
+    /// The key will not die.
+    None,
+    /// The key dies after this, in milliseconds since the Unix epoch.
+    At(u64),
+}
+
+/// What a write command gets: one database to change, and the entry's time and chance.
+pub struct Ctx<'a> {
+    /// The log clock.
+    pub now_ms: u64,
+    pub(crate) db: u32,
+    pub(crate) chance: Chance,
+    pub(crate) state: &'a mut State,
+}
+
+impl<'a> Ctx<'a> {
+    /// A context for one call. `seed` is determined by the call's position in the log.
+    pub fn new(state: &'a mut State, db: u32, seed: u64) -> Ctx<'a> {
+        state.open(db);
+        Ctx { now_ms: state.now_ms, db, chance: Chance::new(seed), state }
+    }
+
+    /// The database as it is.
+    pub fn view(&self) -> View<'_> {
+        View::new(self.state, self.db, self.now_ms, 0)
+    }
+
+    /// The selected database.
+    pub fn db(&self) -> u32 {
+        self.db
+    }
+
+    /// Another database, for commands that name one.
+    pub fn in_db(&mut self, db: u32) -> Ctx<'_> {
+        let seed = self.chance.next_u64();
+        Ctx::new(self.state, db, seed)
+    }
+
+    /// A number by chance, the same on every node.
+    pub fn chance(&mut self) -> &mut Chance {
+        &mut self.chance
+    }
+
+    /// The bytes of a string. An error for other types.
+    #[inline]
+    pub fn string(&self, key: &[u8]) -> Result<Option<&[u8]>> {
+        self.view().string(key)
+    }
+
+    /// Whether there is such a key.
+    pub fn exists(&self, key: &[u8]) -> bool {
+        self.view().exists(key)
+    }
+
+    fn keyspace(&self) -> &Keyspace {
+        &self.state.databases[self.db as usize]
+    }
+
+    /// Where a key is, alive.
+    #[inline]
+    fn locate(&mut self, key: &[u8]) -> Place {
+        let place = self.keyspace().place(key);
+        if let Ok(at) = place.found
+            && self.keyspace().at(place.slot, at).deadline().is_some_and(|deadline| deadline < self.now_ms)
+        {
+            self.state.remove(self.db, &place, at);
+            return self.keyspace().place(key);
+        }
+        place
+    }
+
+    /// Sets a string, whatever was there.
+    pub fn set(&mut self, key: &[u8], value: &[u8], deadline: Deadline) {
+        let place = self.locate(key);
+        let before = match place.found {
+            Ok(at) => self.keyspace().at(place.slot, at).deadline(),
+            Err(_) => None,
+        };
+        let deadline = match deadline {
+            Deadline::Keep => before,
+            Deadline::None => None,
+            // No deadline is 0, and nothing is dead at 1 that was not at 0.
+            Deadline::At(deadline) => Some(deadline.max(1)),
+        };
+        let version = self.state.next_version();
+        if let Ok(at) = place.found
+            && value.len() <= PACKED_VALUE_BYTES_MAX
+            && matches!(self.keyspace().at(place.slot, at).body(), Body::Packed(_))
+        {
+            self.state.reindex(self.db, &place, before, deadline);
+            let State { databases, dirty, .. } = &mut *self.state;
+            databases[self.db as usize].change(place.slot, at, dirty, |record, _| {
+                let Body::Packed(packed) = record.body_mut() else { unreachable!("matched above") };
+                packed.set(value, deadline, version);
+            });
+        } else {
+            let record = if value.len() <= PACKED_VALUE_BYTES_MAX {
+                Record::packed(place.hash, key, value, deadline, version)
+            } else {
+                let string = LongString::new(value.to_vec(), &mut self.pages());
+                Record::object(place.hash, long_string(key, string, deadline, version))
+            };
+            self.replace(key, &place, record);
+        }
+        self.state.notify(self.db, key);
+    }
+
+    /// Puts a record in the place of what was there, if anything.
+    fn replace(&mut self, key: &[u8], place: &Place, record: Record) {
+        let at = match place.found {
+            Err(at) => at,
+            Ok(at) => {
+                self.state.remove(self.db, place, at);
+                self.keyspace().place(key).found.expect_err("it was removed")
+            }
+        };
+        self.state.insert(self.db, place, at, record);
+    }
+
+    fn pages(&mut self) -> Pages<'_> {
+        Pages::new(&mut self.state.dirty, &mut self.state.next_object)
+    }
+
+    /// Writes `bytes` into a string at `offset`, growing it with zeros if needed; creates it if there is none.
+    /// Gives its length. The caller has checked the type and the limit.
+    pub fn write_string(&mut self, key: &[u8], offset: usize, bytes: &[u8]) -> Result<usize> {
+        let place = self.locate(key);
+        if let Ok(at) = place.found {
+            match self.keyspace().at(place.slot, at).body() {
+                Body::Object(object) => match &object.value {
+                    Value::String(_) => return Ok(self.write_long_string(key, &place, offset, bytes)),
+                    #[allow(unreachable_patterns)]
+                    _ => return Err(Error::WrongType),
+                },
+                Body::Packed(_) => {}
+            }
+        }
+        let mut value = self.string(key)?.unwrap_or_default().to_vec();
+        let end = offset + bytes.len();
+        value.resize(value.len().max(end), 0);
+        value[offset..end].copy_from_slice(bytes);
+        self.set(key, &value, Deadline::Keep);
+        Ok(value.len())
+    }
+
+    fn write_long_string(&mut self, key: &[u8], place: &Place, offset: usize, bytes: &[u8]) -> usize {
+        let at = place.found.expect("the caller found it");
+        let (len, _) =
+            self.state.change_object(self.db, place, at, |object, pages| match &mut object.value {
+                Value::String(string) => {
+                    string.write(offset, bytes, pages);
+                    string.bytes().len()
+                }
+                #[allow(unreachable_patterns)]
+                _ => unreachable!("the caller matched it"),
+            });
+        self.state.notify(self.db, key);
+        len
+    }
+
+    /// Changes the value of a key, of a type other than strings; None if there is no such key. A collection
+    /// that is empty afterwards is deleted. On an error `change` has changed nothing.
+    pub fn modify<T: Typed, R>(
+        &mut self,
+        key: &[u8],
+        change: impl FnOnce(&mut T, &mut Pages<'_>) -> Result<R>,
+    ) -> Result<Option<R>> {
+        let place = self.locate(key);
+        let Ok(at) = place.found else { return Ok(None) };
+        match self.keyspace().at(place.slot, at).body() {
+            Body::Object(object) if T::of(&object.value).is_some() => {}
+            _ => return Err(Error::WrongType),
+        }
+        let ((result, is_empty), changed) = self.state.change_object(self.db, &place, at, |object, pages| {
+            let value = T::of_mut(&mut object.value).expect("checked above");
+            let result = change(value, pages);
+            if result.is_err() {
+                pages.unchanged();
+            }
+            (result, value.is_empty())
+        });
+        if is_empty {
+            // The change may have split the segment.
+            let place = self.keyspace().place(key);
+            self.state.remove(self.db, &place, place.found.expect("it was just changed"));
+        }
+        if changed {
+            self.state.notify(self.db, key);
+        }
+        result.map(Some)
+    }
+
+    /// As [`Ctx::modify`], but begins with an empty value if there is no such key.
+    pub fn modify_or_create<T: Typed, R>(
+        &mut self,
+        key: &[u8],
+        change: impl FnOnce(&mut T, &mut Pages<'_>) -> Result<R>,
+    ) -> Result<R> {
+        if self.locate(key).found.is_ok() {
+            return self.modify(key, change).map(|result| result.expect("it is there"));
+        }
+        let mut value = T::default();
+        let result = change(&mut value, &mut self.pages());
+        if value.is_empty() {
+            self.state.discard(value.into_value());
+        } else {
+            self.put(key, value, Deadline::None);
+        }
+        result
+    }
+
+    /// Puts a value at a key, whatever was there; an empty one deletes the key. A value that has pages got
+    /// them from [`Ctx::build`].
+    pub fn put<T: Typed>(&mut self, key: &[u8], value: T, deadline: Deadline) {
+        if value.is_empty() {
+            self.state.discard(value.into_value());
+            self.delete(key);
+            return;
+        }
+        self.put_value(key, value.into_value(), deadline);
+    }
+
+    fn put_value(&mut self, key: &[u8], value: Value, deadline: Deadline) {
+        let place = self.locate(key);
+        let deadline = match (deadline, place.found) {
+            (Deadline::Keep, Ok(at)) => self.keyspace().at(place.slot, at).deadline(),
+            (Deadline::Keep, Err(_)) | (Deadline::None, _) => None,
+            (Deadline::At(deadline), _) => Some(deadline.max(1)),
+        };
+        let version = self.state.next_version();
+        let record = Record::object(place.hash, Object { key: key.into(), version, deadline, value });
+        self.replace(key, &place, record);
+        self.state.notify(self.db, key);
+    }
+
+    /// Builds a value that is at no key yet; it must be given to [`Ctx::put`] then.
+    pub fn build<T: Typed>(&mut self, build: impl FnOnce(&mut T, &mut Pages<'_>)) -> T {
+        let mut value = T::default();
+        build(&mut value, &mut self.pages());
+        value
+    }
+
+    /// Deletes a key. False if there was none.
+    pub fn delete(&mut self, key: &[u8]) -> bool {
+        let place = self.locate(key);
+        let Ok(at) = place.found else { return false };
+        self.state.next_version();
+        self.state.remove(self.db, &place, at);
+        self.state.notify(self.db, key);
+        true
+    }
+
+    /// Gives a key that exists a deadline, or none. False if there is no such key.
+    pub fn set_deadline(&mut self, key: &[u8], deadline: Option<u64>) -> bool {
+        let place = self.locate(key);
+        let Ok(at) = place.found else { return false };
+        let before = self.keyspace().at(place.slot, at).deadline();
+        let deadline = deadline.map(|deadline| deadline.max(1));
+        self.state.reindex(self.db, &place, before, deadline);
+        let version = self.state.next_version();
+        let State { databases, dirty, .. } = &mut *self.state;
+        databases[self.db as usize]
+            .change(place.slot, at, dirty, |record, _| record.stamp(deadline, version));
+        self.state.notify(self.db, key);
+        true
+    }
+
+    /// Moves a value with its deadline to another key, whatever was there; its pages stay. False if there is
+    /// no key `from`.
+    pub fn rename(&mut self, from: &[u8], to: &[u8]) -> bool {
+        self.transfer(from, self.db, to)
+    }
+
+    /// As [`Ctx::rename`], to another database.
+    pub fn transfer(&mut self, from: &[u8], to_db: u32, to: &[u8]) -> bool {
+        let place = self.locate(from);
+        let Ok(at) = place.found else { return false };
+        if from == to && self.db == to_db {
+            return true;
+        }
+        let record = self.state.take(self.db, &place, at);
+        self.state.notify(self.db, from);
+        self.in_db(to_db).put_record(to, record);
+        true
+    }
+
+    /// Puts a record that was taken out elsewhere at another key.
+    fn put_record(&mut self, key: &[u8], record: Record) {
+        let place = self.locate(key);
+        let (deadline, version) = (record.deadline(), self.state.next_version());
+        let record = match record.into_body() {
+            Body::Packed(packed) => Record::packed(place.hash, key, packed.value(), deadline, version),
+            Body::Object(object) => {
+                Record::object(place.hash, Object { key: key.into(), version, ..*object })
+            }
+        };
+        self.replace(key, &place, record);
+        self.state.notify(self.db, key);
+    }
+
+    /// Copies a value with its deadline to another key, perhaps of another database, whatever was there. False
+    /// if there is no key `from`.
+    pub fn copy(&mut self, from: &[u8], to_db: u32, to: &[u8]) -> bool {
+        let place = self.locate(from);
+        let Ok(at) = place.found else { return false };
+        let State { databases, dirty, next_object, .. } = &mut *self.state;
+        let record = databases[self.db as usize].at(place.slot, at);
+        let deadline = record.deadline().map_or(Deadline::None, Deadline::At);
+        match record.body() {
+            Body::Packed(packed) => {
+                let value = packed.value().to_vec();
+                self.in_db(to_db).set(to, &value, deadline);
+            }
+            Body::Object(object) => {
+                let value = object.value.kind().copy(&mut Pages::new(dirty, next_object));
+                self.in_db(to_db).put_value(to, value, deadline);
+            }
+        }
+        true
+    }
+
+    /// Deletes all keys of this database.
+    pub fn flush_db(&mut self) {
+        self.state.next_version();
+        self.state.flush(self.db);
+    }
+
+    /// Deletes all keys of all databases.
+    pub fn flush_all(&mut self) {
+        self.state.next_version();
+        (0..self.state.databases.len() as u32).for_each(|db| self.state.flush(db));
+    }
+}

@@ -1,0 +1,355 @@
+//! All databases with what spans them: the clock, versions, deadlines, large objects, page marks.
+//!
+//! These functions keep the parts consistent with each other; what a command may do is in `ctx.rs` and
+//! `view.rs`.
+
+use std::collections::HashMap;
+
+use super::{
+    deadlines::{Deadlines, Death},
+    digest::Digest,
+    dirty::{Dirty, PageId},
+    keyspace::{Keyspace, Place},
+    object::{Object, Pages, Value},
+    record::{Body, Record},
+    segments::Position,
+};
+
+/// More databases than anybody has: a call that names a higher one fails.
+pub const DATABASES_MAX: u32 = 1 << 14;
+
+/// What happened to a key, for those who wait for keys or watch them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It was created, changed or deleted.
+    Touched {
+        /// Its database.
+        db: u32,
+        /// The key.
+        key: Box<[u8]>,
+    },
+}
+
+/// Where the key of a large object is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Home {
+    db: u32,
+    slot: u16,
+    hash: u64,
+}
+
+/// The replicated state.
+///
+/// Invariants:
+/// - Each record with a deadline stands in `deadlines`, and nothing else does; no deadline is 0.
+/// - Each value with pages of its own stands in `homes` by its object id, and nothing else does.
+/// - All versions are from 1 to `revision`; all object ids are below `next_object`.
+#[derive(Debug)]
+pub struct State {
+    /// The log clock: the highest stamp seen.
+    pub(crate) now_ms: u64,
+    /// Rises with each change of a key.
+    pub(crate) revision: u64,
+    pub(crate) next_object: u64,
+    pub(crate) databases: Vec<Keyspace>,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) homes: HashMap<u64, Home>,
+    pub(crate) dirty: Dirty,
+    /// What happened since they were last taken; None while nobody wants to know.
+    pub(crate) events: Option<Vec<Event>>,
+    /// Content that was deleted and is costly to drop.
+    pub(crate) garbage: Vec<Garbage>,
+}
+
+/// Deleted content.
+#[derive(Debug)]
+pub struct Garbage(#[allow(dead_code)] Deleted);
+
+#[derive(Debug)]
+#[allow(dead_code)]
+enum Deleted {
+    Keyspace(Keyspace),
+    Value(Value),
+}
+
+impl State {
+    /// An empty state.
+    pub fn new() -> State {
+        State {
+            now_ms: 0,
+            revision: 0,
+            next_object: 1,
+            databases: Vec::new(),
+            deadlines: Deadlines::default(),
+            homes: HashMap::new(),
+            dirty: Dirty::default(),
+            events: None,
+            garbage: Vec::new(),
+        }
+    }
+
+    /// The log clock: the highest stamp seen, in milliseconds since the Unix epoch.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// Moves the log clock, never back.
+    pub fn advance(&mut self, stamp_ms: u64) {
+        self.now_ms = self.now_ms.max(stamp_ms);
+    }
+
+    /// The number of databases; those above were never written to.
+    pub fn databases(&self) -> u32 {
+        self.databases.len() as u32
+    }
+
+    /// When the first key dies.
+    pub fn first_deadline_ms(&self) -> Option<u64> {
+        self.deadlines.first().map(|death| death.deadline)
+    }
+
+    /// Deleted content that is costly to drop.
+    pub fn take_garbage(&mut self) -> Vec<Garbage> {
+        std::mem::take(&mut self.garbage)
+    }
+
+    /// Becomes `new`; gives the old state back. Whoever wants events goes on to get them.
+    pub fn replace(&mut self, mut new: State) -> State {
+        new.events = self.events.as_ref().map(|_| Vec::new());
+        std::mem::replace(self, new)
+    }
+
+    /// A database, if it was ever written to.
+    pub(crate) fn keyspace(&self, db: u32) -> Option<&Keyspace> {
+        self.databases.get(db as usize)
+    }
+
+    /// Makes a database exist. `db` is below [`DATABASES_MAX`].
+    pub(crate) fn open(&mut self, db: u32) {
+        assert!(db < DATABASES_MAX, "checked where calls enter");
+        while self.databases.len() <= db as usize {
+            self.databases.push(Keyspace::new(self.databases.len() as u32));
+        }
+    }
+
+    /// A new version, for a key that changes.
+    pub(crate) fn next_version(&mut self) -> u64 {
+        self.revision += 1;
+        self.revision
+    }
+
+    pub(crate) fn notify(&mut self, db: u32, key: &[u8]) {
+        if let Some(events) = &mut self.events {
+            events.push(Event::Touched { db, key: key.into() });
+        }
+    }
+
+    /// Inserts a record where its key was not found.
+    pub(crate) fn insert(&mut self, db: u32, place: &Place, at: Position, record: Record) {
+        let Place { slot, hash, .. } = *place;
+        if let Some(deadline) = record.deadline() {
+            self.deadlines.insert(Death::new(deadline, db, slot, hash));
+        }
+        if let Some(object) = record.object_id() {
+            self.homes.insert(object, Home { db, slot, hash });
+        }
+        self.databases[db as usize].insert(slot, at, record, &mut self.dirty);
+    }
+
+    /// Takes a record out. Its value keeps its own pages: it moves elsewhere, or `discard` removes them.
+    pub(crate) fn take(&mut self, db: u32, place: &Place, at: Position) -> Record {
+        let record = self.databases[db as usize].remove(place.slot, at, &mut self.dirty);
+        if let Some(deadline) = record.deadline() {
+            self.deadlines.remove(Death::new(deadline, db, place.slot, place.hash));
+        }
+        if let Some(object) = record.object_id() {
+            self.homes.remove(&object);
+        }
+        record
+    }
+
+    /// Removes a record for good.
+    pub(crate) fn remove(&mut self, db: u32, place: &Place, at: Position) {
+        if let Body::Object(object) = self.take(db, place, at).into_body() {
+            self.discard(object.value);
+        }
+    }
+
+    /// Removes the pages of a value that is in no record.
+    pub(crate) fn discard(&mut self, value: Value) {
+        if value.kind().object().is_some() {
+            value.kind().remove_pages(&mut self.dirty);
+            self.garbage.push(Garbage(Deleted::Value(value)));
+        }
+    }
+
+    /// Moves a key in the index of deadlines.
+    #[inline]
+    pub(crate) fn reindex(&mut self, db: u32, place: &Place, before: Option<u64>, after: Option<u64>) {
+        if before != after {
+            if let Some(deadline) = before {
+                self.deadlines.remove(Death::new(deadline, db, place.slot, place.hash));
+            }
+            if let Some(deadline) = after {
+                self.deadlines.insert(Death::new(deadline, db, place.slot, place.hash));
+            }
+        }
+    }
+
+    /// Changes an object's value in its record. `change` says with [`Pages::unchanged`] if it did not after
+    /// all. Gives what `change` gave, and whether the value changed.
+    pub(crate) fn change_object<R>(
+        &mut self,
+        db: u32,
+        place: &Place,
+        at: Position,
+        change: impl FnOnce(&mut Object, &mut Pages<'_>) -> R,
+    ) -> (R, bool) {
+        let State { databases, dirty, next_object, revision, homes, .. } = self;
+        let version = *revision + 1;
+        let result = databases[db as usize].change(place.slot, at, dirty, |record, dirty| {
+            let before = record.object_id();
+            let Body::Object(object) = record.body_mut() else { unreachable!("checked by the caller") };
+            let mut pages = Pages::new(dirty, next_object);
+            let result = change(object, &mut pages);
+            let changed = pages.changed;
+            if changed {
+                object.version = version;
+            }
+            let after = object.value.kind().object();
+            if before != after {
+                before.map(|object| homes.remove(&object));
+                after.map(|object| homes.insert(object, Home { db, slot: place.slot, hash: place.hash }));
+            }
+            (result, changed)
+        });
+        *revision += u64::from(result.1);
+        result
+    }
+
+    /// Removes up to `max` keys that are dead, those first that died first.
+    pub fn reap(&mut self, max: usize) {
+        for _ in 0..max {
+            let Some(&Death { deadline, db, slot, hash, .. }) = self.deadlines.first() else { return };
+            if deadline >= self.now_ms {
+                return;
+            }
+            let keyspace = &self.databases[db as usize];
+            let at = keyspace
+                .find_by(slot, hash, |record| record.deadline() == Some(deadline))
+                .expect("what stands in the index is in the keyspace");
+            if self.events.is_some() {
+                let key: Box<[u8]> = keyspace.at(slot, at).key().into();
+                self.notify(db, &key);
+            }
+            self.remove(db, &Place { slot, hash, found: Ok(at) }, at);
+        }
+    }
+
+    /// Deletes all keys of a database.
+    pub(crate) fn flush(&mut self, db: u32) {
+        let Some(keyspace) = self.databases.get_mut(db as usize) else { return };
+        let old = keyspace.clear(&mut self.dirty);
+        if self.homes.values().any(|home| home.db == db) {
+            for (_, record) in old.iter() {
+                if let Body::Object(object) = record.body() {
+                    object.value.kind().remove_pages(&mut self.dirty);
+                }
+            }
+            self.homes.retain(|_, home| home.db != db);
+        }
+        self.deadlines.clear(db);
+        if self.events.is_some() {
+            old.iter().for_each(|(_, record)| self.notify(db, record.key()));
+        }
+        self.garbage.push(Garbage(Deleted::Keyspace(old)));
+    }
+
+    /// The value that has this object id.
+    pub(crate) fn object(&self, object: u64) -> Option<&Value> {
+        let home = self.homes.get(&object)?;
+        let keyspace = self.keyspace(home.db)?;
+        let at = keyspace.find_by(home.slot, home.hash, |record| record.object_id() == Some(object))?;
+        match keyspace.at(home.slot, at).body() {
+            Body::Object(object) => Some(&object.value),
+            Body::Packed(_) => None,
+        }
+    }
+
+    /// As `object`, to load it.
+    pub(crate) fn object_mut_unmarked(&mut self, object: u64) -> Option<&mut Value> {
+        let home = self.homes.get(&object)?;
+        let keyspace = self.databases.get_mut(home.db as usize)?;
+        let at = keyspace.find_by(home.slot, home.hash, |record| record.object_id() == Some(object))?;
+        match keyspace.at_mut_unmarked(home.slot, at).body_mut() {
+            Body::Object(object) => Some(&mut object.value),
+            Body::Packed(_) => None,
+        }
+    }
+
+    /// Whether a page is in memory.
+    pub(crate) fn has_page(&self, id: PageId) -> bool {
+        match id {
+            PageId::Segment { db, slot, start } => {
+                self.keyspace(db).is_some_and(|keyspace| keyspace.has_segment(slot, start))
+            }
+            PageId::Object { object, part } => {
+                self.object(object).is_some_and(|value| value.kind().has_part(part))
+            }
+        }
+    }
+
+    /// The content of a page in memory.
+    pub(crate) fn encode_page(&self, id: PageId) -> Option<Vec<u8>> {
+        match id {
+            PageId::Segment { db, slot, start } => self.keyspace(db)?.encode_segment(slot, start),
+            PageId::Object { object, part } => self.object(object)?.kind().encode_part(part),
+        }
+    }
+
+    /// Remembers where a large object is whose record was loaded. False if its id was seen already.
+    pub(crate) fn home_of_loaded(&mut self, object: u64, db: u32, slot: u16, hash: u64) -> bool {
+        self.homes.insert(object, Home { db, slot, hash }).is_none()
+    }
+
+    /// The digest of the content of all databases.
+    pub fn digest(&self) -> u128 {
+        let mut digest = Digest::default();
+        for (db, keyspace) in self.databases.iter().enumerate() {
+            for (_, record) in keyspace.iter() {
+                digest.number(db as u64);
+                digest.bytes(record.key());
+                digest.number(record.version());
+                digest.number(record.deadline().unwrap_or(0));
+                digest.bytes(record.type_name().as_bytes());
+                match record.body() {
+                    Body::Packed(packed) => digest.bytes(packed.value()),
+                    Body::Object(object) => object.value.kind().digest(&mut digest),
+                }
+            }
+        }
+        digest.finish()
+    }
+
+    /// Panics if an invariant does not hold. For tests.
+    #[cfg(test)]
+    pub(crate) fn invariants(&self) {
+        self.databases.iter().for_each(Keyspace::invariants);
+        assert_eq!(self.deadlines.len(), self.databases.iter().map(Keyspace::expires).sum::<usize>());
+        let mut objects = 0;
+        for (_, record) in self.databases.iter().flat_map(Keyspace::iter) {
+            assert!((1..=self.revision).contains(&record.version()));
+            if let Some(object) = record.object_id() {
+                assert!(object < self.next_object && self.object(object).is_some());
+                objects += 1;
+            }
+        }
+        assert_eq!(objects, self.homes.len());
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State::new()
+    }
+}
