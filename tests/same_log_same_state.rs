@@ -1,0 +1,296 @@
+//! Machines that apply the same log have the same state: also one that was loaded from the pages of a
+//! checkpoint on the way, and a checkpoint is the state at its begin, whatever is applied while it is taken.
+//!
+//! KVORUM_SEED replays one seed.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use kvorum::{
+    machine::Machine,
+    proposal::{Call, put_call, put_transaction},
+};
+use kvorum_raft::{Machine as _, PageWrite};
+use support::alone::apply_at;
+
+const BATCHES: u64 = 600;
+const STAMP_MS: u64 = 1_700_000_000_000;
+
+/// What a disk would hold: the pages of the newest complete checkpoint.
+#[derive(Clone, Default)]
+struct Disk {
+    pages: BTreeMap<Vec<u8>, Vec<u8>>,
+    head: Vec<u8>,
+}
+
+impl Disk {
+    fn write(&mut self, pages: Vec<PageWrite>) {
+        for page in pages {
+            match page.content {
+                Some(content) => _ = self.pages.insert(page.id, content),
+                None => _ = self.pages.remove(&page.id),
+            }
+        }
+    }
+
+    fn load(&self) -> Machine {
+        let machine = Machine::new(16);
+        let mut loader = machine.loader();
+        for (id, content) in &self.pages {
+            loader.page(id, content).unwrap();
+        }
+        loader.finish(&self.head).unwrap();
+        machine
+    }
+}
+
+struct Batch {
+    index: u64,
+    stamp_ms: u64,
+    proposals: Vec<Vec<u8>>,
+}
+
+impl Batch {
+    fn apply(&self, machine: &Machine) {
+        apply_at(machine, self.index, self.stamp_ms, &self.proposals);
+    }
+}
+
+fn random_key(chance: &mut fastrand::Rng) -> Vec<u8> {
+    // Many small keys, and some in one slot so that its segments split.
+    match chance.u8(..4) {
+        0 => format!("{{tag}}{}", chance.u32(..2_000)).into_bytes(),
+        _ => format!("key:{}", chance.u32(..300)).into_bytes(),
+    }
+}
+
+fn random_value(chance: &mut fastrand::Rng) -> Vec<u8> {
+    let len = match chance.u8(..40) {
+        0 => chance.usize(..80_000),
+        1..8 => chance.usize(..2_000),
+        8..20 => return chance.i32(..).to_string().into_bytes(),
+        _ => chance.usize(..30),
+    };
+    vec![chance.alphanumeric() as u8; len]
+}
+
+/// A command of sets or sorted sets. Most are of few keys, so that some get pages of their own.
+fn random_set_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
+    let mut key = |kind: &str| match chance.u8(..20) {
+        0 => random_key(chance),
+        _ => format!("{kind}:{}", chance.u8(..6)).into_bytes(),
+    };
+    let (set, other, sorted, other_sorted) = (key("set"), key("set"), key("zset"), key("zset"));
+    let is_number = chance.u8(..3) == 0;
+    let mut members = |count: usize, scored: bool| -> Vec<Vec<u8>> {
+        let mut words = Vec::new();
+        for _ in 0..count {
+            if scored {
+                words.push((f64::from(chance.i8(..)) / 4.0).to_string().into_bytes());
+            }
+            let number = chance.u16(..2_000);
+            words.push(if is_number { number.to_string() } else { format!("member:{number}") }.into_bytes());
+        }
+        words
+    };
+    let (member, some, many) = (members(1, false).remove(0), members(10, false), members(50, false));
+    let (scored, many_scored) = (members(2, true), members(50, true));
+    let count = chance.u16(1..60).to_string().into_bytes();
+    let with = |words: Vec<Vec<u8>>, rest: Vec<Vec<u8>>| [words, rest].concat();
+    match chance.u8(..100) {
+        0..15 => with(vec!["SADD".into(), set], many),
+        15..25 => with(vec!["SREM".into(), set], many),
+        25..30 => vec!["SPOP".into(), set],
+        30..36 => vec!["SPOP".into(), set, count],
+        36..40 => vec!["SMOVE".into(), set, other, member],
+        40..44 => vec!["SUNIONSTORE".into(), set.clone(), set, other],
+        44..46 => vec!["SINTERSTORE".into(), set.clone(), set, other],
+        46..48 => vec!["SDIFFSTORE".into(), set.clone(), set, other],
+        48..64 => with(vec!["ZADD".into(), sorted], many_scored),
+        64..68 => with(vec!["ZADD".into(), sorted, "XX".into(), "GT".into()], scored),
+        68..72 => vec!["ZINCRBY".into(), sorted, "0.1".into(), member],
+        72..80 => with(vec!["ZREM".into(), sorted], some),
+        80..84 => vec!["ZPOPMIN".into(), sorted, count],
+        84..87 => vec!["ZREMRANGEBYRANK".into(), sorted, "5".into(), count],
+        87..90 => vec!["ZREMRANGEBYSCORE".into(), sorted, "0".into(), "1".into()],
+        90..92 => vec!["ZREMRANGEBYLEX".into(), sorted, "[member:1".into(), "[member:2".into()],
+        92..95 => vec!["ZRANGESTORE".into(), other_sorted, sorted, "0".into(), "-1".into()],
+        95 => vec!["COPY".into(), set, other, "REPLACE".into()],
+        96 => vec!["COPY".into(), sorted, other_sorted, "REPLACE".into()],
+        97 => vec!["RENAME".into(), sorted, other_sorted],
+        98 => vec!["PEXPIRE".into(), set, "500".into()],
+        _ => vec!["DEL".into(), set, sorted],
+    }
+}
+
+fn random_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
+    if chance.u8(..4) == 0 {
+        return random_set_argv(chance);
+    }
+    let (key, other, value) = (random_key(chance), random_key(chance), random_value(chance));
+    let number = |chance: &mut fastrand::Rng, max: u32| chance.u32(1..max).to_string().into_bytes();
+    if chance.u8(..3) == 0 {
+        return random_collection_argv(chance);
+    }
+    let words: Vec<Vec<u8>> = match chance.u16(..1_000) {
+        0..350 => vec!["SET".into(), key, value],
+        350..450 => vec!["SET".into(), key, value, "PX".into(), number(chance, 3_000)],
+        450..500 => vec!["APPEND".into(), key, value],
+        500..540 => vec!["SETRANGE".into(), key, number(chance, 40_000), value],
+        540..600 => vec!["INCR".into(), key],
+        600..620 => vec!["INCRBYFLOAT".into(), key, "0.1".into()],
+        620..720 => vec!["DEL".into(), key, other],
+        720..760 => vec!["RENAME".into(), key, other],
+        760..820 => vec!["PEXPIRE".into(), key, number(chance, 5_000)],
+        820..840 => vec!["PERSIST".into(), key],
+        840..860 => vec!["MSETNX".into(), key, value.clone(), other, value],
+        860..880 => vec!["GETDEL".into(), key],
+        880..900 => vec!["GETEX".into(), key, "PX".into(), number(chance, 1_000)],
+        900..920 => vec!["SET".into(), key, value, "XX".into(), "KEEPTTL".into()],
+        920..922 => vec!["FLUSHDB".into()],
+        922 => vec!["FLUSHALL".into()],
+        923..930 => vec!["NONSENSE".into(), key],
+        930..940 => vec!["GET".into()],
+        _ => vec!["SETNX".into(), key, value],
+    };
+    words
+}
+
+/// Commands on lists and hashes: on few keys, so that some grow large, and now and then on a key of another type.
+fn random_collection_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
+    let is_list = chance.bool();
+    let name = if is_list { "list" } else { "hash" };
+    let mut key = || match chance.u8(..40) {
+        0 => random_key(chance),
+        _ => format!("{name}:{}", chance.u8(..6)).into_bytes(),
+    };
+    let (key, other) = (key(), key());
+    let number = |chance: &mut fastrand::Rng, max: i32| chance.i32(-max..max).to_string().into_bytes();
+    let word = |words: &[&str], chance: &mut fastrand::Rng| words[chance.usize(..words.len())].into();
+    let end = |chance: &mut fastrand::Rng| word(&["LEFT", "RIGHT"], chance);
+    let verb: Vec<u8> = if is_list {
+        let verbs =
+            ["LPUSH", "RPUSH", "LPUSH", "RPUSH", "LINSERT", "LSET", "LREM", "LTRIM", "LPOP", "RPOP", "LMOVE"];
+        word(&verbs, chance)
+    } else {
+        word(&["HSET", "HSET", "HSET", "HSETNX", "HDEL", "HINCRBY", "HINCRBYFLOAT"], chance)
+    };
+    let mut words = vec![verb.clone(), key];
+    let field = |chance: &mut fastrand::Rng| format!("f{}", chance.u16(..500)).into_bytes();
+    match &verb[..] {
+        b"LPUSH" | b"RPUSH" => {
+            // Small numbers are what LINSERT and LREM find.
+            let element = |chance: &mut fastrand::Rng| match chance.bool() {
+                true => number(chance, 9),
+                false => random_value(chance),
+            };
+            words.extend((0..chance.usize(1..30)).map(|_| element(chance)));
+        }
+        b"LINSERT" => {
+            words.extend([word(&["BEFORE", "AFTER"], chance), number(chance, 9), random_value(chance)]);
+        }
+        b"LSET" => words.extend([number(chance, 300), random_value(chance)]),
+        b"LREM" => words.extend([number(chance, 5), number(chance, 9)]),
+        b"LTRIM" if chance.u8(..10) == 0 => words.extend([number(chance, 300), number(chance, 300)]),
+        b"LTRIM" => words.extend(["1".into(), "-2".into()]),
+        b"LPOP" | b"RPOP" => words.push(chance.u8(1..20).to_string().into_bytes()),
+        b"LMOVE" => words.extend([other, end(chance), end(chance)]),
+        b"HSET" => {
+            for _ in 0..chance.usize(1..20) {
+                words.extend([field(chance), random_value(chance)]);
+            }
+        }
+        b"HSETNX" => words.extend([field(chance), random_value(chance)]),
+        b"HDEL" => words.extend((0..chance.usize(1..10)).map(|_| field(chance))),
+        b"HINCRBY" => words.extend([field(chance), number(chance, 1_000)]),
+        _ => words.extend([field(chance), "0.1".into()]),
+    }
+    words
+}
+
+fn random_request(chance: &mut fastrand::Rng, out: &mut Vec<u8>) {
+    let argvs: Vec<_> = (0..chance.usize(1..4)).map(|_| random_argv(chance)).collect();
+    let db = u32::from(chance.u8(..10) == 0) * 3;
+    let slices = argvs.iter().map(|argv| argv.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    if chance.u8(..10) == 0 {
+        let calls: Vec<_> = slices.map(|argv| Call { db, argv: argv.into_iter().collect() }).collect();
+        put_transaction(out, &[], &calls);
+    } else {
+        slices.for_each(|argv| put_call(out, db, &argv));
+    }
+}
+
+fn random_log(chance: &mut fastrand::Rng) -> Vec<Batch> {
+    let mut stamp_ms = STAMP_MS;
+    let batch = |index| {
+        // Stamps may also go back.
+        stamp_ms = stamp_ms + chance.u64(..200) - chance.u64(..50);
+        let proposals = (0..chance.usize(..5)).map(|_| {
+            let mut bytes = Vec::new();
+            (0..chance.usize(1..20)).for_each(|_| random_request(chance, &mut bytes));
+            bytes
+        });
+        Batch { index, stamp_ms, proposals: proposals.collect() }
+    };
+    (1..=BATCHES).map(batch).collect()
+}
+
+/// Applies the log while checkpoints are taken; after some of them goes on with a machine that was loaded from
+/// the pages.
+fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> Machine {
+    let mut machine = Machine::new(16);
+    let mut disk = Disk::default();
+    // The checkpoint under way: the digest at its begin, its head and pages, and the next batch then.
+    let mut running: Option<(u128, Vec<u8>, Vec<PageWrite>, usize)> = None;
+    let mut next = 0;
+    let mut reloads_left = 8;
+    while next < log.len() {
+        log[next].apply(&machine);
+        next += 1;
+        match &mut running {
+            None if chance.u8(..20) == 0 => {
+                let digest = machine.digest();
+                running = Some((digest, machine.checkpoint_begin(), Vec::new(), next));
+            }
+            None => {}
+            Some((_, _, pages, _)) => {
+                if machine.checkpoint_step(chance.usize(1_000..100_000), pages) {
+                    continue;
+                }
+                let (digest, head, pages, begin) = running.take().unwrap();
+                assert!(pages.is_sorted_by(|a, b| a.id < b.id), "pages come in ascending order");
+                disk.write(pages);
+                disk.head = head;
+                let loaded = disk.load();
+                assert_eq!(loaded.digest(), digest, "a checkpoint is the state at its begin");
+                if chance.bool() && reloads_left > 0 {
+                    reloads_left -= 1;
+                    machine = loaded;
+                    next = begin;
+                }
+            }
+        }
+    }
+    machine
+}
+
+#[test]
+fn same_log_same_state() {
+    let seeds = match std::env::var("KVORUM_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => (0..4).map(|_| fastrand::u64(..)).collect(),
+    };
+    for seed in seeds {
+        println!("KVORUM_SEED={seed}");
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let log = random_log(&mut chance);
+        let plain = Machine::new(16);
+        log.iter().for_each(|batch| batch.apply(&plain));
+        let checkpointed = run_with_checkpoints(&log, &mut chance);
+        assert_eq!(plain.database_sizes(), checkpointed.database_sizes());
+        assert_eq!(plain.digest(), checkpointed.digest());
+        assert_eq!(plain.next_deadline_ms(), checkpointed.next_deadline_ms());
+    }
+}

@@ -1,0 +1,201 @@
+//! Real `kvorum serve` processes on loopback, on ports that were free a moment ago.
+
+use std::{
+    fs::File,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// How long a cluster may take to form, or a node to come back.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where one node listens.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    pub resp: String,
+    pub http: String,
+    pub peer: String,
+}
+
+/// A cluster whose nodes are killed when it goes out of scope.
+pub struct Cluster {
+    pub addresses: Vec<Addresses>,
+    children: Vec<Option<Child>>,
+    options: Vec<String>,
+    dir: TempDir,
+}
+
+/// A loopback address that is free at this moment.
+pub fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound listener has an address").to_string()
+}
+
+impl Cluster {
+    /// Starts `size` nodes and waits until all are ready. `options` go to every node.
+    pub fn start(size: usize, options: &[&str]) -> Cluster {
+        let address = |_| Addresses { resp: free_address(), http: free_address(), peer: free_address() };
+        let mut cluster = Cluster {
+            addresses: (0..size).map(address).collect(),
+            children: (0..size).map(|_| None).collect(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            dir: tempfile::tempdir().expect("a directory for the test"),
+        };
+        for node in 0..size {
+            cluster.start_node(node);
+        }
+        for node in 0..size {
+            cluster.wait_ready(node);
+        }
+        cluster
+    }
+
+    /// Starts node `node` (ids count from 1, nodes from 0), or starts it again.
+    pub fn start_node(&mut self, node: usize) {
+        let peers = self.addresses.iter().enumerate();
+        let peers: Vec<String> =
+            peers.map(|(index, address)| format!("{}={}", index + 1, address.peer)).collect();
+        self.spawn(node, ["--peers", &peers.join(",")]);
+    }
+
+    /// Starts one node more, which asks node `through` to be added. Gives its number.
+    pub fn join(&mut self, through: usize) -> usize {
+        let node = self.addresses.len();
+        self.addresses.push(Addresses { resp: free_address(), http: free_address(), peer: free_address() });
+        self.children.push(None);
+        let url = format!("http://{}", self.addresses[through].http);
+        self.spawn(node, ["--join", &url]);
+        node
+    }
+
+    fn spawn(&mut self, node: usize, membership: [&str; 2]) {
+        let addresses = &self.addresses[node];
+        let log = File::options().create(true).append(true).open(self.log_of(node)).expect("a log file");
+        let child = Command::new(env!("CARGO_BIN_EXE_kvorum"))
+            .args(["serve", "--id", &(node + 1).to_string(), "--data"])
+            .arg(self.data_of(node))
+            .args(["--resp", &addresses.resp, "--http", &addresses.http, "--peer", &addresses.peer])
+            .args(membership)
+            .args(&self.options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the server starts");
+        self.children[node] = Some(child);
+    }
+
+    pub fn data_of(&self, node: usize) -> PathBuf {
+        self.dir.path().join(format!("node{}", node + 1))
+    }
+
+    /// What the node has written to stderr.
+    pub fn log_of(&self, node: usize) -> PathBuf {
+        self.dir.path().join(format!("node{}.log", node + 1))
+    }
+
+    /// The process id, while it runs.
+    pub fn pid(&self, node: usize) -> Option<u32> {
+        self.children[node].as_ref().map(Child::id)
+    }
+
+    /// Waits until the node says that it serves.
+    pub fn wait_ready(&mut self, node: usize) {
+        let url = format!("http://{}/readyz", self.addresses[node].http);
+        let deadline = Instant::now() + PATIENCE;
+        while get(&url).is_none_or(|(status, _)| status != 200) {
+            let ended = self.children[node].as_mut().and_then(|child| child.try_wait().expect("a child"));
+            if ended.is_some() || Instant::now() > deadline {
+                let log = std::fs::read_to_string(self.log_of(node)).unwrap_or_default();
+                panic!("node {} is not ready (ended: {ended:?}):\n{log}", node + 1);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until the node is a voter, as it says itself.
+    pub fn wait_voter(&self, node: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        let is_voter = |status: serde_json::Value| {
+            let mut members = status["members"].as_array().into_iter().flatten();
+            members.any(|member| member["id"] == node + 1 && member["role"] == "voter")
+        };
+        while !self.status(node).is_some_and(is_voter) {
+            assert!(Instant::now() < deadline, "node {} is no voter: {:?}", node + 1, self.status(node));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The node that leads, as any node knows it.
+    pub fn leader(&self) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for node in (0..self.children.len()).filter(|node| self.children[*node].is_some()) {
+                if let Some(status) = self.status(node)
+                    && status["role"] == "leader"
+                {
+                    return node;
+                }
+            }
+            assert!(Instant::now() < deadline, "there is no leader");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `GET /v1/cluster` of a node.
+    pub fn status(&self, node: usize) -> Option<serde_json::Value> {
+        let (_, body) = get(&format!("http://{}/v1/cluster", self.addresses[node].http))?;
+        serde_json::from_str(&body).ok()
+    }
+
+    /// Has the node write a checkpoint, and waits until its log has been purged behind one.
+    pub fn purge(&self, node: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let url = format!("http://{}/v1/checkpoint", self.addresses[node].http);
+            ureq::post(&url).send_empty().expect("the node writes a checkpoint");
+            if self.status(node).is_some_and(|status| status["purged_index"].as_u64() > Some(0)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the log of node {} is not purged", node + 1);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self, node: usize) {
+        if let Some(mut child) = self.children[node].take() {
+            child.kill().expect("the child can be killed");
+            child.wait().expect("the child can be waited for");
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in 0..self.children.len() {
+            self.kill(node);
+        }
+        if std::thread::panicking() {
+            for node in 0..self.children.len() {
+                let log = std::fs::read_to_string(self.log_of(node)).unwrap_or_default();
+                eprintln!("--- node {}:\n{log}", node + 1);
+            }
+        }
+    }
+}
+
+/// A GET request: status and body, None when nobody answers.
+pub fn get(url: &str) -> Option<(u16, String)> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(5)))
+        .build()
+        .into();
+    let mut response = agent.get(url).call().ok()?;
+    Some((response.status().as_u16(), response.body_mut().read_to_string().ok()?))
+}

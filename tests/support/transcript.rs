@@ -1,0 +1,218 @@
+//! Transcripts: commands and the replies that a real Redis gave.
+//!
+//! ```text
+//! # What must hold, in a sentence.
+//! > SET key value
+//! +OK
+//! > GET key
+//! $"value"
+//! ```
+//!
+//! A reply is written as it is on the wire, a line for each part, elements indented under their header, bulk
+//! strings quoted. Lines that start with `@` say how to read what follows:
+//! - `@ours <why>`: the next reply is Kvorum's own; Redis is not asked when replies are recorded.
+//! - `@unordered`: the order of the elements of the next reply is not promised.
+//! - `@shape`: of the next reply only the shape counts: digits may differ.
+//! - `@client <name>`: what follows is sent on the connection of this name; the first is `a`.
+//! - `@sleep <ms>`: waits.
+//! - `@needs session`: not for the machine alone; stands at the top.
+//!
+//! Every script begins with an empty database.
+
+use std::{collections::HashMap, fmt::Write as _, path::Path, time::Duration};
+
+use super::resp::{Client, Value};
+
+#[derive(Clone, Debug)]
+pub enum Line {
+    /// A comment or an empty line, kept when a script is recorded.
+    Text(String),
+    Ours(String),
+    Unordered,
+    Shape,
+    Client(String),
+    Sleep(u64),
+    NeedsSession,
+    Command {
+        number: usize,
+        line: String,
+        reply: String,
+    },
+}
+
+pub struct Script {
+    pub lines: Vec<Line>,
+}
+
+impl Script {
+    pub fn parse(text: &str) -> Script {
+        let mut lines: Vec<Line> = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            if let Some(command) = line.strip_prefix("> ") {
+                lines.push(Line::Command { number: index + 1, line: command.into(), reply: String::new() });
+            } else if let Some(directive) = line.strip_prefix('@') {
+                let (word, rest) = directive.split_once(' ').unwrap_or((directive, ""));
+                lines.push(match word {
+                    "ours" => Line::Ours(rest.into()),
+                    "unordered" => Line::Unordered,
+                    "shape" => Line::Shape,
+                    "client" => Line::Client(rest.into()),
+                    "sleep" => Line::Sleep(rest.parse().expect("milliseconds after @sleep")),
+                    "needs" if rest == "session" => Line::NeedsSession,
+                    _ => panic!("line {}: unknown directive @{word}", index + 1),
+                });
+            } else if line.is_empty() || line.starts_with('#') {
+                lines.push(Line::Text(line.into()));
+            } else {
+                match lines.last_mut() {
+                    Some(Line::Command { reply, .. }) => {
+                        reply.push_str(line);
+                        reply.push('\n');
+                    }
+                    _ => panic!("line {}: a reply without a command: {line}", index + 1),
+                }
+            }
+        }
+        Script { lines }
+    }
+
+    pub fn read(path: &Path) -> Script {
+        Script::parse(
+            &std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+        )
+    }
+
+    pub fn needs_session(&self) -> bool {
+        self.lines.iter().any(|line| matches!(line, Line::NeedsSession))
+    }
+
+    /// The file's text.
+    pub fn write(&self) -> String {
+        self.lines.iter().fold(String::new(), |mut out, line| {
+            let _ = match line {
+                Line::Text(text) => writeln!(out, "{text}"),
+                Line::Ours(why) => writeln!(out, "@ours {why}"),
+                Line::Unordered => writeln!(out, "@unordered"),
+                Line::Shape => writeln!(out, "@shape"),
+                Line::Client(name) => writeln!(out, "@client {name}"),
+                Line::Sleep(ms) => writeln!(out, "@sleep {ms}"),
+                Line::NeedsSession => writeln!(out, "@needs session"),
+                Line::Command { line, reply, .. } => write!(out, "> {line}\n{reply}"),
+            };
+            out
+        })
+    }
+
+    /// Runs the script; `ask` sends a command line on a named connection. Returns what differs.
+    pub fn check(&self, mut ask: impl FnMut(&str, &str) -> Value) -> Vec<String> {
+        let mut differences = Vec::new();
+        self.walk(|client, number, line, expected, how| {
+            let reply = how.normal(&ask(client, line).show());
+            let expected = how.normal(expected);
+            if reply != expected {
+                differences.push(format!("line {number}: > {line}\nexpected:\n{expected}got:\n{reply}"));
+            }
+        });
+        differences
+    }
+
+    /// Asks a real Redis and keeps its replies, except to what is marked as ours.
+    pub fn record(&mut self, mut ask: impl FnMut(&str, &str) -> Value) {
+        let mut recorded = HashMap::new();
+        self.walk(|client, number, line, _, how| {
+            if !how.ours {
+                recorded.insert(number, ask(client, line).show());
+            }
+        });
+        for line in &mut self.lines {
+            if let Line::Command { number, reply, .. } = line
+                && let Some(new) = recorded.remove(number)
+            {
+                *reply = new;
+            }
+        }
+    }
+
+    fn walk(&self, mut visit: impl FnMut(&str, usize, &str, &str, How)) {
+        let mut client = "a";
+        let mut how = How::default();
+        for line in &self.lines {
+            match line {
+                Line::Text(_) | Line::NeedsSession => {}
+                Line::Ours(_) => how.ours = true,
+                Line::Unordered => how.unordered = true,
+                Line::Shape => how.shape = true,
+                Line::Client(name) => client = name,
+                Line::Sleep(ms) => std::thread::sleep(Duration::from_millis(*ms)),
+                Line::Command { number, line, reply } => {
+                    visit(client, *number, line, reply, std::mem::take(&mut how));
+                }
+            }
+        }
+    }
+}
+
+/// How the next reply is compared.
+#[derive(Clone, Copy, Default)]
+struct How {
+    ours: bool,
+    unordered: bool,
+    shape: bool,
+}
+
+impl How {
+    fn normal(self, reply: &str) -> String {
+        let mut reply = reply.to_owned();
+        if self.shape {
+            let mut out = String::new();
+            for byte in reply.chars() {
+                if !byte.is_ascii_digit() {
+                    out.push(byte);
+                } else if !out.ends_with('0') {
+                    out.push('0');
+                }
+            }
+            reply = out;
+        }
+        if self.unordered {
+            let mut lines: Vec<&str> = reply.lines().collect();
+            lines.sort_unstable();
+            reply = lines.join("\n") + "\n";
+        }
+        reply
+    }
+}
+
+/// Named connections to a cluster: each new name goes to the next node.
+pub struct Connections {
+    addresses: Vec<String>,
+    clients: HashMap<String, Client>,
+}
+
+impl Connections {
+    pub fn new(addresses: Vec<String>) -> Connections {
+        Connections { addresses, clients: HashMap::new() }
+    }
+
+    pub fn ask(&mut self, name: &str, line: &str) -> Value {
+        let address = &self.addresses[self.clients.len() % self.addresses.len()];
+        let client =
+            self.clients.entry(name.into()).or_insert_with(|| Client::connect(address).expect("a server"));
+        client.call(&super::resp::split(line)).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+}
+
+/// Every script below `dir`, in order.
+pub fn all(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("the scripts are there") {
+        let path = entry.expect("a directory entry").path();
+        if path.is_dir() {
+            found.append(&mut all(&path));
+        } else if path.extension().is_some_and(|extension| extension == "redis") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
