@@ -34,6 +34,7 @@ done
 [ -x "$kvorum" ] || cargo build --release
 rm -rf "$dir"
 mkdir -p "$dir"
+dir=$(cd "$dir" && pwd)
 
 free_ports() {
     python3 - "$1" <<'PY'
@@ -70,7 +71,7 @@ start_redis() { # name, options...
     local name=$1; shift
     mkdir -p "$dir/$name"
     started_port=$(free_ports 1)
-    redis-server --port "$started_port" --bind 127.0.0.1 --dir "$PWD/$dir/$name" --save '' "$@" >"$dir/$name.log" &
+    redis-server --port "$started_port" --bind 127.0.0.1 --dir "$dir/$name" --save '' "$@" >"$dir/$name.log" &
     pids+=($!)
     wait_for "$name" redis-cli -p "$started_port" ping
 }

@@ -30,6 +30,7 @@ use crate::{
     net::{
         frame::Kind,
         handshake::Hello,
+        interest::Interest,
         messages::{self, AppendRequest, AppendResult},
         peer::{CallError, Greeter, Peer},
         raft_network::Peers,
@@ -97,6 +98,8 @@ pub(crate) struct Core<M: Machine> {
     pub ticks: Rounds,
     /// Held by the operator's change of the membership that is under way.
     pub changing: Semaphore,
+    /// As the leader: of the followers in what is committed.
+    pub interest: Arc<Interest>,
     /// The leader as openraft last said.
     pub leader: watch::Sender<Option<NodeId>>,
     /// Counts changes of role, leader and membership.
@@ -283,6 +286,9 @@ impl<M: Machine> Handler for Core<M> {
     async fn call(self: &Arc<Self>, kind: Kind, group: GroupId, body: Bytes) -> Result<Vec<u8>, String> {
         if group != GROUP {
             return Err(format!("there is no group {group}"));
+        }
+        if matches!(kind, Kind::Forward | Kind::ReadIndex) {
+            self.interest.shown();
         }
         let mut answer = Vec::new();
         match kind {

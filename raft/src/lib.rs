@@ -7,6 +7,7 @@
 mod checkpoint;
 mod clock;
 mod codec;
+mod company;
 mod config;
 mod core;
 mod fatal;

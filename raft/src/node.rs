@@ -26,6 +26,7 @@ use crate::{
     log::{Log, LogConfig, LogError},
     membership::{Request, last_contact_ms},
     net::{
+        interest::Interest,
         peer::Peer,
         raft_network::Factory,
         serve,
@@ -101,7 +102,13 @@ impl<M: Machine> Node<M> {
         let snapshots =
             Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
         wait_for_promises(&config, &log, started).await?;
-        let factory = Factory { group: GROUP, peers: table.clone(), snapshots: snapshots.clone() };
+        let interest = Arc::new(Interest::new());
+        let factory = Factory {
+            group: GROUP,
+            peers: table.clone(),
+            snapshots: snapshots.clone(),
+            interest: interest.clone(),
+        };
         let state = StateMachine { applier: applier.clone(), checkpointer: checkpointer.clone() };
         let raft =
             openraft::Raft::new(config.id, openraft_config(&config)?, factory, log.store(GROUP), state)
@@ -122,6 +129,7 @@ impl<M: Machine> Node<M> {
             reads: Rounds::default(),
             ticks: Rounds::default(),
             changing: Semaphore::new(1),
+            interest,
             leader: watch::Sender::new(None),
             changes: watch::Sender::new(0),
             caught_up: AtomicBool::new(false),

@@ -1,7 +1,6 @@
 //! From a proposal to a log entry. All proposals that wait on this node travel as one packet; all packets that
 //! wait on the leader, its own and those of followers, as one entry; a few entries are in flight at a time.
-//! An entry costs every node a good deal more than a proposal does, so while one is in flight the next waits
-//! until it is worth one: half as many proposals as have lately been waiting at once.
+//! An entry waits for company as `company.rs` says.
 //!
 //! The outcome table, which everything here serves:
 //! - never sent, or the leader answered that it had not appended it: retried, then *not applied*;
@@ -22,6 +21,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::{
     Local, NodeId, ProposeError, Unavailable,
     clock::Clock,
+    company::{Company, Load, Verdict},
     net::peer::CallError,
     packet::{self, PacketBuilder, PacketId},
     types::Payload,
@@ -32,6 +32,9 @@ const SWEEP: Duration = Duration::from_millis(20);
 
 /// How often the tasks that are ready may run before an entry is closed.
 const GATHER_YIELDS_MAX: usize = 8;
+
+/// How long proposals wait for company while nothing is in flight.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// A leader's answer to a forwarded packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,12 +115,11 @@ struct Queue<L> {
     incoming: VecDeque<Incoming>,
     /// The bytes in `drafts`.
     waiting_bytes: usize,
-    /// The proposals in `drafts`, and the packets in `retries` and `incoming`.
+    /// The proposals in `drafts`, and those in the packets in `retries` and `incoming`.
     waiting: usize,
     /// The proposals in flight.
     in_flight: usize,
-    /// How many were lately waiting or in flight at once; falls slowly.
-    peak: usize,
+    company: Company,
     next_sequence: u64,
     stopped: bool,
 }
@@ -162,10 +164,20 @@ impl<L> Queue<L> {
         self.drafts.is_empty() && self.retries.is_empty() && self.incoming.is_empty()
     }
 
-    fn is_worth_an_entry(&self) -> bool {
-        // A full draft stands before another one.
-        let is_worth_it = self.in_flight == 0 || self.waiting >= self.peak / 2 || self.drafts.len() > 1;
-        is_worth_it && !self.is_empty()
+    fn load(&self) -> Load {
+        let packets = self.retries.iter().map(|packed| packed.bytes.len());
+        let packets: usize = packets.chain(self.incoming.iter().map(|incoming| incoming.packet.len())).sum();
+        Load { waiting: self.waiting, bytes: self.waiting_bytes + packets, in_flight: self.in_flight }
+    }
+
+    fn more_wait(&mut self, proposals: usize) {
+        self.waiting += proposals;
+        let load = self.load();
+        self.company.came(load);
+    }
+
+    fn judge(&self) -> Verdict {
+        if self.is_empty() { Verdict::Wait } else { self.company.judge(self.load()) }
     }
 }
 
@@ -184,7 +196,7 @@ impl<L: Local> Proposer<L> {
                 waiting_bytes: 0,
                 waiting: 0,
                 in_flight: 0,
-                peak: 0,
+                company: Company::default(),
                 next_sequence: 1,
                 stopped: false,
             }),
@@ -227,10 +239,11 @@ impl<L: Local> Proposer<L> {
         let draft = queue.drafts.back_mut().expect("one was just pushed if there was none");
         draft.builder.push(bytes);
         draft.locals.push(local);
-        queue.waiting += 1;
-        let is_worth_it = queue.is_worth_an_entry();
+        queue.more_wait(1);
+        // One more may be enough, or the first to wait for others.
+        let is_news = queue.waiting == 1 || queue.judge() == Verdict::Send;
         drop(queue);
-        if is_worth_it {
+        if is_news {
             self.wake.notify_one();
         }
         Ok(())
@@ -248,8 +261,9 @@ impl<L: Local> Proposer<L> {
             if queue.stopped {
                 return Forwarded::NotAppended;
             }
-            queue.waiting += packet::proposals_of(&packet);
+            let proposals = packet::proposals_of(&packet);
             queue.incoming.push_back(Incoming { packet, answer });
+            queue.more_wait(proposals);
         }
         self.wake.notify_one();
         answered.await.unwrap_or(Forwarded::Unknown)
@@ -293,13 +307,21 @@ impl<L: Local> Proposer<L> {
     /// Waits until there is enough to send and room for an entry in flight.
     async fn next_permit(&self) -> Option<OwnedSemaphorePermit> {
         let permit = self.in_flight.clone().acquire_owned().await.ok()?;
-        loop {
+        let mut deadline = None;
+        let gathered = loop {
             let wake = self.wake.notified();
-            if self.queue.lock().is_worth_an_entry() {
-                break;
+            let verdict = self.queue.lock().judge();
+            match verdict {
+                Verdict::Send => break deadline.map(|_| true),
+                Verdict::Wait => wake.await,
+                Verdict::Gather => {
+                    let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
+                    if tokio::time::timeout_at(deadline, wake).await.is_err() {
+                        break Some(false);
+                    }
+                }
             }
-            wake.await;
-        }
+        };
         // Whoever is ready to run may have something for this entry.
         let mut waiting = 0;
         for _ in 0..GATHER_YIELDS_MAX {
@@ -310,13 +332,13 @@ impl<L: Local> Proposer<L> {
             waiting = present;
             tokio::task::yield_now().await;
         }
+        self.queue.lock().company.sent(gathered);
         Some(permit)
     }
 
     /// Proposals have left the queue for an entry or a leader.
     fn sent(&self, proposals: usize) {
         let mut queue = self.queue.lock();
-        queue.peak = (queue.waiting + queue.in_flight).max(queue.peak - queue.peak / 8);
         queue.waiting = queue.waiting.saturating_sub(proposals);
         queue.in_flight += proposals;
     }

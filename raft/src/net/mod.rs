@@ -3,6 +3,7 @@
 
 pub(crate) mod frame;
 pub(crate) mod handshake;
+pub(crate) mod interest;
 pub(crate) mod messages;
 pub(crate) mod peer;
 pub(crate) mod raft_network;

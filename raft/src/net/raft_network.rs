@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use super::{
     frame::{self, Kind},
+    interest::Interest,
     messages::{self, AppendRequest, AppendResult},
     peer::{CallError, Link, Peer},
 };
@@ -42,6 +43,9 @@ type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 type BoxStream<'a, T> = std::pin::Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
 type RpcError = RPCError<TypeConfig>;
 
+/// How long a commit index may wait for entries to travel with.
+const HOLD: Duration = Duration::from_millis(1);
+
 /// Finds the peer of a node id, and keeps it.
 pub(crate) trait Peers: Send + Sync + 'static {
     fn peer(&self, id: u64, node: &MemberNode) -> Arc<Peer>;
@@ -52,13 +56,16 @@ pub(crate) struct Factory {
     pub group: GroupId,
     pub peers: Arc<dyn Peers>,
     pub snapshots: Arc<dyn SnapshotSender>,
+    pub interest: Arc<Interest>,
 }
 
 /// One group's client of one peer.
+#[derive(Clone)]
 pub(crate) struct Client {
     group: GroupId,
     peer: Arc<Peer>,
     snapshots: Arc<dyn SnapshotSender>,
+    interest: Arc<Interest>,
     heartbeat: bool,
 }
 
@@ -68,6 +75,7 @@ impl Factory {
             group: self.group,
             peer: self.peers.peer(target, node),
             snapshots: self.snapshots.clone(),
+            interest: self.interest.clone(),
             heartbeat,
         }
     }
@@ -100,15 +108,10 @@ impl From<CallError> for RpcError {
 }
 
 impl Client {
-    async fn heartbeat(
-        peer: Arc<Peer>,
-        group: GroupId,
-        request: AppendRequest,
-        ttl: Duration,
-    ) -> Result<AppendResult, RpcError> {
+    async fn heartbeat(self, request: AppendRequest, ttl: Duration) -> Result<AppendResult, RpcError> {
         let mut body = Vec::with_capacity(128);
         messages::put_append_request(&mut body, &request);
-        let answer = peer.call(Kind::Append, group, &body, ttl).await?;
+        let answer = self.peer.call(Kind::Append, self.group, &body, ttl).await?;
         let response = messages::append_response(&answer).map_err(malformed)?;
         let last = request.entries.last().map(|entry| entry.log_id);
         // A conflict without a previous log id is not something a follower may say.
@@ -133,6 +136,11 @@ struct Replication<S> {
     /// The sizes of the requests that are not answered.
     in_flight: VecDeque<usize>,
     in_flight_bytes: usize,
+    /// A request without entries, which only carries a commit index: see `take`.
+    held: Option<AppendRequest>,
+    /// When `held` is sent at the latest, while nothing is in flight.
+    held_until: tokio::time::Instant,
+    interest: Arc<Interest>,
     requests_ended: bool,
     failed: bool,
 }
@@ -148,12 +156,12 @@ impl<S> Drop for Replication<S> {
 impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
     /// Connects, and sends the first of the requests.
     async fn open(
-        peer: &Peer,
-        group: GroupId,
+        client: Client,
         ttl: Duration,
         first: Option<AppendRequest>,
         rest: S,
     ) -> Result<Replication<S>, RpcError> {
+        let Client { group, peer, interest, .. } = client;
         let link = tokio::time::timeout(ttl, peer.link())
             .await
             .map_err(|_| unreachable("connecting took too long"))?
@@ -167,6 +175,9 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
             group,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            held: None,
+            held_until: tokio::time::Instant::now(),
+            interest,
             requests_ended: first.is_none(),
             failed: false,
         };
@@ -187,6 +198,34 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
         !self.requests_ended
             && self.in_flight.len() < IN_FLIGHT_MAX
             && (self.in_flight.is_empty() || self.in_flight_bytes < IN_FLIGHT_BYTES_MAX)
+    }
+
+    /// Takes the next request. One without entries only tells the peer what is committed. It is held: the next
+    /// one with entries, which carries the same commit index or a later one, takes its place. Its own answer is
+    /// not missed, since openraft counts a request as answered when a later one is. The peer waits for it only
+    /// while it serves clients of its own, and even then no longer than for the answers that are due.
+    fn take(&mut self, request: AppendRequest) -> Result<(), RpcError> {
+        if request.entries.is_empty() && (!self.in_flight.is_empty() || !self.interest.is_there()) {
+            self.held = Some(request);
+            self.held_until = tokio::time::Instant::now() + HOLD;
+            return Ok(());
+        }
+        self.held = None;
+        self.send(&request)
+    }
+
+    /// A result has come.
+    fn answered(&mut self) -> Result<(), RpcError> {
+        self.in_flight_bytes -= self.in_flight.pop_front().unwrap_or(0);
+        if self.in_flight.is_empty() && self.interest.is_there() { self.release() } else { Ok(()) }
+    }
+
+    /// Sends the request that is held.
+    fn release(&mut self) -> Result<(), RpcError> {
+        match self.held.take() {
+            Some(held) => self.send(&held),
+            None => Ok(()),
+        }
     }
 
     fn send(&mut self, request: &AppendRequest) -> Result<(), RpcError> {
@@ -211,23 +250,43 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
 
     async fn next_result(&mut self) -> Option<Result<AppendResult, RpcError>> {
         loop {
-            if self.requests_ended && self.in_flight.is_empty() {
-                return None;
-            }
-            let may_send = self.may_send();
-            tokio::select! {
-                biased;
-                result = self.results.recv(), if !self.in_flight.is_empty() => {
-                    let Some(body) = result else { return Some(Err(unreachable("the connection was lost"))) };
-                    self.in_flight_bytes -= self.in_flight.pop_front().unwrap_or(0);
-                    return Some(messages::append_result(&body).map_err(malformed));
+            let is_idle = self.in_flight.is_empty();
+            let sent = if self.requests_ended && is_idle {
+                match self.held.take() {
+                    Some(held) => self.send(&held),
+                    None => return None,
                 }
-                request = self.requests.next(), if may_send => match request {
-                    Some(request) => if let Err(error) = self.send(&request) { return Some(Err(error)) },
-                    None => self.requests_ended = true,
-                },
+            } else {
+                let (may_send, is_held) = (self.may_send(), self.held.is_some());
+                tokio::select! {
+                    biased;
+                    result = self.results.recv(), if !is_idle => {
+                        let Some(body) = result else { return Some(Err(unreachable("the connection was lost"))) };
+                        if let Err(error) = self.answered() { return Some(Err(error)) }
+                        return Some(messages::append_result(&body).map_err(malformed));
+                    }
+                    request = self.requests.next(), if may_send => match request {
+                        Some(request) => self.take(request),
+                        None => {
+                            self.requests_ended = true;
+                            Ok(())
+                        }
+                    },
+                    () = held_enough(self.held_until, &self.interest), if is_idle && is_held => self.release(),
+                }
+            };
+            if let Err(error) = sent {
+                return Some(Err(error));
             }
         }
+    }
+}
+
+/// Returns when a request must not be held any more.
+async fn held_enough(until: tokio::time::Instant, interest: &Interest) {
+    tokio::select! {
+        () = tokio::time::sleep_until(until) => {}
+        () = interest.next() => {}
     }
 }
 
@@ -247,12 +306,12 @@ impl NetStreamAppend<TypeConfig> for Client {
     where
         S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
     {
-        let (peer, group, ttl) = (self.peer.clone(), self.group, option.soft_ttl());
+        let (client, ttl) = (self.clone(), option.soft_ttl());
         if self.heartbeat {
             return Box::pin(async move {
                 let results = stream::once(async move {
                     let request = input.next().await.ok_or_else(|| unreachable("no heartbeat to send"))?;
-                    Client::heartbeat(peer, group, request, ttl).await
+                    client.heartbeat(request, ttl).await
                 });
                 Ok(Box::pin(results) as BoxStream<'s, _>)
             });
@@ -261,7 +320,7 @@ impl NetStreamAppend<TypeConfig> for Client {
         // that refuses connections would be asked without a pause.
         let results = stream::once(async move {
             let first = input.next().await;
-            match Replication::open(&peer, group, ttl, first, input).await {
+            match Replication::open(client, ttl, first, input).await {
                 Ok(replication) => replication.results().left_stream(),
                 Err(error) => stream::once(std::future::ready(Err(error))).right_stream(),
             }
