@@ -75,7 +75,8 @@ fn only_what_is_committed_is_seen_and_survives() {
     });
 }
 
-/// Random commits against a map, with reopenings.
+/// Random commits against a map, with reopenings. The store opens sled anew by itself, too: a few commits write
+/// several times its cache.
 #[test]
 fn many_commits_of_many_pages_match_a_map() {
     let mut rng = fastrand::Rng::with_seed(kill::seed());

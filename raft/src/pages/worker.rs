@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, HashMap, hash_map},
     io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
     thread,
     time::{Duration, Instant},
@@ -36,6 +36,10 @@ const ZSTD_LEVEL: i32 = 1;
 /// A hundred years: sled's own flusher never runs. With None instead, every drop of a tree or an iterator flushes,
 /// and after one flush has failed, on a damaged directory, the next waits for it for ever.
 const FLUSH_EVERY_MS: usize = 100 * 365 * 24 * 3600 * 1000;
+
+/// sled never gives back the memory of a leaf that it has written (its own list of things to do says so), so it is
+/// opened anew after a commit when it has written this many times its cache.
+const REOPEN_CACHES: usize = 4;
 
 const HEAD_VERSION: u8 = 1;
 const HEAD_KEY: [u8; 1] = [0];
@@ -115,13 +119,25 @@ struct Group {
     scans: HashMap<Vec<u8>, Tally>,
 }
 
+/// A group while sled is closed.
+struct Closed {
+    tally: Tally,
+    head: Option<Vec<u8>>,
+    staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
 /// The thread's state.
 ///
 /// Invariants:
 /// - Between two requests nothing in sled is dirty: closing flushes.
 /// - After an error sled is not called again, and not dropped either: when its last flush fails, it aborts.
 pub(super) struct Worker {
-    db: Db,
+    dir: PathBuf,
+    cache_bytes: usize,
+    /// None only while it is opened anew, and for ever when that failed.
+    db: Option<Db>,
+    /// Page bytes written since it was opened.
+    written_bytes: usize,
     groups: HashMap<GroupId, Group>,
     /// The error after which nothing more is done.
     poison: watch::Sender<Option<PagesError>>,
@@ -152,7 +168,16 @@ impl Worker {
             dirs::create(dir, |path| open(path).map(drop)).map_err(unreadable)?;
         }
         let db = open(dir).map_err(unreadable)?;
-        Ok(Worker { db, groups: HashMap::new(), poison, fatal, is_committing })
+        Ok(Worker {
+            dir: dir.to_owned(),
+            cache_bytes,
+            db: Some(db),
+            written_bytes: 0,
+            groups: HashMap::new(),
+            poison,
+            fatal,
+            is_committing,
+        })
     }
 
     /// Answers requests until all handles are gone.
@@ -180,11 +205,41 @@ impl Worker {
             }),
             Request::Commit { group, head, answer } => {
                 let _ = answer.send(self.flush(group, Some(head)));
+                self.free_memory();
             }
             Request::Spill { group, answer } => {
                 let _ = answer.send(self.flush(group, None));
+                self.free_memory();
             }
         }
+    }
+
+    /// Opens sled anew when it has written much. Everything is durable, so nothing but memory is lost; a directory
+    /// that cannot be opened again is found now, and not when all nodes start after a power cut.
+    fn free_memory(&mut self) {
+        if self.written_bytes < REOPEN_CACHES * self.cache_bytes || self.poison.borrow().is_some() {
+            return;
+        }
+        if let Err(error) = self.reopen() {
+            poison(&self.poison, &error);
+            (self.fatal)(format!("cannot open the pages again: {error}"));
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), PagesError> {
+        let groups: Vec<_> = self.groups.drain().map(|(id, group)| (id, group.close())).collect();
+        // The last handle: closing waits for sled's threads.
+        self.db = None;
+        self.written_bytes = 0;
+        let db = self.db.insert(open_when_free(&self.dir, self.cache_bytes).map_err(sled_error)?);
+        for (id, closed) in groups {
+            let group = Group::open(db, id)?;
+            if (group.tally, &group.head) != (closed.tally, &closed.head) {
+                return Err(PagesError::Unreadable("sled opened an older commit than the last".into()));
+            }
+            self.groups.insert(id, Group { staged: closed.staged, ..group });
+        }
+        Ok(())
     }
 
     /// The group, its tree opened.
@@ -195,7 +250,8 @@ impl Worker {
         match self.groups.entry(id) {
             hash_map::Entry::Occupied(group) => Ok(group.into_mut()),
             hash_map::Entry::Vacant(vacant) => {
-                let group = Group::open(&self.db, id);
+                let db = self.db.as_ref().expect("without it there is an error that nobody passes");
+                let group = Group::open(db, id);
                 group.map(|group| vacant.insert(group)).inspect_err(|error| poison(&self.poison, error))
             }
         }
@@ -223,7 +279,10 @@ impl Worker {
         let result = self.group(id).and_then(|group| group.flush(head));
         self.is_committing.set(false);
         match result {
-            Ok(()) => Ok(()),
+            Ok(bytes) => {
+                self.written_bytes += bytes;
+                Ok(())
+            }
             Err(error) => {
                 let text = error.to_string();
                 poison(&self.poison, &error);
@@ -314,9 +373,15 @@ impl Group {
         Ok(pages)
     }
 
-    /// Writes what is staged, and the head if there is one.
-    fn flush(&mut self, head: Option<Vec<u8>>) -> Result<(), PagesError> {
+    /// What of it is not in sled, and what sled must still say when it is opened again.
+    fn close(self) -> Closed {
+        Closed { tally: self.tally, head: self.head, staged: self.staged }
+    }
+
+    /// Writes what is staged, and the head if there is one. Returns the bytes of the pages.
+    fn flush(&mut self, head: Option<Vec<u8>>) -> Result<usize, PagesError> {
         self.scans.clear();
+        let mut bytes = 0;
         let mut batch = sled::Batch::default();
         for (at, (id, content)) in mem::take(&mut self.staged).into_iter().enumerate() {
             let key = page_key(&id);
@@ -328,6 +393,7 @@ impl Group {
                 Some(content) => {
                     let crc = page_crc(&id, &content);
                     self.tally.add(&id, crc);
+                    bytes += content.len();
                     batch.insert(key, [&crc.to_le_bytes(), &content[..]].concat());
                 }
                 // Not by a batch, which leaves empty leaves behind.
@@ -343,7 +409,7 @@ impl Group {
         }
         self.tree.apply_batch(batch).map_err(sled_error)?;
         self.tree.flush().map_err(sled_error)?;
-        Ok(())
+        Ok(bytes)
     }
 }
 
