@@ -7,7 +7,7 @@ use clap::Parser;
 use kvorum::cli::{self, Cli};
 
 /// Gives freed memory back to the system after a second, by a thread of its own rather than by the one that
-/// happens to allocate; two arenas are enough for a process whose state is behind one lock.
+/// happens to allocate.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 pub static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
 

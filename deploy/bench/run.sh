@@ -10,7 +10,8 @@
 # CLIENTS=50, SIZE=64 bytes a value, KEYS=100000 random keys
 #
 # Kvorum's writes are acknowledged when they are fdatasynced on two of three nodes, its reads are linearizable.
-# Read the ratios, not the absolute figures: everything shares the cores.
+# Read the ratios, not the absolute figures: everything shares the cores. So each node has one worker thread, as
+# redis-server has. Memory, restart, failover and sustained writes: deploy/bench/limits.py.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -23,7 +24,10 @@ keys=${KEYS:-100000}
 pids=()
 
 stop_all() {
-    for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do
+        disown "$pid" 2>/dev/null || true
+        kill -9 "$pid" 2>/dev/null || true
+    done
     rm -rf "$dir"
 }
 trap stop_all EXIT
@@ -58,7 +62,8 @@ start_kvorum() {
     local peers="1=127.0.0.1:${p[6]},2=127.0.0.1:${p[7]},3=127.0.0.1:${p[8]}"
     for i in 0 1 2; do
         "$kvorum" serve --id $((i + 1)) --data "$dir/kvorum$i" --resp "127.0.0.1:${p[i]}" \
-            --http "127.0.0.1:${p[i + 3]}" --peer "127.0.0.1:${p[i + 6]}" --peers "$peers" 2>"$dir/kvorum$i.log" &
+            --http "127.0.0.1:${p[i + 3]}" --peer "127.0.0.1:${p[i + 6]}" --peers "$peers" \
+            --threads 1 2>"$dir/kvorum$i.log" &
         pids+=($!)
     done
     for i in 0 1 2; do wait_for "kvorum node $((i + 1))" http_get "http://127.0.0.1:${p[i + 3]}/readyz"; done

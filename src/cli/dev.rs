@@ -136,6 +136,12 @@ fn free_ports(dev: &Dev) -> Result<u16> {
         .context("there are no free ports for the peers")
 }
 
+/// The nodes share this machine's cores: more threads than cores only wait for each other.
+fn threads_of_each(nodes: u16) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / usize::from(nodes)).max(1)
+}
+
 impl Node {
     fn start(dev: &Dev, remembered: &Remembered, id: u64) -> Result<Node> {
         let index = (id - 1) as u16;
@@ -162,6 +168,9 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("cannot share the log file")?)
             .stderr(output);
+        if std::env::var_os("KVORUM_THREADS").is_none() {
+            command.args(["--threads", &threads_of_each(dev.nodes).to_string()]);
+        }
         die_with_parent(&mut command);
         let child = command.spawn().context("cannot start a node")?;
         let pid = child.id().context("the node has ended at once")?;
