@@ -18,7 +18,7 @@ pub(crate) enum Verdict {
     Send,
     /// Wait for more, but not for long.
     Gather,
-    /// Wait for more; what is under way is going to bring it.
+    /// Wait for more, which what is under way is going to bring.
     Wait,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Company {
 }
 
 impl Company {
-    /// Something waits, or `waiting` is 0 and so is everything else.
+    /// What to do with what waits; there is something.
     pub(crate) fn judge(&self, load: Load) -> Verdict {
         let Load { waiting, bytes, in_flight } = load;
         if bytes >= ENOUGH_BYTES {

@@ -151,7 +151,7 @@ impl<M: Machine> Core<M> {
         loop {
             let index = match search.next().await? {
                 Leader::Here => self.confirm_read_index().await,
-                Leader::At(peer) => ask_for_index(&peer, Kind::ReadIndex, self.timeout()).await,
+                Leader::At(peer) => self.ask_for_index(&peer, Kind::ReadIndex).await,
             };
             if let Some(index) = index {
                 return Ok(index);
@@ -177,12 +177,22 @@ impl<M: Machine> Core<M> {
             let index = match search.next().await? {
                 Leader::Here => self.append_tick().await,
                 // An empty packet asks for a tick. A tick more does no harm, so this may be retried.
-                Leader::At(peer) => ask_for_index(&peer, Kind::Forward, self.timeout()).await,
+                Leader::At(peer) => self.ask_for_index(&peer, Kind::Forward).await,
             };
             if let Some(index) = index {
                 return Ok(index);
             }
         }
+    }
+
+    /// Asks the leader for a log index with a call without a body. None when it does not lead, does not answer, or
+    /// another one leads meanwhile: one that is gone without a word must not keep readers waiting.
+    async fn ask_for_index(&self, leader: &Peer, kind: Kind) -> Option<u64> {
+        let answer = tokio::select! {
+            answer = leader.call(kind, GROUP, &[], self.timeout()) => answer.ok()?,
+            () = self.leader_is_not(Some(leader.id())) => return None,
+        };
+        Some(u64::from_le_bytes(answer[..].try_into().ok()?))
     }
 
     async fn append_tick(&self) -> Option<u64> {
@@ -191,12 +201,6 @@ impl<M: Machine> Core<M> {
         let written = self.raft.client_write(Payload(payload.into())).await.ok()?;
         Some(written.log_id.index)
     }
-}
-
-/// Asks for a log index with a call without a body. None when the peer does not lead or does not answer.
-async fn ask_for_index(peer: &Peer, kind: Kind, timeout: Duration) -> Option<u64> {
-    let answer = peer.call(kind, GROUP, &[], timeout).await.ok()?;
-    Some(u64::from_le_bytes(answer[..].try_into().ok()?))
 }
 
 /// Where the leader is.
@@ -245,9 +249,9 @@ impl<M: Machine> Group for Core<M> {
         *self.leader.borrow()
     }
 
-    async fn leader_changed(&self) {
+    async fn leader_is_not(&self, leader: Option<NodeId>) {
         // The sender lives in `self`.
-        let _ = self.leader.subscribe().changed().await;
+        let _ = self.leader.subscribe().wait_for(|present| *present != leader).await;
     }
 
     fn terms(&self) -> (u64, u64) {

@@ -82,15 +82,7 @@ impl<M: Machine> Node<M> {
         let table = Arc::new(PeerTable { transport, identity: identity.clone(), peers: Mutex::default() });
         let log = open_log(&config).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
-        let limits = Limits {
-            packet_bytes_max: config.entry_bytes_max,
-            packet_proposals_max: config.entry_proposals_max,
-            proposal_bytes_max: config.proposal_bytes_max,
-            waiting_bytes_max: config.proposal_bytes_max.max(64 << 20),
-            in_flight_max: config.entries_in_flight_max,
-            timeout: Duration::from_millis(config.request_timeout_ms),
-        };
-        let proposer = Arc::new(Proposer::new(config.id, limits, clock.clone()));
+        let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
         let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress));
         let checkpointer = Arc::new(Checkpointer::new(
             GROUP,
@@ -361,6 +353,17 @@ impl<M: Machine> Node<M> {
 
 fn io_error(context: &str, error: impl std::fmt::Display) -> StartError {
     StartError::Io { context: context.into(), source: std::io::Error::other(error.to_string()) }
+}
+
+fn limits(config: &NodeConfig) -> Limits {
+    Limits {
+        packet_bytes_max: config.entry_bytes_max,
+        packet_proposals_max: config.entry_proposals_max,
+        proposal_bytes_max: config.proposal_bytes_max,
+        waiting_bytes_max: config.proposal_bytes_max.max(64 << 20),
+        in_flight_max: config.entries_in_flight_max,
+        timeout: Duration::from_millis(config.request_timeout_ms),
+    }
 }
 
 fn openraft_config(config: &NodeConfig) -> Result<Arc<Config>, StartError> {

@@ -36,6 +36,9 @@ const GATHER_YIELDS_MAX: usize = 8;
 /// How long proposals wait for company while nothing is in flight.
 const GATHER: Duration = Duration::from_millis(1);
 
+/// How long proposals wait for what is in flight: it may take long where disks or links are slow.
+const PATIENCE: Duration = Duration::from_millis(10);
+
 /// A leader's answer to a forwarded packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -62,8 +65,8 @@ impl Forwarded {
 pub(crate) trait Group: Send + Sync + 'static {
     /// The leader as this node knows it.
     fn leader(&self) -> Option<NodeId>;
-    /// Returns when the leader may have changed.
-    fn leader_changed(&self) -> impl Future<Output = ()> + Send;
+    /// Returns when the leader, as this node knows it, is another one than this, or there is none any more.
+    fn leader_is_not(&self, leader: Option<NodeId>) -> impl Future<Output = ()> + Send;
     /// The present term, and the term of the last applied entry.
     fn terms(&self) -> (u64, u64);
     /// Appends an entry as the leader. Err when the group has stopped: nothing was appended.
@@ -177,7 +180,7 @@ impl<L> Queue<L> {
     }
 
     fn judge(&self) -> Verdict {
-        if self.is_empty() { Verdict::Wait } else { self.company.judge(self.load()) }
+        self.company.judge(self.load())
     }
 }
 
@@ -298,7 +301,7 @@ impl<L: Local> Proposer<L> {
                 None => {
                     drop(permit);
                     // Everything waits; `sweep` fails what waits too long.
-                    let _ = tokio::time::timeout(SWEEP, group.leader_changed()).await;
+                    let _ = tokio::time::timeout(SWEEP, group.leader_is_not(None)).await;
                 }
             }
         }
@@ -307,21 +310,7 @@ impl<L: Local> Proposer<L> {
     /// Waits until there is enough to send and room for an entry in flight.
     async fn next_permit(&self) -> Option<OwnedSemaphorePermit> {
         let permit = self.in_flight.clone().acquire_owned().await.ok()?;
-        let mut deadline = None;
-        let gathered = loop {
-            let wake = self.wake.notified();
-            let verdict = self.queue.lock().judge();
-            match verdict {
-                Verdict::Send => break deadline.map(|_| true),
-                Verdict::Wait => wake.await,
-                Verdict::Gather => {
-                    let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
-                    if tokio::time::timeout_at(deadline, wake).await.is_err() {
-                        break Some(false);
-                    }
-                }
-            }
-        };
+        let gathered = self.enough().await;
         // Whoever is ready to run may have something for this entry.
         let mut waiting = 0;
         for _ in 0..GATHER_YIELDS_MAX {
@@ -334,6 +323,31 @@ impl<L: Local> Proposer<L> {
         }
         self.queue.lock().company.sent(gathered);
         Some(permit)
+    }
+
+    /// Waits until what waits should be sent. Says whether company was waited for, and if so, whether it came.
+    async fn enough(&self) -> Option<bool> {
+        let (mut gather_until, mut wait_until) = (None, None);
+        loop {
+            let wake = self.wake.notified();
+            let (verdict, is_empty) = {
+                let queue = self.queue.lock();
+                (queue.judge(), queue.is_empty())
+            };
+            if is_empty {
+                wake.await;
+                continue;
+            }
+            let in_time = |limit| tokio::time::Instant::now() + limit;
+            let until = match verdict {
+                Verdict::Send => return gather_until.map(|_| true),
+                Verdict::Gather => *gather_until.get_or_insert_with(|| in_time(GATHER)),
+                Verdict::Wait => *wait_until.get_or_insert_with(|| in_time(PATIENCE)),
+            };
+            if tokio::time::timeout_at(until, wake).await.is_err() {
+                return (verdict == Verdict::Gather).then_some(false);
+            }
+        }
     }
 
     /// Proposals have left the queue for an entry or a leader.
@@ -487,7 +501,12 @@ impl<L: Local> Proposer<L> {
         self.sent(count);
         let (this, group) = (self.clone(), group.clone());
         tokio::spawn(async move {
-            match group.forward(leader, bytes.clone(), this.limits.timeout).await {
+            // A leader that is gone without a word would keep others waiting that the next one could serve.
+            let outcome = tokio::select! {
+                outcome = group.forward(leader, bytes.clone(), this.limits.timeout) => outcome,
+                () = group.leader_is_not(Some(leader)) => Err(CallError::Lost("there is another leader".into())),
+            };
+            match outcome {
                 Ok(Forwarded::Applied) => {}
                 Ok(Forwarded::NotAppended) | Err(CallError::NotSent(_)) => {
                     // The leader is changing: give the news a moment to arrive before asking again.

@@ -205,6 +205,33 @@ async fn members_join_vote_and_leave() {
     assert!(matches!(refused, Err(AdminError::Conflict(_))), "nobody would be left to lead: {refused:?}");
 }
 
+/// What was sent to it is unknown; what comes later goes to the next leader, long before anything times out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_falls_silent_keeps_nobody_waiting() {
+    let cluster = Cluster::start(3, |config| config.request_timeout_ms = 25_000).await;
+    let old = cluster.leader().await;
+    let asked = cluster.follower().await;
+    let others: Vec<String> = (1..=3).filter(|id| *id != old).map(name).collect();
+    cluster.network.silence(&name(old), &others.iter().map(String::as_str).collect::<Vec<_>>());
+    let reader = cluster.node(asked).clone();
+    let read = tokio::spawn(async move { reader.barrier(ReadLevel::Linearizable).await });
+    // As many packets as may be in flight, and more.
+    let mut lost = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let node = cluster.node(asked).clone();
+        lost.spawn(async move { propose(&node, 1, 1).await });
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    let served = tokio::time::timeout(Duration::from_secs(15), propose(cluster.node(asked), 2, 1)).await;
+    assert_eq!(served, Ok(Ok(1)));
+    let read = tokio::time::timeout(Duration::from_secs(15), read).await;
+    assert!(matches!(read, Ok(Ok(Ok(())))), "{read:?}");
+    while let Some(outcome) = lost.join_next().await {
+        let outcome = outcome.unwrap();
+        assert!(matches!(outcome, Ok(_) | Err(ProposeError::Unknown)), "{outcome:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_refuses_connections_is_asked_with_pauses() {
     let mut cluster = Cluster::start(3, plain).await;

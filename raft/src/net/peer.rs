@@ -97,6 +97,10 @@ impl Peer {
         }
     }
 
+    pub(crate) fn id(&self) -> NodeId {
+        self.id
+    }
+
     /// The peer has moved.
     pub(crate) fn set_address(&self, address: &str) {
         let mut present = self.address.lock();

@@ -9,7 +9,10 @@ use std::{
 use futures::future::BoxFuture;
 use kvorum_raft::transport::{Connection, Listener, Transport};
 use parking_lot::Mutex;
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+};
 
 type Incoming = Box<dyn Connection>;
 
@@ -17,7 +20,7 @@ type Incoming = Box<dyn Connection>;
 struct Hub {
     listeners: HashMap<String, mpsc::UnboundedSender<Incoming>>,
     cut: HashSet<(String, String)>,
-    links: Vec<(String, String, AbortHandle)>,
+    links: Vec<(String, String, AbortHandle, Arc<Notify>)>,
     /// How many connections were asked for, by address.
     attempts: HashMap<String, u64>,
 }
@@ -40,16 +43,25 @@ impl Network {
 
     /// Cuts all links between `name` and the others, in both directions, also those that exist.
     pub fn isolate(&self, name: &str, others: &[&str]) {
+        self.cut(name, others, |pump, _| pump.abort());
+    }
+
+    /// The same, but nobody is told: connections stay open and carry nothing any more.
+    pub fn silence(&self, name: &str, others: &[&str]) {
+        self.cut(name, others, |_, silence| silence.notify_one());
+    }
+
+    fn cut(&self, name: &str, others: &[&str], end: impl Fn(&AbortHandle, &Notify)) {
         let mut hub = self.hub.lock();
         for other in others {
             hub.cut.insert((name.into(), (*other).into()));
             hub.cut.insert(((*other).into(), name.into()));
         }
-        hub.links.retain(|(from, to, pump)| {
+        hub.links.retain(|(from, to, pump, silence)| {
             let cut = [from, to].iter().any(|end| *end == name)
                 && others.iter().any(|other| from == other || to == other);
             if cut {
-                pump.abort();
+                end(pump, silence);
             }
             !cut
         });
@@ -84,10 +96,15 @@ impl Transport for Port {
             let (ours, mut left) = tokio::io::duplex(1 << 16);
             let (mut right, theirs) = tokio::io::duplex(1 << 16);
             hub.listeners.get(address).ok_or_else(refused)?.send(Box::new(theirs)).map_err(|_| refused())?;
+            let silence = Arc::new(Notify::new());
+            let silenced = silence.clone();
             let pump = tokio::spawn(async move {
-                let _ = tokio::io::copy_bidirectional(&mut left, &mut right).await;
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut left, &mut right) => {}
+                    () = silenced.notified() => std::future::pending().await,
+                }
             });
-            hub.links.push((self.name.clone(), address.into(), pump.abort_handle()));
+            hub.links.push((self.name.clone(), address.into(), pump.abort_handle(), silence));
             Ok(Box::new(ours) as Box<dyn Connection>)
         })
     }
