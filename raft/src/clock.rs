@@ -4,6 +4,9 @@
 //! toward the wall clock by at most one part in a thousand. So a jump of a wall clock, on the leader or on the
 //! node that takes over, moves the log clock by nothing at once. Only where no running node has seen the clock
 //! move, that is at the start of a whole cluster, is the wall clock taken as it is.
+//!
+//! A follower hears of the time late, by as long as an entry travels. It goes on by its own monotonic clock, is
+//! moved forward by a stamp that is ahead, and back by one that is behind only as slowly as the leader may be slewed.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +17,10 @@ const REPLAY_US: u64 = 10_000_000;
 
 /// The wall clock may pull at most one microsecond in this many.
 const SLEW_DIVISOR: u64 = 1000;
+
+/// The leader's stamps may pull a follower back by at most one microsecond in this many: faster than a slewed leader
+/// falls behind.
+const FOLLOW_DIVISOR: u64 = 500;
 
 /// One group's clock on one node.
 pub(crate) struct Clock {
@@ -28,11 +35,13 @@ struct Inner {
     anchor: Option<(u64, Instant)>,
     /// The highest stamp observed or handed out, in microseconds.
     highest_us: u64,
+    /// The highest stamp handed out, in microseconds: what is applied up to it says nothing new.
+    handed_us: u64,
 }
 
 impl Clock {
     pub(crate) fn new() -> Clock {
-        Clock { inner: Mutex::new(Inner { anchor: None, highest_us: 0 }) }
+        Clock { inner: Mutex::new(Inner { anchor: None, highest_us: 0, handed_us: 0 }) }
     }
 
     /// The stamp of an entry that this node, as the leader, is about to propose, in milliseconds.
@@ -81,16 +90,19 @@ impl Inner {
         let stamp = if self.anchor.is_some() { slewed } else { estimate }.max(self.highest_us);
         self.anchor = Some((stamp, now));
         self.highest_us = stamp;
+        self.handed_us = stamp;
         stamp
     }
 
     fn observe(&mut self, stamp_us: u64, now: Instant) {
-        if self.anchor.is_some() {
+        if let Some((_, since)) = self.anchor
+            && stamp_us > self.handed_us
+        {
             let estimate = self.estimate(now, 0);
-            // A little behind is the time the entry travelled, or another leader's slew: follow it. Far
-            // behind is an old entry that this node is catching up on.
+            // Far behind is an old entry that this node is catching up on.
             if stamp_us + REPLAY_US > estimate {
-                self.anchor = Some((stamp_us.max(self.highest_us), now));
+                let back_max = micros(now.duration_since(since)) / FOLLOW_DIVISOR;
+                self.anchor = Some((stamp_us.max(estimate - back_max).max(self.highest_us), now));
             }
         }
         self.highest_us = self.highest_us.max(stamp_us);
@@ -109,13 +121,13 @@ fn wall_us() -> u64 {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::Inner;
+    use super::{Inner, SLEW_DIVISOR, micros};
 
     const SECOND: u64 = 1_000_000;
     const HOUR: u64 = 3600 * SECOND;
 
     fn fresh() -> Inner {
-        Inner { anchor: None, highest_us: 0 }
+        Inner { anchor: None, highest_us: 0, handed_us: 0 }
     }
 
     #[test]
@@ -138,6 +150,37 @@ mod tests {
         let stamp = clock.stamp(start + Duration::from_secs(65), 2000 * HOUR);
         let expected = 1000 * HOUR + 65 * SECOND;
         assert!((expected..=expected + SECOND / 10).contains(&stamp), "{stamp}");
+    }
+
+    #[test]
+    fn the_leader_s_own_entries_do_not_slow_its_clock() {
+        let (mut clock, start) = (fresh(), Instant::now());
+        let first = clock.stamp(start, 1000 * HOUR);
+        let mut now = start;
+        for _ in 0..100_000 {
+            let stamp = clock.stamp(now, 1000 * HOUR + micros(now - start));
+            now += Duration::from_micros(700);
+            clock.observe(stamp, now);
+        }
+        assert_eq!(clock.estimate(now, 0) - first, micros(now - start));
+    }
+
+    #[test]
+    fn a_follower_keeps_step_with_a_leader_that_is_slewed() {
+        for slew in [0, 1, -1] {
+            let (mut clock, start) = (fresh(), Instant::now());
+            clock.anchor = Some((1000 * HOUR, start));
+            let mut now = start;
+            for entry in 0..1_000_000_i64 {
+                now += Duration::from_millis(10);
+                let passed = i64::try_from(micros(now - start)).unwrap();
+                let leader = 1000 * HOUR as i64 + passed + passed * slew / SLEW_DIVISOR as i64;
+                // Entries travel for 300 to 1,300 us.
+                clock.observe((leader - 300 - entry * 7919 % 1000) as u64, now);
+                let ahead = clock.estimate(now, 0) as i64 - leader;
+                assert!((-2_000..=100).contains(&ahead), "slew {slew}, entry {entry}: {ahead} us ahead");
+            }
+        }
     }
 
     #[test]

@@ -192,7 +192,11 @@ impl<M: Machine> Core<M> {
             answer = leader.call(kind, GROUP, &[], self.timeout()) => answer.ok()?,
             () = self.leader_is_not(Some(leader.id())) => return None,
         };
-        Some(u64::from_le_bytes(answer[..].try_into().ok()?))
+        let (index, clock_ms) = answer.split_first_chunk::<8>()?;
+        if let Ok(clock_ms) = clock_ms.try_into() {
+            self.clock.learn_ms(u64::from_le_bytes(clock_ms));
+        }
+        Some(u64::from_le_bytes(*index))
     }
 
     async fn append_tick(&self) -> Option<u64> {
@@ -327,7 +331,7 @@ impl<M: Machine> Handler for Core<M> {
                 crate::codec::put_vote(&mut answer, &response.vote);
             }
             Kind::Forward if body.is_empty() => {
-                // No answer of eight bytes means that this node does not lead.
+                // No index means that this node does not lead.
                 if self.is_leader()
                     && let Ok(index) = self.ticks.join().await
                 {
@@ -340,6 +344,8 @@ impl<M: Machine> Handler for Core<M> {
                     && let Ok(index) = self.reads.join().await
                 {
                     answer.extend_from_slice(&index.to_le_bytes());
+                    // A follower that was there before the clock began to move has heard it from nobody else.
+                    answer.extend_from_slice(&self.clock.stamp_ms().to_le_bytes());
                 }
             }
             Kind::Admin => answer = self.answer_admin(&body).await,

@@ -257,6 +257,10 @@ impl<M: Machine> Node<M> {
         if metrics.current_leader.is_none() {
             return Some("no leader is known".into());
         }
+        let leads = metrics.state == ServerState::Leader;
+        if !leads && self.core.clock.live_ms().is_none() {
+            return Some("this node has not heard the log's clock yet".into());
+        }
         let caught_up = self.core.caught_up.load(Ordering::Acquire);
         (!caught_up).then(|| "this node has not caught up with the leader yet".into())
     }

@@ -36,6 +36,29 @@ async fn every_node_takes_writes_and_linearizable_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clock_keeps_pace_under_load() {
+    let cluster = Cluster::start(3, plain).await;
+    let leader = cluster.node(cluster.leader().await);
+    propose(leader, 1, 1).await.unwrap();
+    let (started, clock_ms) = (std::time::Instant::now(), leader.clock_ms());
+    while started.elapsed() < Duration::from_secs(2) {
+        propose(leader, 1, 1).await.unwrap();
+    }
+    let (real_ms, moved_ms) = (started.elapsed().as_millis() as u64, leader.clock_ms() - clock_ms);
+    assert!(moved_ms.abs_diff(real_ms) <= real_ms / 50, "{moved_ms} ms by the log's clock in {real_ms} ms");
+}
+
+/// Also one that connected to its peers before there was a leader: should it lead next, it must not begin with its own
+/// wall clock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_comes_to_know_the_clock() {
+    let cluster = Cluster::start(3, plain).await;
+    for (node, _) in cluster.nodes.values() {
+        eventually("the clock to be known", async || node.status().not_ready.is_none().then_some(())).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_can_be_handed_to_each_node() {
     let cluster = Cluster::start(3, plain).await;
     for to in [1, 2, 3, 1] {
