@@ -29,6 +29,11 @@ pub struct Extended {
 impl Extended {
     /// Zero.
     pub const ZERO: Extended = Extended { is_negative: false, mantissa: 0, exponent: 0 };
+    /// The largest.
+    pub const MAX: Extended =
+        Extended { is_negative: false, mantissa: u64::MAX, exponent: EXPONENT_MAX - 63 };
+    /// The lowest.
+    pub const MIN: Extended = Extended { is_negative: true, ..Extended::MAX };
 
     /// Reads decimal text as `strtold` does, rounding to the nearest. None for what Redis refuses: anything
     /// else, spaces, and what is out of range.
@@ -105,6 +110,37 @@ impl Extended {
         let lost = sum & ((1 << shift) - 1);
         let mantissa = round((sum >> shift) as u64, lost.cmp(&(1 << (shift - 1))), sticky);
         Extended::normal(is_negative, mantissa, exponent + shift)
+    }
+
+    /// The sum, and whether it is too large: then it is the largest number of its sign. One that is too small to
+    /// be held is 0.
+    pub fn saturating_add(self, other: Extended) -> (Extended, bool) {
+        match self.checked_add(other) {
+            Some(sum) => (sum, false),
+            // Only numbers of one sign grow.
+            None if self.is_negative != other.is_negative => (Extended::ZERO, false),
+            None => (if self.is_negative { Extended::MIN } else { Extended::MAX }, true),
+        }
+    }
+
+    /// The same number with the other sign.
+    pub fn negated(self) -> Extended {
+        Extended { is_negative: !self.is_negative, ..self }
+    }
+
+    /// How two numbers compare. Both zeros are the same, which `==` does not say.
+    pub fn compare(self, other: Extended) -> Ordering {
+        let sign = |number: Extended| match (number.mantissa, number.is_negative) {
+            (0, _) => 0,
+            (_, true) => -1,
+            (_, false) => 1,
+        };
+        let magnitudes = || (self.exponent, self.mantissa).cmp(&(other.exponent, other.mantissa));
+        sign(self).cmp(&sign(other)).then_with(|| match sign(self) {
+            0 => Ordering::Equal,
+            1 => magnitudes(),
+            _ => magnitudes().reverse(),
+        })
     }
 
     /// As Redis prints it for people: up to 17 digits after the point, no zeros at the end, no exponent.
@@ -322,5 +358,28 @@ mod tests {
         for text in ["", "abc", " 1", "1 ", "1e", ".", "--1", "1e5000", "1.2.3", "1e-5000", "inf", "nan"] {
             assert_eq!(Extended::parse(text.as_bytes()), None, "{text}");
         }
+    }
+
+    #[test]
+    fn the_largest_number_is_read_as_it_is_written() {
+        for number in [Extended::MAX, Extended::MIN] {
+            let text = number.format();
+            assert_eq!(Extended::parse(text.as_bytes()), Some(number));
+            assert_eq!(number.checked_add(number), None);
+            assert_eq!(number.saturating_add(number), (number, true));
+            assert_eq!(number.saturating_add(number.negated()), (Extended::ZERO, false));
+        }
+    }
+
+    #[test]
+    fn numbers_are_in_order() {
+        let texts = ["-1e4932", "-20", "-3", "-1e-7", "0", "1e-20", "0.5", "0.75", "1", "3", "1e20"];
+        let numbers = texts.map(|text| Extended::parse(text.as_bytes()).unwrap());
+        for (at, a) in numbers.iter().enumerate() {
+            for (other, b) in numbers.iter().enumerate() {
+                assert_eq!(a.compare(*b), at.cmp(&other), "{} and {}", texts[at], texts[other]);
+            }
+        }
+        assert!(Extended::ZERO.compare(Extended::ZERO.negated()).is_eq());
     }
 }

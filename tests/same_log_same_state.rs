@@ -125,7 +125,43 @@ fn random_set_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
     }
 }
 
+/// INCREX or CL.THROTTLE, most of few keys, so that bounds and limits are reached; the others are of another type
+/// or no numbers.
+fn random_limit_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
+    let key = match chance.u8(..10) {
+        0 => random_key(chance),
+        _ => format!("limit:{}", chance.u8(..8)).into_bytes(),
+    };
+    if chance.bool() {
+        let mut words = vec!["CL.THROTTLE".into(), key];
+        words.extend(
+            [chance.u8(..5), chance.u8(1..9), chance.u8(1..4), chance.u8(..4)].map(|n| n.to_string().into()),
+        );
+        return words;
+    }
+    let mut words = vec!["INCREX".into(), key];
+    let by = ["BYINT", "BYINT", "BYFLOAT"][chance.usize(..3)];
+    let amount = if by == "BYFLOAT" { "-0.1".into() } else { chance.i8(..).to_string() };
+    let deadline = ["PERSIST", "EXAT 1 ENX", "PX 500", "PX 2000 ENX"][chance.usize(..4)];
+    let options: [(u8, Vec<Vec<u8>>); 5] = [
+        (2, vec![by.into(), amount.into()]),
+        (2, vec!["UBOUND".into(), chance.u16(..300).to_string().into()]),
+        (4, vec!["LBOUND".into(), "-100".into()]),
+        (3, vec!["SATURATE".into()]),
+        (2, deadline.split(' ').map(Into::into).collect()),
+    ];
+    for (one_in, option) in options {
+        if chance.u8(..one_in) == 0 {
+            words.extend(option);
+        }
+    }
+    words
+}
+
 fn random_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
+    if chance.u8(..20) == 0 {
+        return random_limit_argv(chance);
+    }
     if chance.u8(..4) == 0 {
         return random_set_argv(chance);
     }

@@ -17,6 +17,7 @@ pub mod hash_walk;
 pub mod lcs;
 pub mod list;
 pub mod list_inside;
+pub mod rate_limit;
 pub mod scan;
 pub mod server;
 pub mod set;
@@ -188,6 +189,7 @@ pub const FAMILIES: &[&[Spec]] = &[
     string::ROWS,
     string_numbers::ROWS,
     string_ranges::ROWS,
+    rate_limit::ROWS,
     lcs::ROWS,
     list::ROWS,
     list_inside::ROWS,

@@ -270,7 +270,7 @@ fn set(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 }
 
 /// A string that would be dead at once is not set: what it would replace is deleted.
-fn set_or_delete(ctx: &mut Ctx<'_>, key: &[u8], value: &[u8], deadline: Deadline) {
+pub(crate) fn set_or_delete(ctx: &mut Ctx<'_>, key: &[u8], value: &[u8], deadline: Deadline) {
     match deadline {
         Deadline::At(at) if at <= ctx.now_ms => _ = ctx.delete(key),
         _ => ctx.set(key, value, deadline),

@@ -180,7 +180,11 @@ impl Reply {
         if self.off {
             return;
         }
-        let text = crate::args::format_double(value);
+        self.decimal(&crate::args::format_double(value));
+    }
+
+    /// A floating-point number in digits of its own; a bulk string in RESP2.
+    pub fn decimal(&mut self, text: &str) {
         match self.protocol {
             Protocol::Resp2 => self.bulk(text.as_bytes()),
             Protocol::Resp3 => self.line(b',', text.as_bytes()),
