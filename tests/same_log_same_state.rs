@@ -158,9 +158,29 @@ fn random_limit_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
     words
 }
 
+/// A command of few locks and few owners. Tokens are guessed, and some are right.
+fn random_lock_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
+    let lock = format!("lock:{}", chance.u8(..3)).into_bytes();
+    let owner = format!("owner:{}", chance.u8(..4)).into_bytes();
+    let token = chance.u8(1..60).to_string().into_bytes();
+    let ttl_ms = chance.u32(1..20_000).to_string().into_bytes();
+    match chance.u8(..12) {
+        0..3 => vec!["LOCK.ACQUIRE".into(), lock, owner, "PX".into(), ttl_ms],
+        3..6 => vec!["LOCK.ACQUIRE".into(), lock, owner, "PX".into(), ttl_ms, "SHARED".into()],
+        6 => vec!["LOCK.RENEW".into(), lock, owner, token, "PX".into(), ttl_ms],
+        7 | 8 => vec!["LOCK.RELEASE".into(), lock, owner, token],
+        9 => vec!["LOCK.BREAK".into(), lock],
+        10 => vec!["FENCE".into(), lock, token, "INCR".into(), "fenced".into()],
+        _ => vec!["RENAME".into(), lock, "lock:1".into()],
+    }
+}
+
 fn random_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
     if chance.u8(..20) == 0 {
         return random_limit_argv(chance);
+    }
+    if chance.u8(..16) == 0 {
+        return random_lock_argv(chance);
     }
     if chance.u8(..4) == 0 {
         return random_set_argv(chance);

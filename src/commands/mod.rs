@@ -17,6 +17,7 @@ pub mod hash_walk;
 pub mod lcs;
 pub mod list;
 pub mod list_inside;
+pub mod lock;
 pub mod rate_limit;
 pub mod scan;
 pub mod server;
@@ -202,6 +203,7 @@ pub const FAMILIES: &[&[Spec]] = &[
     set_algebra::ROWS,
     sorted_set::ROWS,
     sorted_set_range::ROWS,
+    lock::ROWS,
     server::ROWS,
 ];
 

@@ -87,6 +87,19 @@ impl<'a> ScanOptions<'a> {
         Ok(if is_negative { cursor.wrapping_neg() } else { cursor })
     }
 
+    /// A step of SCAN.
+    pub(crate) fn reply_keys(&self, view: &View<'_>, reply: &mut Reply) {
+        let mut found = Vec::new();
+        let cursor = view.scan(self.cursor, self.count, |record| {
+            let has_type = |name: &[u8]| record.type_name().as_bytes().eq_ignore_ascii_case(name);
+            if self.type_name.is_none_or(has_type) && self.matches(record.key()) {
+                found.push(record.key());
+            }
+        });
+        reply_step(cursor, found.len(), reply);
+        found.iter().for_each(|key| reply.bulk(key));
+    }
+
     /// Whether MATCH lets a name through.
     pub(crate) fn matches(&self, name: &[u8]) -> bool {
         self.pattern.is_none_or(|pattern| glob::matches(pattern, name))
@@ -101,16 +114,7 @@ pub(crate) fn reply_step(cursor: u64, len: usize, reply: &mut Reply) {
 }
 
 fn scan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let options = ScanOptions::parse(args, 1, true)?;
-    let mut found = Vec::new();
-    let cursor = view.scan(options.cursor, options.count, |record| {
-        let has_type = |name: &[u8]| record.type_name().as_bytes().eq_ignore_ascii_case(name);
-        if options.type_name.is_none_or(has_type) && options.matches(record.key()) {
-            found.push(record.key());
-        }
-    });
-    reply_step(cursor, found.len(), reply);
-    found.iter().for_each(|key| reply.bulk(key));
+    ScanOptions::parse(args, 1, true)?.reply_keys(view, reply);
     Ok(())
 }
 

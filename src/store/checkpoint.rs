@@ -53,6 +53,7 @@ impl State {
             put_varint(&mut out, u64::from(db));
             put_varint(&mut out, keyspace.len() as u64);
         }
+        put_varint(&mut out, self.token);
         out
     }
 }
@@ -109,6 +110,8 @@ impl StateLoader {
             let (db, len) = (input.size()?, input.size()?);
             *expected.get_mut(db).ok_or_else(|| format!("database {db} is missing"))? = len;
         }
+        // A head of before there were tokens ends here.
+        self.state.token = if input.end().is_ok() { 0 } else { input.varint()? };
         input.end()?;
         let found: Vec<_> = self.state.databases.iter().map(Keyspace::len).collect();
         if found != expected {

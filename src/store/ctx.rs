@@ -62,6 +62,16 @@ impl<'a> Ctx<'a> {
         &mut self.chance
     }
 
+    /// What the next fencing token will be: above all that were ever issued.
+    pub fn next_token(&self) -> u64 {
+        self.state.token + 1
+    }
+
+    /// The next token was issued.
+    pub fn issue_token(&mut self) {
+        self.state.token += 1;
+    }
+
     /// The bytes of a string. An error for other types.
     #[inline]
     pub fn string(&self, key: &[u8]) -> Result<Option<&[u8]>> {

@@ -13,6 +13,7 @@ use super::{
     dirty::{Dirty, Mark, PageId},
     hash_object::Hash,
     list::List,
+    lock::Lock,
     long_string::LongString,
     set::Set,
     sorted_set::SortedSet,
@@ -40,6 +41,8 @@ pub enum Value {
     Set(Set),
     /// A sorted set.
     SortedSet(SortedSet),
+    /// A lock.
+    Lock(Lock),
 }
 
 impl Value {
@@ -51,6 +54,7 @@ impl Value {
             Value::Hash(hash) => hash,
             Value::Set(set) => set,
             Value::SortedSet(set) => set,
+            Value::Lock(lock) => lock,
         }
     }
 
@@ -62,6 +66,7 @@ impl Value {
             Value::Hash(hash) => hash,
             Value::Set(set) => set,
             Value::SortedSet(set) => set,
+            Value::Lock(lock) => lock,
         }
     }
 
@@ -73,6 +78,7 @@ impl Value {
             Value::Hash(_) => 3,
             Value::Set(_) => 4,
             Value::SortedSet(_) => 5,
+            Value::Lock(_) => 6,
         }
     }
 
@@ -83,6 +89,7 @@ impl Value {
             3 => Hash::decode_head(input).map(Value::Hash),
             4 => Set::decode_head(input).map(Value::Set),
             5 => SortedSet::decode_head(input).map(Value::SortedSet),
+            6 => Lock::decode_head(input).map(Value::Lock),
             other => Err(format!("type {other} is not known to this version")),
         }
     }

@@ -51,6 +51,8 @@ pub struct State {
     /// Rises with each change of a key.
     pub(crate) revision: u64,
     pub(crate) next_object: u64,
+    /// The last fencing token issued.
+    pub(crate) token: u64,
     pub(crate) databases: Vec<Keyspace>,
     pub(crate) deadlines: Deadlines,
     pub(crate) homes: HashMap<u64, Home>,
@@ -79,6 +81,7 @@ impl State {
             now_ms: 0,
             revision: 0,
             next_object: 1,
+            token: 0,
             databases: Vec::new(),
             deadlines: Deadlines::default(),
             homes: HashMap::new(),
@@ -328,6 +331,7 @@ impl State {
                 }
             }
         }
+        digest.number(self.token);
         digest.finish()
     }
 

@@ -13,6 +13,7 @@
 //! - `@ours <why>`: the next reply is Kvorum's own; Redis is not asked when replies are recorded.
 //! - `@unordered`: the order of the elements of the next reply is not promised.
 //! - `@shape`: of the next reply only the shape counts: digits may differ.
+//! - `@let <name>`: the first integer of the next reply stands for `{name}`, there and in what follows.
 //! - `@client <name>`: what follows is sent on the connection of this name; the first is `a`.
 //! - `@sleep <ms>`: waits.
 //! - `@needs session`: not for the machine alone; stands at the top.
@@ -30,6 +31,7 @@ pub enum Line {
     Ours(String),
     Unordered,
     Shape,
+    Let(String),
     Client(String),
     Sleep(u64),
     NeedsSession,
@@ -56,6 +58,7 @@ impl Script {
                     "ours" => Line::Ours(rest.into()),
                     "unordered" => Line::Unordered,
                     "shape" => Line::Shape,
+                    "let" => Line::Let(rest.into()),
                     "client" => Line::Client(rest.into()),
                     "sleep" => Line::Sleep(rest.parse().expect("milliseconds after @sleep")),
                     "needs" if rest == "session" => Line::NeedsSession,
@@ -94,6 +97,7 @@ impl Script {
                 Line::Ours(why) => writeln!(out, "@ours {why}"),
                 Line::Unordered => writeln!(out, "@unordered"),
                 Line::Shape => writeln!(out, "@shape"),
+                Line::Let(name) => writeln!(out, "@let {name}"),
                 Line::Client(name) => writeln!(out, "@client {name}"),
                 Line::Sleep(ms) => writeln!(out, "@sleep {ms}"),
                 Line::NeedsSession => writeln!(out, "@needs session"),
@@ -106,9 +110,15 @@ impl Script {
     /// Runs the script; `ask` sends a command line on a named connection. Returns what differs.
     pub fn check(&self, mut ask: impl FnMut(&str, &str) -> Value) -> Vec<String> {
         let mut differences = Vec::new();
+        let mut names: Vec<(String, String)> = Vec::new();
         self.walk(|client, number, line, expected, how| {
-            let reply = how.normal(&ask(client, line).show());
-            let expected = how.normal(expected);
+            let reply = ask(client, &named(line, &names)).show();
+            if let Some(name) = how.name {
+                let integer = reply.lines().find_map(|line| line.trim_start().strip_prefix(':'));
+                names.push((format!("{{{name}}}"), integer.unwrap_or("no integer").to_owned()));
+            }
+            let expected = how.normal(&named(expected, &names));
+            let reply = how.normal(&reply);
             if reply != expected {
                 differences.push(format!("line {number}: > {line}\nexpected:\n{expected}got:\n{reply}"));
             }
@@ -133,7 +143,7 @@ impl Script {
         }
     }
 
-    fn walk(&self, mut visit: impl FnMut(&str, usize, &str, &str, How)) {
+    fn walk(&self, mut visit: impl FnMut(&str, usize, &str, &str, How<'_>)) {
         let mut client = "a";
         let mut how = How::default();
         for line in &self.lines {
@@ -142,6 +152,7 @@ impl Script {
                 Line::Ours(_) => how.ours = true,
                 Line::Unordered => how.unordered = true,
                 Line::Shape => how.shape = true,
+                Line::Let(name) => how.name = Some(name),
                 Line::Client(name) => client = name,
                 Line::Sleep(ms) => std::thread::sleep(Duration::from_millis(*ms)),
                 Line::Command { number, line, reply } => {
@@ -154,13 +165,19 @@ impl Script {
 
 /// How the next reply is compared.
 #[derive(Clone, Copy, Default)]
-struct How {
+struct How<'a> {
     ours: bool,
     unordered: bool,
     shape: bool,
+    name: Option<&'a str>,
 }
 
-impl How {
+/// `text` with what the names stand for.
+fn named(text: &str, names: &[(String, String)]) -> String {
+    names.iter().fold(text.to_owned(), |text, (name, integer)| text.replace(name, integer))
+}
+
+impl How<'_> {
     fn normal(self, reply: &str) -> String {
         let mut reply = reply.to_owned();
         if self.shape {
