@@ -102,6 +102,9 @@ pub(crate) struct Core<M: Machine> {
     pub interest: Arc<Interest>,
     /// The leader as openraft last said.
     pub leader: watch::Sender<Option<NodeId>>,
+    /// Whether any member has sent a Raft message since the start: before, openraft takes the leader that this node
+    /// last followed for the present one.
+    pub heard: watch::Sender<bool>,
     /// Counts changes of role, leader and membership.
     pub changes: watch::Sender<u64>,
     /// Whether a linearizable read has succeeded since the leader was last unknown.
@@ -112,6 +115,10 @@ pub(crate) struct Core<M: Machine> {
 }
 
 impl<M: Machine> Core<M> {
+    fn heard_of_leader(&self) {
+        self.heard.send_if_modified(|heard| !std::mem::replace(heard, true));
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_millis(self.config.request_timeout_ms)
     }
@@ -267,11 +274,17 @@ impl<M: Machine> Group for Core<M> {
         self.raft.client_write_ff(payload, Some(responder)).await.map_err(|_| ())
     }
 
-    async fn forward(&self, to: NodeId, packet: Bytes, timeout: Duration) -> Result<Forwarded, CallError> {
+    async fn forward(
+        &self,
+        to: NodeId,
+        packet: Bytes,
+        timeout: Duration,
+        begin: impl FnOnce() -> bool + Send,
+    ) -> Result<Forwarded, CallError> {
         let peer = self
             .peer(to)
             .ok_or_else(|| CallError::NotSent(std::io::Error::other("the leader's address is not known")))?;
-        let answer = peer.call(Kind::Forward, GROUP, &packet, timeout).await?;
+        let answer = peer.call_once_connected(Kind::Forward, GROUP, &packet, timeout, begin).await?;
         Ok(Forwarded::of(&answer))
     }
 }
@@ -295,8 +308,10 @@ impl<M: Machine> Handler for Core<M> {
         if group != GROUP {
             return Err(format!("there is no group {group}"));
         }
-        if matches!(kind, Kind::Forward | Kind::ReadIndex) {
-            self.interest.shown();
+        match kind {
+            Kind::Forward | Kind::ReadIndex => self.interest.shown(),
+            Kind::Append | Kind::SnapshotEnd => self.heard_of_leader(),
+            _ => {}
         }
         let mut answer = Vec::new();
         match kind {
@@ -360,6 +375,7 @@ impl<M: Machine> Handler for Core<M> {
         _group: GroupId,
         requests: impl Stream<Item = AppendRequest> + Send + 'static,
     ) -> impl Stream<Item = AppendResult> + Send + 'static {
+        self.heard_of_leader();
         // A fatal error ends the stream; the node is stopping then.
         self.raft.stream_append(requests).filter_map(|result| std::future::ready(result.ok()))
     }

@@ -37,6 +37,9 @@ struct Content {
     disk_id: String,
     /// Empty until the node becomes part of a cluster.
     cluster_id: String,
+    /// It has been a member, so its log is not empty.
+    #[serde(default)]
+    has_log: bool,
     /// The last known members' peer addresses, for a node that must ask them before it can read its state.
     peers: BTreeMap<NodeId, String>,
 }
@@ -77,6 +80,7 @@ impl Identity {
                     node_id,
                     disk_id: random_id(),
                     cluster_id: String::new(),
+                    has_log: false,
                     peers: BTreeMap::new(),
                 };
                 save(dir, &content).map_err(io(format!("cannot write {}", file.display())))?;
@@ -120,6 +124,16 @@ impl Identity {
     /// None while this node is not part of a cluster.
     pub(crate) fn cluster_id(&self) -> Option<String> {
         Some(self.content.lock().cluster_id.clone()).filter(|id| !id.is_empty())
+    }
+
+    /// Whether this node has been a member: then an empty log is a lost one.
+    pub(crate) fn has_log(&self) -> bool {
+        self.content.lock().has_log
+    }
+
+    /// This node is a member by an entry that is committed.
+    pub(crate) fn joined(&self) -> std::io::Result<()> {
+        self.change(|content| content.has_log = true)
     }
 
     /// The members' addresses as last known.

@@ -267,6 +267,17 @@ impl<M: Machine> Core<M> {
                 .is_some_and(|age_ms| age_ms <= 2 * self.config.election_timeout_ms.1)
     }
 
+    /// Whether a majority of the voters was in contact with this leader lately.
+    pub(crate) fn has_majority(&self, metrics: &crate::core::Metrics) -> bool {
+        let membership = metrics.membership_config.membership();
+        let (mut voters, mut alive) = (0, 0);
+        for id in membership.voter_ids() {
+            voters += 1;
+            alive += usize::from(self.is_in_contact(id, metrics));
+        }
+        alive > voters / 2
+    }
+
     async fn transfer(&self, to: NodeId) -> Result<(), Refusal> {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use openraft::{Config, ServerState, SnapshotPolicy, storage::RaftLogStorage};
+use openraft::{
+    Config, ServerState, SnapshotPolicy,
+    storage::{RaftLogReader, RaftLogStorage},
+};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, watch},
@@ -81,6 +84,7 @@ impl<M: Machine> Node<M> {
         let peer_address = config.peer_advertise.clone().unwrap_or_else(|| listener.local_address());
         let table = Arc::new(PeerTable { transport, identity: identity.clone(), peers: Mutex::default() });
         let log = open_log(&config).await?;
+        check_not_lost(&config, &identity, &log).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
         let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress));
@@ -123,6 +127,7 @@ impl<M: Machine> Node<M> {
             changing: Semaphore::new(1),
             interest,
             leader: watch::Sender::new(None),
+            heard: watch::Sender::new(false),
             changes: watch::Sender::new(0),
             caught_up: AtomicBool::new(false),
             stop: watch::Sender::new(false),
@@ -208,6 +213,7 @@ impl<M: Machine> Node<M> {
     pub fn status(&self) -> Status {
         let metrics = self.core.metrics();
         let id = self.core.config.id;
+        let applied_index = self.core.applier.index();
         let membership = metrics.membership_config.membership();
         let members = membership.nodes().map(|(id, node)| self.member(*id, node, &metrics)).collect();
         let role = match metrics.state {
@@ -222,10 +228,11 @@ impl<M: Machine> Node<M> {
             node_id: id,
             role,
             term: metrics.current_term,
-            leader_id: metrics.current_leader,
+            leader_id: *self.core.leader.borrow(),
             last_log_index: metrics.last_log_index.unwrap_or(0),
-            committed_index: metrics.cluster_committed.map_or(0, |id| id.index),
-            applied_index: self.core.applier.index(),
+            // openraft does not know of commits before it hears of one; what is applied was committed.
+            committed_index: metrics.cluster_committed.map_or(0, |id| id.index).max(applied_index),
+            applied_index,
             checkpoint_index: self.core.checkpointer.last().last_log_id.map_or(0, |id| id.index),
             purged_index: metrics.purged.map_or(0, |id| id.index),
             members,
@@ -254,10 +261,13 @@ impl<M: Machine> Node<M> {
         if metrics.membership_config.membership().get_node(&self.core.config.id).is_none() {
             return Some("this node is not a member of a cluster".into());
         }
-        if metrics.current_leader.is_none() {
+        if self.core.leader.borrow().is_none() {
             return Some("no leader is known".into());
         }
         let leads = metrics.state == ServerState::Leader;
+        if leads && !self.core.has_majority(metrics) {
+            return Some("a majority of the members cannot be reached".into());
+        }
         if !leads && self.core.clock.live_ms().is_none() {
             return Some("this node has not heard the log's clock yet".into());
         }
@@ -408,6 +418,19 @@ async fn open_log(config: &NodeConfig) -> Result<Log, StartError> {
     })
 }
 
+/// A member whose log is gone has forgotten what it voted for and acknowledged: it must not take part again.
+async fn check_not_lost(config: &NodeConfig, identity: &Identity, log: &Log) -> Result<(), StartError> {
+    let failed = |error| io_error("cannot read the log", error);
+    let mut store = log.store(GROUP);
+    let vote = store.read_vote().await.map_err(failed)?;
+    let last = store.get_log_state().await.map_err(failed)?.last_log_id;
+    if identity.has_log() && vote.is_none() && last.is_none() {
+        let detail = "it is empty, but this node has been a member of a cluster".into();
+        return Err(StartError::LogCorrupted { file: config.dir.join("log"), detail });
+    }
+    Ok(())
+}
+
 /// Loads the last checkpoint. Unreadable pages are set aside and made anew, from the log alone if it still has
 /// every entry, else from a peer.
 async fn open_pages<M: Machine>(
@@ -470,9 +493,7 @@ async fn try_open_pages<M: Machine>(
 /// A node that voted or followed before it stopped may have granted a leader a lease, which it has forgotten:
 /// it answers no Raft message before that lease must have run out.
 async fn wait_for_promises(config: &NodeConfig, log: &Log, started: Instant) -> Result<(), StartError> {
-    let vote = openraft::storage::RaftLogReader::read_vote(&mut log.store(GROUP))
-        .await
-        .map_err(|error| io_error("cannot read the vote", error))?;
+    let vote = log.store(GROUP).read_vote().await.map_err(|error| io_error("cannot read the vote", error))?;
     if vote.is_some() {
         let lease = Duration::from_millis(config.election_timeout_ms.1);
         tokio::time::sleep(lease.saturating_sub(started.elapsed())).await;

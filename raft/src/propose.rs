@@ -71,12 +71,13 @@ pub(crate) trait Group: Send + Sync + 'static {
     fn terms(&self) -> (u64, u64);
     /// Appends an entry as the leader. Err when the group has stopped: nothing was appended.
     fn append(&self, payload: Payload, responder: Responder) -> impl Future<Output = Result<(), ()>> + Send;
-    /// Sends a packet to the leader.
+    /// Sends a packet to the leader; when there is a connection, `begin` says whether to send it at all.
     fn forward(
         &self,
         to: NodeId,
         packet: Bytes,
         timeout: Duration,
+        begin: impl FnOnce() -> bool + Send,
     ) -> impl Future<Output = Result<Forwarded, CallError>> + Send;
 }
 
@@ -156,6 +157,8 @@ struct Own {
 struct Pending<L> {
     locals: Vec<L>,
     since: Instant,
+    /// Not while a connection is made to the leader that it is for.
+    sent: bool,
     /// The term in which it was sent.
     term: u64,
     /// Whoever had it is lost: once an entry of a later term is applied, it is settled.
@@ -364,7 +367,7 @@ impl<L: Local> Proposer<L> {
     }
 
     /// The next packet of this node, registered as pending: from here on it may be in a log.
-    fn take_own(&self, term: u64) -> Option<Own> {
+    fn take_own(&self, term: u64, sent: bool) -> Option<Own> {
         let mut queue = self.queue.lock();
         let packed = queue.retries.pop_front().or_else(|| {
             let draft = queue.drafts.pop_front()?;
@@ -379,7 +382,7 @@ impl<L: Local> Proposer<L> {
         })?;
         let Packed { sequence, bytes, locals, since } = packed;
         let count = locals.len();
-        self.pending.lock().insert(sequence, Pending { locals, since, term, in_doubt: false });
+        self.pending.lock().insert(sequence, Pending { locals, since, sent, term, in_doubt: false });
         Some(Own { sequence, bytes, count })
     }
 
@@ -396,9 +399,19 @@ impl<L: Local> Proposer<L> {
         }
     }
 
-    fn doubt(&self, sequence: u64) {
-        if let Some(pending) = self.pending.lock().get_mut(&sequence) {
-            pending.in_doubt = true;
+    /// From here on it may be in a log. False if it was given up already.
+    fn begin(&self, sequence: u64) -> bool {
+        self.pending.lock().get_mut(&sequence).map(|pending| pending.sent = true).is_some()
+    }
+
+    /// Whoever had it is lost; if nobody had it, it waits again.
+    fn doubt(&self, sequence: u64, bytes: Bytes) {
+        let sent = self.pending.lock().get_mut(&sequence).map(|pending| {
+            pending.in_doubt = pending.sent;
+            pending.sent
+        });
+        if sent == Some(false) {
+            self.take_back(sequence, bytes);
         }
     }
 
@@ -412,7 +425,7 @@ impl<L: Local> Proposer<L> {
     /// As the leader: one entry of this node's next packet and all packets of others that fit.
     async fn append_next(self: &Arc<Self>, group: &Arc<impl Group>, permit: OwnedSemaphorePermit) {
         let (term, _) = group.terms();
-        let own = self.take_own(term);
+        let own = self.take_own(term, true);
         let mut payload = Vec::with_capacity(64 + own.as_ref().map_or(0, |own| own.bytes.len()));
         packet::begin_entry(&mut payload, self.clock.stamp_ms());
         if let Some(own) = &own {
@@ -497,13 +510,13 @@ impl<L: Local> Proposer<L> {
     /// As a follower: sends this node's next packet to the leader.
     fn forward_next(self: &Arc<Self>, group: &Arc<impl Group>, leader: NodeId, permit: OwnedSemaphorePermit) {
         let (term, _) = group.terms();
-        let Some(Own { sequence, bytes, count }) = self.take_own(term) else { return };
+        let Some(Own { sequence, bytes, count }) = self.take_own(term, false) else { return };
         self.sent(count);
         let (this, group) = (self.clone(), group.clone());
         tokio::spawn(async move {
             // A leader that is gone without a word would keep others waiting that the next one could serve.
             let outcome = tokio::select! {
-                outcome = group.forward(leader, bytes.clone(), this.limits.timeout) => outcome,
+                outcome = group.forward(leader, bytes.clone(), this.limits.timeout, || this.begin(sequence)) => outcome,
                 () = group.leader_is_not(Some(leader)) => Err(CallError::Lost("there is another leader".into())),
             };
             match outcome {
@@ -513,7 +526,7 @@ impl<L: Local> Proposer<L> {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     this.take_back(sequence, bytes);
                 }
-                Ok(Forwarded::Unknown) | Err(CallError::Lost(_)) => this.doubt(sequence),
+                Ok(Forwarded::Unknown) | Err(CallError::Lost(_)) => this.doubt(sequence, bytes),
             }
             drop(permit);
             this.landed(count);
@@ -530,33 +543,37 @@ impl<L: Local> Proposer<L> {
     }
 
     fn give_up(&self, timeout: Duration, applied_term: u64) {
-        let mut unknown = Vec::new();
+        let (mut unknown, mut not_applied) = (Vec::new(), Vec::new());
         self.pending.lock().retain(|_, pending| {
             let settled = pending.in_doubt && applied_term > pending.term;
             let keep = !settled && pending.since.elapsed() < timeout;
             if !keep {
-                unknown.append(&mut pending.locals);
+                let given_up = if pending.sent { &mut unknown } else { &mut not_applied };
+                given_up.append(&mut pending.locals);
             }
             keep
         });
-        let mut not_applied = Vec::new();
+        // Those in `pending` are not counted as waiting.
+        let mut waited = 0;
         {
             let mut queue = self.queue.lock();
             queue.retries.retain_mut(|packed| {
                 let keep = packed.since.elapsed() < timeout;
                 if !keep {
+                    waited += packed.locals.len();
                     not_applied.append(&mut packed.locals);
                 }
                 keep
             });
             while queue.drafts.front().is_some_and(|draft| draft.since.elapsed() >= timeout) {
                 let draft = queue.drafts.pop_front().expect("there is a front");
+                waited += draft.locals.len();
                 not_applied.extend(draft.locals);
             }
             if queue.drafts.is_empty() {
                 queue.waiting_bytes = 0;
             }
-            queue.waiting = queue.waiting.saturating_sub(not_applied.len());
+            queue.waiting = queue.waiting.saturating_sub(waited);
         }
         for local in unknown {
             local.failed(ProposeError::Unknown);

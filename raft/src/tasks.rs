@@ -19,13 +19,16 @@ const DEADLINE_CHECK_MS: u64 = 50;
 /// Follows openraft's view of leader, role and membership.
 pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
     let mut metrics = core.raft.server_metrics();
+    let mut heard = core.heard.subscribe();
     let mut leader = None;
     let mut members = None;
     loop {
         {
             let present = metrics.borrow_watched();
-            if leader != present.current_leader {
-                leader = present.current_leader;
+            let is_heard_of = *heard.borrow_and_update() || present.current_leader == Some(core.config.id);
+            let current = present.current_leader.filter(|_| is_heard_of);
+            if leader != current {
+                leader = current;
                 match leader {
                     Some(leader) => {
                         tracing::info!(leader, term = present.vote.leader_id.term, "there is a leader")
@@ -36,6 +39,12 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
                 core.caught_up.store(false, Ordering::Release);
                 core.leader.send_replace(leader);
             }
+            let committed = present.committed_membership_config.membership();
+            if committed.get_node(&core.config.id).is_some()
+                && let Err(error) = core.identity.joined()
+            {
+                tracing::warn!(%error, "that this node is a member could not be saved");
+            }
             if members.as_ref() != Some(&present.membership_config) {
                 members = Some(present.membership_config.clone());
                 let nodes = present.membership_config.membership().nodes();
@@ -45,8 +54,10 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
             }
         }
         core.changes.send_modify(|count| *count += 1);
-        if metrics.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { return },
+            // The sender lives in `core`.
+            _ = heard.changed() => {}
         }
     }
 }

@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use kvorum_raft::{AdminError, ProposeError, ReadLevel, Unavailable};
+use kvorum_raft::{AdminError, ProposeError, ReadLevel, StartError, Unavailable};
 use support::{
     Cluster,
     counter::{propose, propose_all},
@@ -281,6 +281,52 @@ async fn a_change_of_the_members_is_refused_while_one_is_under_way() {
     let (first, second) = tokio::join!(node.add_member(4, name(4)), node.add_member(5, name(5)));
     assert!(matches!(second, Err(AdminError::Conflict(_))), "{second:?}");
     assert!(!matches!(first, Ok(()) | Err(AdminError::Conflict(_))), "{first:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_log_is_gone_does_not_start() {
+    let mut cluster = Cluster::start(3, plain).await;
+    let leader = cluster.leader().await;
+    propose(cluster.node(leader), 1, 1).await.unwrap();
+    let victim = cluster.follower().await;
+    let identity = cluster.dir_of(victim).join("identity.json");
+    eventually("the member to know that it is one", async || {
+        std::fs::read_to_string(&identity).unwrap().contains("\"has_log\": true").then_some(())
+    })
+    .await;
+    cluster.stop_node(victim).await;
+    std::fs::remove_dir_all(cluster.dir_of(victim).join("log")).unwrap();
+    let started = cluster.try_start_node(victim, None).await;
+    assert!(matches!(started, Err(StartError::LogCorrupted { .. })), "{started:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_member_that_is_alone_knows_no_leader_and_applies_nothing() {
+    let mut cluster = Cluster::start(3, |config| config.request_timeout_ms = 1000).await;
+    propose(cluster.node(cluster.leader().await), 1, 1).await.unwrap();
+    cluster.converge().await;
+    let alone = cluster.follower().await;
+    for id in 1..=3 {
+        cluster.stop_node(id).await;
+    }
+    cluster.start_node(alone, None).await;
+    let outcome = propose(cluster.node(alone), 1, 1).await;
+    assert!(matches!(outcome, Err(ProposeError::NotApplied(_))), "{outcome:?}");
+    let status = cluster.node(alone).status();
+    assert_eq!(status.leader_id, None);
+    assert!(status.committed_index >= status.applied_index);
+    assert_eq!(status.not_ready.as_deref(), Some("no leader is known"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_a_majority_is_not_ready() {
+    let mut cluster = Cluster::start(3, plain).await;
+    let leader = cluster.leader().await;
+    eventually("readiness", async || cluster.node(leader).status().not_ready.is_none().then_some(())).await;
+    for id in (1..=3).filter(|id| *id != leader) {
+        cluster.stop_node(id).await;
+    }
+    eventually("the loss to be noticed", async || cluster.node(leader).status().not_ready).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

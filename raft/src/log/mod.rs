@@ -182,6 +182,7 @@ impl Log {
             batch: recovered.batch + 1,
             synced: recovered.batch,
             states: recovered.states,
+            marked: recovered.marked,
         };
         let log = Log { shared: shared.clone(), threads: Mutex::default() };
         log.spawn("log-writer", move || {

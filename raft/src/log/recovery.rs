@@ -36,6 +36,8 @@ pub(super) struct Recovered {
     pub(super) states: BTreeMap<GroupId, GroupState>,
     pub(super) logs: BTreeMap<GroupId, GroupLog>,
     pub(super) spares: Vec<Spare>,
+    /// The newest segment by its marker; None while there was never a second one.
+    pub(super) marked: Option<u64>,
     /// Entries that the oldest segment says exist before it, by group: purges must cover them.
     before_oldest: HashMap<GroupId, u64>,
 }
@@ -68,11 +70,17 @@ pub(super) fn recover(disk: &dyn Disk, config: &LogConfig) -> Result<Recovered, 
             } else {
                 disk.remove(&name).map_err(io("remove a spare segment"))?;
             }
+        } else if let Some(newest) = segment::newest_of(&name) {
+            recovered.marked = Some(newest);
         } else if segment::is_temporary(&name) {
             disk.remove(&name).map_err(io("remove a temporary file"))?;
         }
     }
     check_no_gap(disk, files.keys().copied())?;
+    let newest = files.keys().next_back().copied().unwrap_or(0);
+    if let Some(marked) = recovered.marked.filter(|marked| *marked > newest) {
+        return Err(corrupted(disk, marked, 0, "the newest segment is missing".to_owned()));
+    }
     let end = recovered.replay_all(disk, files)?;
     if let Some(end) = end {
         recovered.cut(disk, end)?;
@@ -251,6 +259,13 @@ impl Recovered {
         let io = |context: &'static str| {
             move |source| LogError::Io { context: format!("{context} log segment {}", end.segment), source }
         };
+        // What is kept; a segment without a single frame is not.
+        let newest = if end.offset > 0 { end.segment } else { end.segment - 1 };
+        if let Some(marked) = self.marked.filter(|marked| *marked > newest) {
+            segment::mark_newest(disk, Some(marked), newest).map_err(io("mark"))?;
+            disk.sync_dir().map_err(io("sync the directory of"))?;
+            self.marked = Some(newest);
+        }
         // The newest first: a crash in between must not leave a gap.
         while let Some(newest) = self.segments.last_entry().filter(|newest| *newest.key() > end.segment) {
             let (number, _) = newest.remove_entry();

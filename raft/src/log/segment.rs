@@ -30,6 +30,26 @@ pub(super) fn segment_of(name: &str) -> Option<u64> {
     (segment_name(number) == name).then_some(number)
 }
 
+/// The name of the empty file that says which segment was the newest: the loss of that one leaves no gap.
+pub(super) fn marker_name(newest: u64) -> String {
+    format!("newest-{newest}")
+}
+
+/// The newest segment by the name of a marker.
+pub(super) fn newest_of(name: &str) -> Option<u64> {
+    let number = name.strip_prefix("newest-")?.parse().ok()?;
+    (marker_name(number) == name).then_some(number)
+}
+
+/// Moves the marker. When that is durable does not matter: it must not be ahead of the segments' names.
+pub(super) fn mark_newest(disk: &dyn Disk, before: Option<u64>, newest: u64) -> io::Result<()> {
+    match before {
+        Some(before) if before == newest => Ok(()),
+        Some(before) => disk.rename(&marker_name(before), &marker_name(newest)),
+        None => disk.create(&marker_name(newest), 1).map(drop),
+    }
+}
+
 /// Whether a file is a prepared spare.
 pub(super) fn is_spare(name: &str) -> bool {
     name.starts_with("spare-") && !is_temporary(name)

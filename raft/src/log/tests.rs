@@ -314,7 +314,7 @@ fn a_lost_write_below_the_durable_end_is_refused() {
 }
 
 /// Several segments, the oldest purged away.
-fn long_image() -> BTreeMap<String, Vec<u8>> {
+fn long_image_with_marker() -> BTreeMap<String, Vec<u8>> {
     let disk = FaultyDisk::new();
     let config = LogConfig { spare_segments: 0, ..config(4096, 0) };
     let log = Log::open_on(Arc::new(disk.clone()), config, no_fatal()).unwrap();
@@ -327,7 +327,20 @@ fn long_image() -> BTreeMap<String, Vec<u8>> {
         append(&mut store, vec![entry(1, 31, 10)]).await;
     });
     log.close();
-    disk.files().into_iter().filter(|(name, _)| name.ends_with(".log")).collect()
+    disk.files()
+}
+
+fn long_image() -> BTreeMap<String, Vec<u8>> {
+    long_image_with_marker().into_iter().filter(|(name, _)| name.ends_with(".log")).collect()
+}
+
+#[test]
+fn a_missing_newest_segment_is_refused() {
+    let mut files = long_image_with_marker();
+    open_image(&files).unwrap();
+    let newest = files.keys().filter(|name| name.ends_with(".log")).next_back().unwrap().clone();
+    files.remove(&newest);
+    assert!(matches!(open_image(&files), Err(LogError::Corrupted { .. })));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::{
     disk::DiskFile,
     frame::{self, FRAME_HEADER_BYTES, GroupState},
     queue::{Batch, Change},
-    segment::{Retired, segment_name},
+    segment::{self, Retired, segment_name},
 };
 use crate::machine::GroupId;
 
@@ -62,6 +62,8 @@ pub(super) struct Writer {
     pub(super) synced: u64,
     /// Each group's state after the last batch written.
     pub(super) states: BTreeMap<GroupId, GroupState>,
+    /// The newest segment by its marker.
+    pub(super) marked: Option<u64>,
 }
 
 impl Writer {
@@ -104,9 +106,13 @@ impl Writer {
             state.put(&mut head, *group);
         }
         let number = self.segments.keys().next_back().map_or(1, |last| last + 1);
-        let segment = self.create_segment(number, head.len() as u64 + bytes)?;
-        self.shared.files.write().insert(number, segment.file.clone());
-        self.segments.insert(number, segment);
+        let created = self.create_segment(number, head.len() as u64 + bytes)?;
+        if number > 1 {
+            segment::mark_newest(&*self.shared.disk, self.marked, number)?;
+            self.marked = Some(number);
+        }
+        self.shared.files.write().insert(number, created.file.clone());
+        self.segments.insert(number, created);
         self.shared.counters.segments.store(self.segments.len() as u64, Ordering::Relaxed);
         self.offset = 0;
         self.write_frame(&mut head)

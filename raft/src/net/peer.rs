@@ -173,11 +173,26 @@ impl Peer {
         body: &[u8],
         timeout: Duration,
     ) -> Result<Bytes, CallError> {
+        self.call_once_connected(kind, group, body, timeout, || true).await
+    }
+
+    /// As [`Peer::call`]; when the connection is there, `begin` says whether to send at all.
+    pub(crate) async fn call_once_connected(
+        &self,
+        kind: Kind,
+        group: GroupId,
+        body: &[u8],
+        timeout: Duration,
+        begin: impl FnOnce() -> bool,
+    ) -> Result<Bytes, CallError> {
         let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
         let link = tokio::time::timeout(timeout, self.link())
             .await
             .unwrap_or_else(|_| Err(timed_out()))
             .map_err(CallError::NotSent)?;
+        if !begin() {
+            return Err(CallError::NotSent(io::Error::other("nobody waits for it any more")));
+        }
         let id = self.next_id();
         let (sender, answer) = oneshot::channel();
         link.expect_answer(id, sender).map_err(CallError::NotSent)?;

@@ -6,7 +6,7 @@ pub mod network;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use counter::Counter;
-use kvorum_raft::{Node, NodeConfig, NodeId, ReadLevel, Role};
+use kvorum_raft::{Node, NodeConfig, NodeId, ReadLevel, Role, StartError};
 use network::Network;
 use tempfile::TempDir;
 
@@ -46,6 +46,14 @@ impl Cluster {
     }
 
     pub async fn start_node(&mut self, id: NodeId, bootstrap: Option<BTreeMap<NodeId, String>>) {
+        self.try_start_node(id, bootstrap).await.expect("the node starts");
+    }
+
+    pub async fn try_start_node(
+        &mut self,
+        id: NodeId,
+        bootstrap: Option<BTreeMap<NodeId, String>>,
+    ) -> Result<(), StartError> {
         let mut config = NodeConfig::new(id, self.dir_of(id));
         config.peer_listen = name(id);
         config.bootstrap = bootstrap;
@@ -53,8 +61,9 @@ impl Cluster {
         (self.tune)(&mut config);
         let machine = counter::machine();
         let port = self.network.port(&name(id));
-        let node = Node::start_over(config, machine.clone(), port).await.expect("the node starts");
+        let node = Node::start_over(config, machine.clone(), port).await?;
         self.nodes.insert(id, (node, machine));
+        Ok(())
     }
 
     pub fn dir_of(&self, id: NodeId) -> std::path::PathBuf {
