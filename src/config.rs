@@ -395,6 +395,9 @@ fn peers(list: &str, id: NodeId) -> Result<BTreeMap<NodeId, String>, ConfigError
             id.parse().ok().filter(|&id| id > 0).ok_or_else(|| wrong("the id is a number from 1 on"))?;
         let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
         port.filter(|&port| port > 0).ok_or_else(|| wrong("the address should be HOST:PORT"))?;
+        if peers.values().any(|other| other == address) {
+            return Err(wrong("another node has this address"));
+        }
         if peers.insert(id, address.to_owned()).is_some() {
             return Err(wrong("the id stands there twice"));
         }
@@ -443,10 +446,11 @@ mod tests {
 
     #[test]
     fn contradictions_name_their_key() {
-        let cases: [(&str, Options); 6] = [
+        let cases: [(&str, Options); 7] = [
             ("id", Options { id: None, ..least() }),
             ("peers", Options { peers: Some("2=a:1".into()), ..least() }),
             ("peers", Options { peers: Some("1=a:1,1=b:1".into()), ..least() }),
+            ("peers", Options { peers: Some("1=a:1,2=a:1".into()), ..least() }),
             ("resp", Options { resp: Some("nonsense".into()), ..least() }),
             ("log-segment-bytes", Options { log_segment_bytes: Some("lots".into()), ..least() }),
             ("election-timeout-max-ms", Options { election_timeout_max_ms: Some(10), ..least() }),

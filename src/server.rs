@@ -58,11 +58,19 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     let (resp_addr, http_addr) = (bound(&resp, config.resp), bound(&http, config.http));
     let shared = start(&config, resp_addr, http_addr).await?;
     info!(resp = %resp_addr, http = %http_addr, id = config.node.id, "serving");
+    if config.node.bootstrap.is_none() && config.join.is_none() && shared.router.status().cluster_id.is_none()
+    {
+        warn!(
+            "this node has no data, and neither --peers nor --join: it waits for others to make it a member"
+        );
+    }
 
     let admin = tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
     let joining = config.join.clone().map(|url| tokio::spawn(admin::join::join(shared.clone(), url)));
+    let mut outcome = Ok(());
     tokio::select! {
         () = accept(&resp, &shared) => {}
+        error = shared.router.node().among_strangers() => outcome = Err(ServeError::Start(error)),
         () = hang_up_idle(&shared) => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
@@ -73,7 +81,7 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     drain(&shared, Duration::from_millis(config.drain_ms)).await;
     shared.router.node().shutdown().await;
     admin.abort();
-    Ok(())
+    outcome
 }
 
 async fn start(config: &Config, resp: SocketAddr, http: SocketAddr) -> Result<Arc<Shared>, StartError> {

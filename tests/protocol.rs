@@ -112,6 +112,19 @@ fn on_both(check: impl Fn(&str)) {
     assert!(cluster.status(0).is_some());
 }
 
+/// A page in a browser can have it send a POST to a server on the same machine.
+#[test]
+fn http_is_not_executed() {
+    on_both(|address| {
+        for request in ["POST / HTTP/1.1\r\n", "post / HTTP/1.1\r\n", "Host: here\r\n"] {
+            let received = until_closed(address, format!("{request}\r\nSET pwned 1\r\n").as_bytes());
+            assert_eq!(received, "", "{request}");
+        }
+        let mut client = Client::connect(address).unwrap();
+        assert_eq!(client.run("GET pwned").unwrap(), "$-1\n");
+    });
+}
+
 #[test]
 fn what_is_malformed_gets_the_error_of_redis_and_a_closed_connection() {
     on_both(|address| {

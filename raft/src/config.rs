@@ -75,6 +75,18 @@ pub enum StartError {
         /// The id configured.
         expected: NodeId,
     },
+    /// The directory belongs to a node of another cluster than the peers.
+    #[error("the data directory {} belongs to cluster {ours}, but node {peer} belongs to cluster {theirs}", dir.display())]
+    OtherCluster {
+        /// The directory.
+        dir: PathBuf,
+        /// The cluster in its identity file.
+        ours: String,
+        /// A peer.
+        peer: NodeId,
+        /// That peer's cluster.
+        theirs: String,
+    },
     /// The log is damaged before its durable end.
     #[error("the log is corrupted: {detail} (in {})", file.display())]
     LogCorrupted {

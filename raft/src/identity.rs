@@ -51,6 +51,8 @@ pub(crate) struct Identity {
     clock: Arc<Clock>,
     /// The disk ids in the membership.
     disks: Mutex<BTreeMap<NodeId, String>>,
+    /// Peers that belong to another cluster, and that cluster's id.
+    strangers: Mutex<BTreeMap<NodeId, String>>,
     _lock: File,
 }
 
@@ -109,6 +111,7 @@ impl Identity {
             content: Mutex::new(content),
             clock,
             disks: Mutex::default(),
+            strangers: Mutex::default(),
             _lock: lock,
         })
     }
@@ -139,6 +142,14 @@ impl Identity {
     /// The members' addresses as last known.
     pub(crate) fn peers(&self) -> BTreeMap<NodeId, String> {
         self.content.lock().peers.clone()
+    }
+
+    /// One of the peers that belong to another cluster, and that cluster's id, if they are more than half of the
+    /// `others`: then it is this node that is in the wrong place.
+    pub(crate) fn stranger(&self, others: usize) -> Option<(NodeId, String)> {
+        let strangers = self.strangers.lock();
+        let is_alone = strangers.len() * 2 > others;
+        strangers.first_key_value().filter(|_| is_alone).map(|(id, cluster)| (*id, cluster.clone()))
     }
 
     /// Makes a new cluster's id.
@@ -175,6 +186,13 @@ impl Identity {
 
     /// Why this node must not talk to the one that sent `theirs`.
     pub(crate) fn judge(&self, theirs: &Hello) -> Option<String> {
+        let is_stranger =
+            !theirs.cluster_id.is_empty() && self.cluster_id().is_some_and(|ours| ours != theirs.cluster_id);
+        if is_stranger {
+            self.strangers.lock().insert(theirs.node_id, theirs.cluster_id.clone());
+        } else {
+            self.strangers.lock().remove(&theirs.node_id);
+        }
         let disks = self.disks.lock();
         objection(&self.hello(theirs.node_id), theirs, disks.get(&theirs.node_id).map(String::as_str))
     }
@@ -210,6 +228,7 @@ impl Greeter for Identity {
     fn greeted(&self, answer: &Hello) -> Result<(), String> {
         match self.judge(answer) {
             Some(why) => Err(why),
+            None if !answer.refusal.is_empty() => Err(format!("refused: {}", answer.refusal)),
             None => self.learn(answer),
         }
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AdminError, Machine, NodeId,
-    core::{Core, GROUP, Leader},
+    core::{Core, GROUP, Leader, Metrics},
     identity::DISK_ENDPOINT,
     net::{frame::Kind, peer::CallError},
     types::{MemberNode, TypeConfig},
@@ -24,7 +24,7 @@ use crate::{
 /// How far behind a learner may be to be promoted, in entries.
 const PROMOTION_LAG: u64 = 256;
 
-/// How long an operator's change waits before it looks again whether another one is over.
+/// How long an operator's request waits before it looks again whether it may go ahead.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 const BUSY: &str = "another change of the membership is under way";
@@ -251,8 +251,10 @@ impl<M: Machine> Core<M> {
         if rest.is_empty() {
             return Err(conflict(format!("node {id} is the last voter")));
         }
-        let alive = rest.iter().filter(|voter| self.is_in_contact(**voter, &metrics)).count();
-        if alive < rest.len() / 2 + 1 {
+        let alive_of =
+            |metrics: &Metrics| rest.iter().filter(|voter| self.is_in_contact(**voter, metrics)).count();
+        if !self.in_contact(|metrics| alive_of(metrics) > rest.len() / 2).await {
+            let alive = alive_of(&self.metrics());
             return Err(conflict(format!(
                 "without node {id} only {alive} of {} voters could be reached: no majority",
                 rest.len()
@@ -261,14 +263,27 @@ impl<M: Machine> Core<M> {
         self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await
     }
 
-    fn is_in_contact(&self, id: NodeId, metrics: &crate::core::Metrics) -> bool {
+    fn is_in_contact(&self, id: NodeId, metrics: &Metrics) -> bool {
         id == self.config.id
             || last_contact_ms(metrics, id)
                 .is_some_and(|age_ms| age_ms <= 2 * self.config.election_timeout_ms.1)
     }
 
+    /// Whether there is `enough` contact, now or soon: a leader that was just elected has heard from nobody yet.
+    async fn in_contact(&self, enough: impl Fn(&Metrics) -> bool) -> bool {
+        let limit = Duration::from_millis(self.config.election_timeout_ms.1);
+        let deadline = tokio::time::Instant::now() + limit;
+        while !enough(&self.metrics()) {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(BUSY_PAUSE).await;
+        }
+        true
+    }
+
     /// Whether a majority of the voters was in contact with this leader lately.
-    pub(crate) fn has_majority(&self, metrics: &crate::core::Metrics) -> bool {
+    pub(crate) fn has_majority(&self, metrics: &Metrics) -> bool {
         let membership = metrics.membership_config.membership();
         let (mut voters, mut alive) = (0, 0);
         for id in membership.voter_ids() {
@@ -290,7 +305,7 @@ impl<M: Machine> Core<M> {
         if to == self.config.id {
             return Ok(());
         }
-        if !self.is_in_contact(to, &metrics) {
+        if !self.in_contact(|metrics| self.is_in_contact(to, metrics)).await {
             return Err(conflict(format!("node {to} cannot be reached")));
         }
         let fatal = |error| Refusal::Error(AdminError::Unknown(format!("{error}")));
@@ -348,7 +363,7 @@ impl<M: Machine> Core<M> {
 }
 
 /// Milliseconds since `id` last answered this leader.
-pub(crate) fn last_contact_ms(metrics: &crate::core::Metrics, id: NodeId) -> Option<u64> {
+pub(crate) fn last_contact_ms(metrics: &Metrics, id: NodeId) -> Option<u64> {
     let contact = metrics.heartbeat.as_ref()?.get(&id)?.as_ref()?;
     Some(contact.elapsed().as_millis() as u64)
 }

@@ -48,6 +48,9 @@ use crate::{
 /// Spare log segments that are kept zeroed.
 const SPARE_SEGMENTS: usize = 2;
 
+/// How often a node looks whether it is among peers of another cluster, and how long it waits for their greetings.
+const STRANGERS_STEP: Duration = Duration::from_millis(500);
+
 /// A running node. Cheap to clone.
 pub struct Node<M: Machine> {
     core: Arc<Core<M>>,
@@ -83,8 +86,7 @@ impl<M: Machine> Node<M> {
             .map_err(|source| StartError::Listen { address: config.peer_listen.clone(), source })?;
         let peer_address = config.peer_advertise.clone().unwrap_or_else(|| listener.local_address());
         let table = Arc::new(PeerTable { transport, identity: identity.clone(), peers: Mutex::default() });
-        let log = open_log(&config).await?;
-        check_not_lost(&config, &identity, &log).await?;
+        let log = open_log(&config, &identity).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
         let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress));
@@ -167,6 +169,33 @@ impl<M: Machine> Node<M> {
         });
         if core.config.bootstrap.is_some() {
             tasks.spawn(form_cluster(core.clone()));
+        }
+    }
+
+    /// Returns when this node turns out to have the data of another cluster than most of its peers.
+    pub async fn among_strangers(&self) -> StartError {
+        let (core, config) = (&self.core, &self.core.config);
+        loop {
+            let peers = config.bootstrap.clone().unwrap_or_else(|| core.identity.peers());
+            let others = peers.keys().filter(|id| **id != config.id).count();
+            if let (Some(ours), Some((peer, theirs))) =
+                (core.identity.cluster_id(), core.identity.stranger(others))
+            {
+                return StartError::OtherCluster { dir: config.dir.clone(), ours, peer, theirs };
+            }
+            if core.leader.borrow().is_none() {
+                // Nobody may have a reason to talk to it.
+                let greetings = peers.iter().filter(|(id, _)| **id != config.id).map(|(id, address)| {
+                    let table = &core.table;
+                    let peer =
+                        Peer::new(*id, address.clone(), table.transport.clone(), core.identity.clone());
+                    async move { peer.link().await.is_ok() }
+                });
+                let greetings = futures::future::join_all(greetings);
+                // Who does not answer says nothing.
+                let _ = tokio::time::timeout(STRANGERS_STEP, greetings).await;
+            }
+            tokio::time::sleep(STRANGERS_STEP).await;
         }
     }
 
@@ -400,7 +429,7 @@ fn openraft_config(config: &NodeConfig) -> Result<Arc<Config>, StartError> {
     openraft.validate().map(Arc::new).map_err(|error| StartError::Config(error.to_string()))
 }
 
-async fn open_log(config: &NodeConfig) -> Result<Log, StartError> {
+async fn open_log(config: &NodeConfig, identity: &Identity) -> Result<Log, StartError> {
     let log_config = LogConfig {
         dir: config.dir.join("log"),
         segment_bytes: config.log_segment_bytes,
@@ -409,13 +438,15 @@ async fn open_log(config: &NodeConfig) -> Result<Log, StartError> {
     };
     let opened = tokio::task::spawn_blocking(move || Log::open(log_config, fatal::handler())).await;
     let opened = opened.map_err(|error| io_error("cannot open the log", error))?;
-    opened.map_err(|error| match error {
+    let log = opened.map_err(|error| match error {
         LogError::Corrupted { file, offset, detail } => {
             StartError::LogCorrupted { file, detail: format!("at byte {offset}: {detail}") }
         }
         LogError::Config(text) => StartError::Config(text),
         LogError::Io { context, source } => StartError::Io { context, source },
-    })
+    })?;
+    check_not_lost(config, identity, &log).await?;
+    Ok(log)
 }
 
 /// A member whose log is gone has forgotten what it voted for and acknowledged: it must not take part again.

@@ -301,6 +301,24 @@ async fn a_member_whose_log_is_gone_does_not_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_of_another_cluster_notices_that_it_is_the_stranger() {
+    let (mut cluster, mut other) = (Cluster::start(3, plain).await, Cluster::start(3, plain).await);
+    // A majority that goes on.
+    let stranger = cluster.follower().await;
+    let friend = (1..=3).find(|id| *id != stranger).unwrap();
+    eventually("the cluster's id to be known", async || other.node(stranger).status().cluster_id).await;
+    cluster.stop_node(stranger).await;
+    other.stop_node(stranger).await;
+    std::fs::remove_dir_all(cluster.dir_of(stranger)).unwrap();
+    std::fs::rename(other.dir_of(stranger), cluster.dir_of(stranger)).unwrap();
+    cluster.start_node(stranger, Some((1..=3).map(|id| (id, name(id))).collect())).await;
+    let noticed = tokio::time::timeout(support::PATIENCE, cluster.node(stranger).among_strangers()).await;
+    assert!(matches!(noticed, Ok(StartError::OtherCluster { .. })), "{noticed:?}");
+    let wronged = tokio::time::timeout(Duration::from_secs(1), cluster.node(friend).among_strangers()).await;
+    assert!(wronged.is_err(), "{wronged:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_member_that_is_alone_knows_no_leader_and_applies_nothing() {
     let mut cluster = Cluster::start(3, |config| config.request_timeout_ms = 1000).await;
     propose(cluster.node(cluster.leader().await), 1, 1).await.unwrap();

@@ -6,8 +6,12 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
-    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    extract::{DefaultBodyLimit, Path, Request, State, rejection::BytesRejection},
+    http::{
+        HeaderValue, Method, StatusCode,
+        header::{CONTENT_TYPE, HOST, ORIGIN},
+    },
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -56,7 +60,24 @@ fn routes(shared: Arc<Shared>) -> Router {
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method")
         })
+        .layer(middleware::from_fn(refuse_other_sites))
         .with_state(shared)
+}
+
+/// A browser says from which site's page a request that may change something comes: one of another site has no
+/// business here, whoever opened it.
+async fn refuse_other_sites(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let is_own = headers.get(ORIGIN).is_none_or(|origin| {
+        let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+        origin.is_some_and(|(_, authority)| Some(authority) == host)
+    });
+    if request.method() == Method::GET || is_own {
+        next.run(request).await
+    } else {
+        Refusal::new(StatusCode::FORBIDDEN, "requests of other sites' pages are refused").into_response()
+    }
 }
 
 async fn healthz() -> &'static str {

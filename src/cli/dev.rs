@@ -107,7 +107,7 @@ fn remembered(dev: &Dev) -> Result<Remembered> {
             serde_json::from_slice(&text).with_context(|| format!("cannot read {}", file.display()))?;
         if remembered.peer_ports.len() != usize::from(dev.nodes) {
             bail!(
-                "{} holds a cluster of {} nodes: start it with --nodes {0}, or choose another --data",
+                "{} holds a cluster of {} nodes: start it with --nodes {1}, or choose another --data",
                 dev.data.display(),
                 remembered.peer_ports.len(),
             );

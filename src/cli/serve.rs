@@ -75,6 +75,9 @@ fn failure(error: ServeError, dir: &std::path::Path) -> Failure {
             (if taken(source.kind()) { ADDRESS_TAKEN } else { FAILED }, None)
         }
         ServeError::Start(StartError::Locked(_)) => (DATA_LOCKED, None),
+        ServeError::Start(StartError::OtherCluster { .. }) => {
+            (OTHER_DATA, Some("Start with that cluster's peers, or with another directory.".to_owned()))
+        }
         ServeError::Start(StartError::OtherNode { .. }) => (
             OTHER_DATA,
             Some("Start with the id that the directory belongs to, or with another directory.".to_owned()),

@@ -211,7 +211,7 @@ impl<'a> Query<'a> {
                     (offset, limit) = (args.integer(index + 1)?, args.integer(index + 2)?);
                     index += 2;
                 }
-                _ if reversed.is_none() && args.is(index, "REV") => is_reversed = Some(true),
+                _ if is_reversed.is_none() && args.is(index, "REV") => is_reversed = Some(true),
                 _ if chosen_by.is_none() && args.is(index, "BYLEX") => chosen_by = Some(By::Member),
                 _ if chosen_by.is_none() && args.is(index, "BYSCORE") => chosen_by = Some(By::Score),
                 _ => return Err(Error::Syntax),

@@ -86,6 +86,8 @@ enum Resolved {
     Refused(Vec<u8>),
     /// EXEC with arguments, with the error: the transaction is over.
     Aborted(Vec<u8>),
+    /// A browser speaks: somebody's page may be writing to a server on this machine.
+    Http,
 }
 
 impl Session {
@@ -122,7 +124,7 @@ impl Session {
         let count_max = if skips { 1 } else { UNIT_COMMANDS_MAX };
         scratch.clear();
         let (mut count, mut bytes) = (0, 0);
-        while count < requests.len().min(count_max) && bytes < UNIT_BYTES_MAX {
+        while count < requests.len().min(count_max) && bytes < UNIT_BYTES_MAX && !self.closing {
             let request = requests[count];
             match self.classify(buffer, decoder, request, scratch) {
                 Class::Taken => {
@@ -170,6 +172,14 @@ impl Session {
                     queue.broken = true;
                 }
                 self.ready(scratch, |_, reply| error_line(reply, &text));
+                return Class::Taken;
+            }
+            Resolved::Http => {
+                tracing::warn!(
+                    client = self.client.id,
+                    "possible attack: a client speaks HTTP (POST or Host:); its connection is closed"
+                );
+                self.closing = true;
                 return Class::Taken;
             }
             Resolved::Aborted(text) => {
@@ -420,6 +430,7 @@ impl Scratch {
                     self.last = Some((row, name.to_vec()));
                     row
                 }
+                None if is_http(name) => return Resolved::Http,
                 None => return Resolved::Refused(unknown_command(&decoder.argv(buffer, request))),
             },
         };
@@ -446,6 +457,11 @@ impl Scratch {
             }
         }
     }
+}
+
+/// Whether a command's name is the beginning of an HTTP request, as Redis knows it.
+fn is_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
 }
 
 /// Runs a function of the session; its error becomes the reply.

@@ -29,7 +29,7 @@ use crate::{GroupId, NodeId};
 pub(crate) trait Greeter: Send + Sync + 'static {
     /// What this node says to `to`.
     fn hello(&self, to: NodeId) -> Hello;
-    /// Judges the other side's answer, and learns from it. Err is the reason not to talk to it.
+    /// Judges the other side's answer, which may be a refusal, and learns from it. Err is the reason not to talk to it.
     fn greeted(&self, answer: &Hello) -> Result<(), String>;
 }
 
@@ -153,7 +153,7 @@ impl Peer {
             return Err(io::Error::other(format!("{address} does not speak the peer protocol")));
         };
         if !answer.refusal.is_empty() {
-            return Err(io::Error::other(format!("refused by {address}: {}", answer.refusal)));
+            self.greeter.greeted(&answer).map_err(io::Error::other)?;
         }
         if answer.node_id != self.id {
             return Err(io::Error::other(format!(

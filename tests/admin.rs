@@ -1,0 +1,110 @@
+//! The HTTP API of a cluster of three: what it answers, and what it refuses and why.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::process::Cluster;
+
+struct Answer {
+    status: u16,
+    content_type: String,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{}: {error}", self.body))
+    }
+
+    /// Checks that it is a problem with this status; gives its detail.
+    fn problem(&self, status: u16) -> String {
+        assert_eq!(
+            (self.status, self.content_type.as_str()),
+            (status, "application/problem+json"),
+            "{}",
+            self.body
+        );
+        let problem = self.json();
+        assert_eq!(problem["status"], status);
+        assert!(problem["type"].is_string() && problem["title"].is_string());
+        problem["detail"].as_str().unwrap().to_owned()
+    }
+}
+
+fn ask(method: &str, url: &str, body: Option<&str>, origin: Option<&str>) -> Answer {
+    let config = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(30)))
+        .http_status_as_error(false)
+        .build();
+    let mut request = ureq::http::Request::builder().method(method).uri(url);
+    if let Some(origin) = origin {
+        request = request.header("origin", origin);
+    }
+    let request = request.body(body.unwrap_or_default().to_owned()).unwrap();
+    let mut answer = ureq::Agent::from(config).run(request).unwrap();
+    let content_type = answer.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
+    Answer {
+        status: answer.status().as_u16(),
+        content_type: content_type.unwrap_or_default(),
+        body: answer.body_mut().read_to_string().unwrap(),
+    }
+}
+
+#[test]
+fn operators_are_answered() {
+    let cluster = Cluster::start(3, &[]);
+    let url = |node: usize, path: &str| format!("http://{}{path}", cluster.addresses[node].http);
+    for node in 0..3 {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while ask("GET", &url(node, "/readyz"), None, None).status != 200 {
+            assert!(Instant::now() < deadline, "node {} does not get ready", node + 1);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(ask("GET", &url(node, "/healthz"), None, None).status, 200);
+        let metrics = ask("GET", &url(node, "/metrics"), None, None);
+        assert!(
+            metrics.body.contains("kvorum_raft_applied_index{group=\"0\"}")
+                && metrics.body.ends_with("# EOF\n")
+        );
+        let view = ask("GET", &url(node, "/v1/cluster"), None, None).json();
+        assert_eq!(view["node_id"], node + 1);
+        assert_eq!(view["cluster_id"].as_str().unwrap().len(), 32);
+        assert_eq!(view["members"].as_array().unwrap().len(), 3);
+        assert!(view["committed_index"].as_u64() >= view["applied_index"].as_u64());
+    }
+    let checkpoint = ask("POST", &url(0, "/v1/checkpoint"), None, None).json();
+    assert!(checkpoint["checkpoint_index"].as_u64().unwrap() > 0);
+    for (asked, to) in [(0, 2), (1, 3), (2, 1)] {
+        let answer =
+            ask("POST", &url(asked, "/v1/cluster/leader"), Some(&json!({ "id": to }).to_string()), None);
+        assert_eq!(answer.json()["leader_id"], to, "{}", answer.body);
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_a_problem_with_a_reason() {
+    let cluster = Cluster::start(1, &[]);
+    let url = |path: &str| format!("http://{}{path}", cluster.addresses[0].http);
+    let refused = |method: &str, path: &str, body: Option<&str>, status: u16, why: &str| {
+        let detail = ask(method, &url(path), body, None).problem(status);
+        assert!(detail.contains(why), "{method} {path} {body:?}: {detail}");
+    };
+    refused("GET", "/v2", None, 404, "no such resource");
+    refused("PUT", "/v1/checkpoint", None, 405, "method");
+    refused("POST", "/v1/cluster/members", Some("{"), 400, "EOF");
+    refused("POST", "/v1/cluster/members", Some("{\"id\":4}"), 422, "peer");
+    refused("POST", "/v1/cluster/members", Some("{\"id\":0,\"peer\":\"a:1\"}"), 422, "from 1 on");
+    refused("POST", "/v1/cluster/members", Some("{\"id\":4,\"peer\":\"nowhere\"}"), 422, "HOST:PORT");
+    refused("POST", "/v1/cluster/members", Some("{\"id\":1,\"peer\":\"a:1\"}"), 409, "is a member already");
+    refused("DELETE", "/v1/cluster/members/1", None, 409, "last voter");
+    refused("DELETE", "/v1/cluster/members/9", None, 404, "not a member");
+    refused("DELETE", "/v1/cluster/members/x", None, 404, "no member");
+    refused("POST", "/v1/cluster/leader", Some("{\"id\":9}"), 404, "not a member");
+    let other_site = ask("POST", &url("/v1/checkpoint"), None, Some("http://elsewhere.example"));
+    assert!(other_site.problem(403).contains("other sites"));
+    let own = url("").trim_end_matches('/').to_owned();
+    assert_eq!(ask("POST", &url("/v1/checkpoint"), None, Some(&own)).status, 200);
+}
