@@ -210,7 +210,7 @@ impl<M: Machine> Node<M> {
         match level {
             ReadLevel::Stale => Ok(()),
             ReadLevel::Linearizable => {
-                let index = self.core.reads.join().await?;
+                let index = self.joined(&self.core.reads).await?;
                 self.applied(index).await
             }
         }
@@ -218,8 +218,15 @@ impl<M: Machine> Node<M> {
 
     /// Moves the log clock: proposes an empty entry and waits until it is applied here.
     pub async fn tick(&self) -> Result<(), Unavailable> {
-        let index = self.core.ticks.join().await?;
+        let index = self.joined(&self.core.ticks).await?;
         self.applied(index).await
+    }
+
+    /// Joins the next round; with the one that may be under way, two could take twice as long as a request may.
+    async fn joined(&self, rounds: &Rounds) -> Result<u64, Unavailable> {
+        let joined = tokio::time::timeout(self.core.timeout(), rounds.join()).await;
+        let is_led = self.core.leader.borrow().is_some();
+        joined.unwrap_or(Err(if is_led { Unavailable::NoQuorum } else { Unavailable::NoLeader }))
     }
 
     async fn applied(&self, index: u64) -> Result<(), Unavailable> {

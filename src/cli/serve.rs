@@ -1,6 +1,9 @@
 //! `kvorum serve`: one node.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -32,10 +35,15 @@ pub(super) fn run(serve: Serve) -> Result<(), Failure> {
     let wrong = |error: anyhow::Error| Failure { code: CONFIG, error, advice: None };
     // These errors say their causes themselves; to chain them would say them twice.
     let told = |error: ConfigError| wrong(anyhow!("{}", error.to_string().trim_end()));
+    let given = serve.options.clone();
     let options = serve.options.with_file(serve.config.as_deref()).map_err(told)?;
     let filter = options.log.clone().unwrap_or_else(|| LOG.to_owned());
     let filter = EnvFilter::try_new(&filter).map_err(|error| wrong(anyhow!("log: {filter:?}: {error}")))?;
-    let config = options.validate().map_err(told)?;
+    let config =
+        options.validate().map_err(|error| match place(&error, &given, serve.config.as_deref()) {
+            Some(place) => wrong(anyhow!("{place}: {error}")),
+            None => told(error),
+        })?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -47,6 +55,19 @@ pub(super) fn run(serve: Serve) -> Result<(), Failure> {
     }
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(serve_until_asked(config))
+}
+
+/// File and line of a value that makes no sense; None if a flag or a variable gave it.
+fn place(error: &ConfigError, given: &Options, file: Option<&Path>) -> Option<String> {
+    let ConfigError::Invalid { key, .. } = error else { return None };
+    if given.clone().validate().is_err_and(|other| other.to_string() == error.to_string()) {
+        return None;
+    }
+    let file = file?;
+    let text = std::fs::read_to_string(file).ok()?;
+    let is_it = |line: &str| line.split_once('=').is_some_and(|(name, _)| name.trim() == *key);
+    let line = text.lines().position(is_it)?;
+    Some(format!("{}, line {}", file.display(), line + 1))
 }
 
 async fn serve_until_asked(config: Config) -> Result<(), Failure> {
@@ -63,7 +84,7 @@ async fn serve_until_asked(config: Config) -> Result<(), Failure> {
 }
 
 /// The exit code and the advice for what can go wrong at a start.
-fn failure(error: ServeError, dir: &std::path::Path) -> Failure {
+fn failure(error: ServeError, dir: &Path) -> Failure {
     let taken = |kind: io::ErrorKind| {
         matches!(
             kind,
@@ -92,7 +113,7 @@ fn failure(error: ServeError, dir: &std::path::Path) -> Failure {
 }
 
 /// How a node whose data is lost comes back. Its id must not be used again: the votes that it gave are lost.
-fn rejoin(dir: &std::path::Path) -> String {
+fn rejoin(dir: &Path) -> String {
     format!(
         "This node cannot go on with its data. While a majority of the other members is there, nothing is lost:\n\
          \u{20} 1. remove this node: curl -X DELETE http://ANY-MEMBER/v1/cluster/members/ID\n\
