@@ -115,7 +115,7 @@ pub struct Options {
     /// Size of a log segment [default: 64mb]
     #[arg(long, env = "KVORUM_LOG_SEGMENT_BYTES", value_name = "SIZE")]
     pub log_segment_bytes: Option<String>,
-    /// Memory for the newest log entries [default: 4mb]
+    /// Memory for the newest log entries [default: 2mb]
     #[arg(long, env = "KVORUM_LOG_CACHE_BYTES", value_name = "SIZE")]
     pub log_cache_bytes: Option<String>,
     /// Memory for the cache of the page store [default: 8mb]
@@ -345,7 +345,7 @@ impl Options {
             )?,
             log_entries_kept: self.log_entries_kept.unwrap_or(2000),
             log_segment_bytes: size("log-segment-bytes", &self.log_segment_bytes, 64 << 20, 1 << 16)?,
-            log_cache_bytes: size("log-cache-bytes", &self.log_cache_bytes, 4 << 20, 0)? as usize,
+            log_cache_bytes: size("log-cache-bytes", &self.log_cache_bytes, 2 << 20, 0)? as usize,
             page_cache_bytes: size("page-cache-bytes", &self.page_cache_bytes, 8 << 20, 1 << 20)? as usize,
             entry_bytes_max: size("entry-bytes-max", &self.entry_bytes_max, 1 << 20, 1 << 12)? as usize,
             proposal_bytes_max: size("proposal-bytes-max", &self.proposal_bytes_max, 1 << 30, 1 << 16)?

@@ -127,7 +127,7 @@ impl NodeConfig {
             checkpoint_log_bytes: 64 << 20,
             log_entries_kept: 2000,
             log_segment_bytes: 64 << 20,
-            log_cache_bytes: 4 << 20,
+            log_cache_bytes: 2 << 20,
             page_cache_bytes: 8 << 20,
             entry_bytes_max: 1 << 20,
             proposal_bytes_max: 576 << 20,
