@@ -46,6 +46,12 @@ impl Extended {
             [b'+', rest @ ..] => (false, rest),
             _ => (false, text),
         };
+        if let [b'0', b'x' | b'X', hexadecimal @ ..] = text {
+            let number = std::str::from_utf8(hexadecimal).ok().filter(|digits| !digits.starts_with('+'));
+            let number = u64::from_str_radix(number?, 16).ok()?;
+            let number = Extended::parse(itoa::Buffer::new().format(number).as_bytes())?;
+            return Some(Extended { is_negative, ..number });
+        }
         let (digits, exponent) = split_decimal(text)?;
         let (mut big, mut exponent_2, mut sticky) = (Big::from_digits(&digits), 0, false);
         if big.is_zero() {

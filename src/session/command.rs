@@ -65,7 +65,7 @@ pub(super) fn list(_: &mut Session, args: &Args<'_>, reply: &mut Reply) -> Resul
     } else {
         return Err(Error::Syntax);
     };
-    reply.set(shown.len());
+    reply.array(shown.len());
     shown.iter().for_each(|row| reply.bulk(row.name.as_bytes()));
     Ok(())
 }

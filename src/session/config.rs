@@ -9,13 +9,13 @@ use crate::{
 
 pub(super) fn get(session: &mut Session, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let all = session.shared.settings.all();
-    let shown: Vec<_> = all
-        .iter()
-        .filter(|(name, _)| args.from(2).iter().any(|pattern| super::fits(pattern, name)))
-        .collect();
+    let fitting = |name: &str| args.from(2).iter().find(|pattern| super::fits(pattern, name));
+    let shown: Vec<_> = all.iter().filter_map(|(name, value)| Some((name, value, fitting(name)?))).collect();
     reply.map(shown.len());
-    for (name, value) in shown {
-        reply.bulk(name.as_bytes());
+    for (name, value, asked) in shown {
+        // A name is given back as it was asked for.
+        let is_name = asked.eq_ignore_ascii_case(name.as_bytes());
+        reply.bulk(if is_name { asked } else { name.as_bytes() });
         reply.bulk(value.as_bytes());
     }
     Ok(())

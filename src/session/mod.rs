@@ -235,7 +235,7 @@ fn help(reply: &mut Reply, container: &str, lines: &[&str]) {
         reply.simple(line);
     }
     reply.simple("HELP");
-    reply.simple("    Print this help.");
+    reply.simple("    Prints this help.");
 }
 
 /// Whether a name fits a pattern, whatever the case.

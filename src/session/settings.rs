@@ -129,29 +129,35 @@ impl Settings {
 
     /// Checks a change, and makes it when `apply` is set.
     pub fn set(&self, name: &str, value: &str, apply: bool) -> Result<(), SetError> {
-        let store = |parameter: &AtomicUsize, range: std::ops::RangeInclusive<u64>| {
-            let value = bytes(value).filter(|value| range.contains(value)).ok_or_else(|| {
-                SetError::Invalid(format!(
-                    "argument must be between {} and {} inclusive",
-                    range.start(),
-                    range.end()
-                ))
-            })?;
+        let invalid = |why: &str| SetError::Invalid(why.to_owned());
+        let within = |number: i128, range: std::ops::RangeInclusive<u64>| {
+            let number = u64::try_from(number).ok().filter(|number| range.contains(number));
+            number.ok_or_else(|| {
+                let (start, end) = range.into_inner();
+                SetError::Invalid(format!("argument must be between {start} and {end} inclusive"))
+            })
+        };
+        let integer = |range| {
+            let number = crate::args::parse_integer(value.as_bytes());
+            let number = number.ok_or_else(|| invalid("argument couldn't be parsed into an integer"))?;
+            within(number.into(), range)
+        };
+        let size = || {
+            let size = bytes(value).ok_or_else(|| invalid("argument must be a memory value"))?;
+            within(size.into(), 1 << 20..=QUERY_BUFFER_BYTES_MAX as u64)
+        };
+        let store = |parameter: &AtomicUsize, number: u64| {
             if apply {
-                parameter.store(value as usize, Relaxed);
+                parameter.store(number as usize, Relaxed);
             }
             Ok(())
         };
         match name {
-            "maxclients" => store(&self.clients_max, 1..=u64::from(u32::MAX)),
-            "proto-max-bulk-len" => store(&self.bulk_bytes_max, 1 << 20..=QUERY_BUFFER_BYTES_MAX as u64),
-            "client-query-buffer-limit" => {
-                store(&self.query_buffer_bytes_max, 1 << 20..=QUERY_BUFFER_BYTES_MAX as u64)
-            }
+            "maxclients" => store(&self.clients_max, integer(1..=u64::from(u32::MAX))?),
+            "proto-max-bulk-len" => store(&self.bulk_bytes_max, size()?),
+            "client-query-buffer-limit" => store(&self.query_buffer_bytes_max, size()?),
             "timeout" => {
-                let seconds = value.parse().map_err(|_| {
-                    SetError::Invalid("argument couldn't be parsed into an integer".to_owned())
-                })?;
+                let seconds = integer(0..=i32::MAX as u64)?;
                 if apply {
                     self.idle_timeout_s.store(seconds, Relaxed);
                 }
