@@ -184,7 +184,7 @@ impl Identity {
         Ok(())
     }
 
-    /// Why this node must not talk to the one that sent `theirs`.
+    /// Why this node must not talk to the one that sent `theirs`. Remembers who belongs to another cluster.
     pub(crate) fn judge(&self, theirs: &Hello) -> Option<String> {
         let is_stranger =
             !theirs.cluster_id.is_empty() && self.cluster_id().is_some_and(|ours| ours != theirs.cluster_id);

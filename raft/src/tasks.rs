@@ -40,7 +40,8 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
                 core.leader.send_replace(leader);
             }
             let committed = present.committed_membership_config.membership();
-            if committed.get_node(&core.config.id).is_some()
+            if !core.identity.has_log()
+                && committed.get_node(&core.config.id).is_some()
                 && let Err(error) = core.identity.joined()
             {
                 tracing::warn!(%error, "that this node is a member could not be saved");
