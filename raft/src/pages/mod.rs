@@ -5,9 +5,10 @@
 //! flushes when it is closed.
 //!
 //! Files: `worker.rs` is the thread and the format, `panics.rs` what becomes of it when sled panics, `dirs.rs`
-//! creates, replaces and sets aside directories.
+//! creates, replaces and sets aside directories, `metadata_log.rs` mends what a crash left in one.
 
 mod dirs;
+mod metadata_log;
 mod panics;
 #[cfg(test)]
 mod tests;

@@ -111,6 +111,38 @@ fn many_commits_of_many_pages_match_a_map() {
     }
 }
 
+/// Opening ends with an empty log. A process killed just before leaves everything but that.
+#[test]
+fn an_opening_cut_short_before_its_last_step_loses_nothing() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("pages");
+    block_on(async {
+        let store = open(&dir).unwrap();
+        let many = (0..200_u32).map(|n| put(&n.to_be_bytes(), &[1; 500])).collect();
+        store.write(1, many).await.unwrap();
+        store.commit(1, b"first".to_vec()).await.unwrap();
+    });
+    drop(open(&dir).unwrap());
+    let logs: Vec<PathBuf> = fs::read_dir(dir.join("metadata"))
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("log_"))
+        .collect();
+    assert_eq!(logs.len(), 1);
+    assert_eq!(fs::metadata(&logs[0]).unwrap().len(), 0);
+    fs::remove_file(&logs[0]).unwrap();
+    block_on(async {
+        let store = open(&dir).unwrap();
+        store.write(1, vec![put(&7_u32.to_be_bytes(), &[2; 500])]).await.unwrap();
+        store.commit(1, b"second".to_vec()).await.unwrap();
+    });
+    block_on(async {
+        let store = open(&dir).unwrap();
+        assert_eq!(store.head(1).await, Ok(Some(b"second".to_vec())));
+        assert_eq!(all(&store, 1, 100_000).await.unwrap().len(), 200);
+    });
+}
+
 #[test]
 fn a_staged_directory_takes_the_place_of_the_live_one() {
     let parent = TempDir::new().unwrap();

@@ -17,7 +17,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Page, PagesError, dirs};
+use super::{Page, PagesError, dirs, metadata_log};
 use crate::{
     codec::{self, CodecError, Reader},
     log::Fatal,
@@ -300,6 +300,7 @@ fn open_when_free(path: &Path, cache_bytes: usize) -> io::Result<Db> {
     let config = config.flush_every_ms(Some(FLUSH_EVERY_MS)).cache_capacity_bytes(cache_bytes);
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
+        metadata_log::complete(path)?;
         match config.open() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
                 thread::sleep(LOCK_RETRY);
