@@ -19,6 +19,9 @@ use crate::{
     store::DATABASES_MAX,
 };
 
+/// The longest delay after a hold that ran out: a day.
+const LOCK_DELAY_MS_MAX: u64 = 24 * 3600 * 1000;
+
 /// What can be configured; all may be left out. A size takes a unit: `64mb`, `1gb`.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -85,6 +88,10 @@ pub struct Options {
     /// The most bytes of replies that wait for one client; a client above it is disconnected [default: 2gb]
     #[arg(long, env = "KVORUM_CLIENT_OUTPUT_BUFFER_LIMIT", value_name = "SIZE")]
     pub client_output_buffer_limit: Option<String>,
+    /// After a hold of a lock, semaphore or election ran out, nothing is granted for so long, unless the holder asked
+    /// with DELAY for another time [default: 0]
+    #[arg(long, env = "KVORUM_LOCK_DELAY_MS", value_name = "MS")]
+    pub lock_delay_ms: Option<u64>,
     /// The largest HTTP request body [default: 64kb]
     #[arg(long, env = "KVORUM_HTTP_BODY_LIMIT", value_name = "SIZE")]
     pub http_body_limit: Option<String>,
@@ -224,6 +231,7 @@ impl Options {
             proto_inline_max_len: self.proto_inline_max_len.or(below.proto_inline_max_len),
             client_query_buffer_limit: self.client_query_buffer_limit.or(below.client_query_buffer_limit),
             client_output_buffer_limit: self.client_output_buffer_limit.or(below.client_output_buffer_limit),
+            lock_delay_ms: self.lock_delay_ms.or(below.lock_delay_ms),
             http_body_limit: self.http_body_limit.or(below.http_body_limit),
             drain_ms: self.drain_ms.or(below.drain_ms),
             heartbeat_ms: self.heartbeat_ms.or(below.heartbeat_ms),
@@ -280,6 +288,10 @@ impl Options {
         if query >= 4 << 30 {
             return Err(invalid("client-query-buffer-limit", "it must be below 4gb"));
         }
+        let lock_delay_ms = self.lock_delay_ms.unwrap_or(0);
+        if lock_delay_ms > LOCK_DELAY_MS_MAX {
+            return Err(invalid("lock-delay-ms", format!("it is at most {LOCK_DELAY_MS_MAX}, a day")));
+        }
         let bulk = size("proto-max-bulk-len", &self.proto_max_bulk_len, 512 << 20, 1 << 20)?;
         if bulk > query {
             return Err(invalid("proto-max-bulk-len", "it must not exceed client-query-buffer-limit"));
@@ -299,6 +311,7 @@ impl Options {
                 2 << 30,
                 1 << 20,
             )? as usize,
+            lock_delay_ms,
             dir: dir.display().to_string(),
             port: resp.port(),
             bind: resp.ip().to_string(),

@@ -4,7 +4,7 @@
 //! It never looks at who proposed what. A connection's reads ride with its writes and run at their positions;
 //! they are on this node alone and change nothing.
 
-use std::thread;
+use std::{collections::BTreeSet, sync::Arc, thread};
 
 use kvorum_raft::{Batch, Loader, PageWrite};
 use parking_lot::RwLock;
@@ -12,11 +12,11 @@ use tokio::sync::oneshot;
 
 use crate::{
     args::Args,
-    commands::{self, Run},
+    commands::{self, Run, Spec, fence},
     error::{Error, Result},
     proposal::{Call, Pipeline, Request, Requests, Step, Watched},
     resp::Reply,
-    store::{Chance, Ctx, DATABASES_MAX, PageId, State, StateLoader, View},
+    store::{Chance, Ctx, DATABASES_MAX, Outcome, PageId, State, StateLoader, Ticket, View, Wake},
 };
 
 /// How many dead keys one batch removes before its calls run. More wait for the next batch, which
@@ -26,6 +26,17 @@ const REAPED_MAX: usize = 1_000;
 /// The Redis state machine.
 pub struct Machine {
     state: RwLock<State>,
+    outlet: Option<Arc<dyn Outlet>>,
+}
+
+/// Who is told what leaves the machine beside replies.
+pub trait Outlet: Send + Sync {
+    /// Waits ended, those of any node's clients. Called in the order of the log.
+    fn woke(&self, wakes: Vec<Wake>);
+
+    /// A snapshot took the place of entries: what they would have told has to be asked. `outcome_of` gives None for a
+    /// wait that goes on.
+    fn replaced(&self, outcome_of: &dyn Fn(Ticket) -> Option<Outcome>);
 }
 
 impl Machine {
@@ -33,7 +44,17 @@ impl Machine {
     /// offers, and no call may depend on it.
     pub fn new(databases: u32) -> Machine {
         assert!(databases <= DATABASES_MAX, "the configuration allows no more");
-        Machine { state: RwLock::new(State::new()) }
+        Machine { state: RwLock::new(State::new()), outlet: None }
+    }
+
+    /// The same, with somebody to tell.
+    pub fn with_outlet(self, outlet: Arc<dyn Outlet>) -> Machine {
+        Machine { outlet: Some(outlet), ..self }
+    }
+
+    /// The nodes that have waits under way, with their runs.
+    pub fn waiting_nodes(&self) -> BTreeSet<(u64, u64)> {
+        self.state.read().waiting_nodes().collect()
     }
 
     /// Runs `read` on a view of database `db`, under the shared lock.
@@ -76,7 +97,7 @@ impl kvorum_raft::Machine for Machine {
     fn apply(&self, batch: Batch<'_, Pipeline>) {
         let mut answered = Vec::new();
         let mut state = self.state.write();
-        state.advance(batch.stamp_ms);
+        state.advance(batch.stamp_ms, batch.term);
         state.reap(REAPED_MAX);
         let mut applying = Applying { state: &mut state, seed: Chance::new(batch.index).next_u64() };
         for proposal in batch.proposals {
@@ -86,8 +107,13 @@ impl kvorum_raft::Machine for Machine {
                 Some(pipeline) => answered.push(applying.run_pipeline(requests, pipeline)),
             }
         }
-        let garbage = state.take_garbage();
+        let (garbage, wakes) = (state.take_garbage(), state.take_wakes());
         drop(state);
+        if let Some(outlet) = &self.outlet
+            && !wakes.is_empty()
+        {
+            outlet.woke(wakes);
+        }
         for (done, replies) in answered {
             // The connection may be gone; then nobody needs the replies.
             let _ = done.send(replies);
@@ -166,6 +192,12 @@ impl Applying<'_> {
         self.seed = self.seed.wrapping_add(1);
         match request {
             Request::Call(call) => self.run_call(&call, reply),
+            Request::WaitingCall { ticket, call } => self.run_waiting_call(&call, ticket, reply),
+            Request::Cancel(waited) => self.with_ctx(waited.db, |ctx| ctx.cancel(waited.key, waited.ticket)),
+            Request::Confirm(waited) => {
+                self.with_ctx(waited.db, |ctx| ctx.confirm(waited.key, waited.ticket))
+            }
+            Request::ForgetNode { node, but_boot } => self.with_ctx(0, |ctx| ctx.forget_node(node, but_boot)),
             Request::Transaction { watched, calls } => {
                 if !watches_hold(self.state, &watched) {
                     return reply.null_array();
@@ -179,9 +211,34 @@ impl Applying<'_> {
         }
     }
 
+    fn with_ctx(&mut self, db: u32, run: impl FnOnce(&mut Ctx<'_>)) {
+        if db < DATABASES_MAX {
+            run(&mut Ctx::new(self.state, db, self.seed));
+        }
+    }
+
+    /// No reply means that it waits.
+    fn run_waiting_call(&mut self, call: &Call<'_>, ticket: Ticket, reply: &mut Reply) {
+        match resolve(call) {
+            Ok((spec, args)) if let Run::Write(write) = spec.run => {
+                let mut ctx = Ctx::new(self.state, call.db, self.seed);
+                ctx.ticket = Some(ticket);
+                let admitted = fence::admit(&ctx.view(), spec, &args, None);
+                if let Err(error) = admitted.and_then(|()| write(&mut ctx, &args, reply)) {
+                    reply.error(&error);
+                }
+            }
+            _ => self.run_call(call, reply),
+        }
+    }
+
     fn run_call(&mut self, call: &Call<'_>, reply: &mut Reply) {
-        let result = resolve(call).and_then(|(run, args)| match run {
-            Run::Write(write) => write(&mut Ctx::new(self.state, call.db, self.seed), &args, reply),
+        let result = resolve(call).and_then(|(spec, args)| match spec.run {
+            Run::Write(write) => {
+                let mut ctx = Ctx::new(self.state, call.db, self.seed);
+                fence::admit(&ctx.view(), spec, &args, None)?;
+                write(&mut ctx, &args, reply)
+            }
             Run::Read(read) => {
                 read(&View::new(self.state, call.db, self.state.now_ms(), self.seed), &args, reply)
             }
@@ -201,11 +258,11 @@ fn watches_hold(state: &State, watched: &[Watched<'_>]) -> bool {
 }
 
 /// What runs a call, after the checks that hold for every call.
-fn resolve<'a>(call: &'a Call<'_>) -> Result<(Run, Args<'a>)> {
+fn resolve<'a>(call: &'a Call<'_>) -> Result<(&'static Spec, Args<'a>)> {
     if call.db >= DATABASES_MAX {
         return Err(Error::err("DB index is out of range"));
     }
-    Ok((commands::resolve(&call.argv)?.run, Args::new(&call.argv)))
+    Ok((commands::resolve(&call.argv)?, Args::new(&call.argv)))
 }
 
 fn run_reads(state: &State, request: &[u8], estimate_ms: u64, chance: u64, reply: &mut Reply) -> bool {
@@ -213,7 +270,7 @@ fn run_reads(state: &State, request: &[u8], estimate_ms: u64, chance: u64, reply
     let mut late = false;
     let mut run = |call: &Call<'_>, reply: &mut Reply| {
         let view = View::new(state, call.db, estimate_ms, chance.next_u64());
-        let result = resolve(call).and_then(|(run, args)| match run {
+        let result = resolve(call).and_then(|(spec, args)| match spec.run {
             Run::Read(read) => read(&view, &args, reply),
             Run::Session => session_call(&args, view.estimate_ms, reply),
             Run::Write(_) => Err(Error::err("a write came where only reads may be")),
@@ -230,7 +287,7 @@ fn run_reads(state: &State, request: &[u8], estimate_ms: u64, chance: u64, reply
             reply.array(calls.len());
             calls.iter().for_each(|call| run(call, reply));
         }
-        None => reply.error(&Error::err("the request is malformed")),
+        _ => reply.error(&Error::err("the request is malformed")),
     }
     late
 }
@@ -269,6 +326,10 @@ impl Loader for MachineLoader<'_> {
     fn finish(self: Box<Self>, head: &[u8]) -> Result<(), String> {
         let new = self.loader.finish(head)?;
         drop_aside(self.machine.state.write().replace(new));
+        if let Some(outlet) = &self.machine.outlet {
+            let state = self.machine.state.read();
+            outlet.replaced(&|ticket| state.outcome_of(ticket));
+        }
         Ok(())
     }
 }

@@ -2,8 +2,8 @@
 //! node keeps meanwhile: the pipeline with its reads and ready replies at their positions.
 //!
 //! A proposal is a sequence of requests. A request is a tag and then either one call, or a transaction: the
-//! watched keys with the versions that were seen, and the queued calls. A call is the database, the number of
-//! arguments and the arguments. Numbers are LEB128 varints.
+//! watched keys with the versions that were seen, and the queued calls; or what has to be said of those who wait. A
+//! call is the database, the number of arguments and the arguments. Numbers are LEB128 varints.
 
 use kvorum_raft::{Local, ProposeError, Unavailable};
 use smallvec::SmallVec;
@@ -12,11 +12,18 @@ use tokio::sync::oneshot;
 use crate::{
     error::Error,
     resp::{Protocol, Reply},
-    store::codec::{put_bytes, put_varint},
+    store::{
+        Ticket,
+        codec::{put_bytes, put_varint},
+    },
 };
 
 const CALL: u8 = 1;
 const TRANSACTION: u8 = 2;
+const WAITING_CALL: u8 = 3;
+const CANCEL: u8 = 4;
+const CONFIRM: u8 = 5;
+const FORGET_NODE: u8 = 6;
 
 /// Arguments of one call, the name first.
 pub type Argv<'a> = SmallVec<[&'a [u8]; 8]>;
@@ -53,6 +60,35 @@ pub enum Request<'a> {
         /// The queued commands, reads among them.
         calls: Vec<Call<'a>>,
     },
+    /// A single command that may wait. When it does it has no reply; the holder of the ticket is told how it ended.
+    WaitingCall {
+        /// Whom to tell.
+        ticket: Ticket,
+        /// The command.
+        call: Call<'a>,
+    },
+    /// Whoever waited at a key is gone: what it was granted is free again. No reply.
+    Cancel(Waited<'a>),
+    /// Whoever waited at a key knows what it was granted. No reply.
+    Confirm(Waited<'a>),
+    /// Nobody waits at a node any more, but for those of one run of it. No reply.
+    ForgetNode {
+        /// The node.
+        node: u64,
+        /// Its run that goes on, or 0.
+        but_boot: u64,
+    },
+}
+
+/// A wait, and where it began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waited<'a> {
+    /// The database.
+    pub db: u32,
+    /// What was waited for.
+    pub key: &'a [u8],
+    /// Under which ticket.
+    pub ticket: Ticket,
 }
 
 /// Appends a call as a request of its own.
@@ -74,6 +110,38 @@ pub fn put_transaction(out: &mut Vec<u8>, watched: &[Watched<'_>], calls: &[Call
     for call in calls {
         put_bare_call(out, call.db, &call.argv);
     }
+}
+
+/// Appends a call that may wait, as a request of its own.
+pub fn put_waiting_call(out: &mut Vec<u8>, ticket: Ticket, db: u32, argv: &[&[u8]]) {
+    out.push(WAITING_CALL);
+    ticket.encode(out);
+    put_bare_call(out, db, argv);
+}
+
+/// Appends that whoever waited is gone.
+pub fn put_cancel(out: &mut Vec<u8>, waited: &Waited<'_>) {
+    out.push(CANCEL);
+    put_waited(out, waited);
+}
+
+/// Appends that whoever waited knows of its grant.
+pub fn put_confirm(out: &mut Vec<u8>, waited: &Waited<'_>) {
+    out.push(CONFIRM);
+    put_waited(out, waited);
+}
+
+/// Appends that nobody waits at a node, but for one run of it.
+pub fn put_forget_node(out: &mut Vec<u8>, node: u64, but_boot: u64) {
+    out.push(FORGET_NODE);
+    put_varint(out, node);
+    put_varint(out, but_boot);
+}
+
+fn put_waited(out: &mut Vec<u8>, waited: &Waited<'_>) {
+    put_varint(out, u64::from(waited.db));
+    put_bytes(out, waited.key);
+    waited.ticket.encode(out);
 }
 
 fn put_bare_call(out: &mut Vec<u8>, db: u32, argv: &[&[u8]]) {
@@ -112,8 +180,20 @@ impl<'a> Requests<'a> {
                 let calls = (0..self.varint()?).map(|_| self.call()).collect::<Option<_>>()?;
                 Some(Request::Transaction { watched, calls })
             }
+            WAITING_CALL => Some(Request::WaitingCall { ticket: self.ticket()?, call: self.call()? }),
+            CANCEL => Some(Request::Cancel(self.waited()?)),
+            CONFIRM => Some(Request::Confirm(self.waited()?)),
+            FORGET_NODE => Some(Request::ForgetNode { node: self.varint()?, but_boot: self.varint()? }),
             _ => None,
         }
+    }
+
+    fn ticket(&mut self) -> Option<Ticket> {
+        Some(Ticket { node: self.varint()?, boot: self.varint()?, number: self.varint()? })
+    }
+
+    fn waited(&mut self) -> Option<Waited<'a>> {
+        Some(Waited { db: self.varint()? as u32, key: self.bytes()?, ticket: self.ticket()? })
     }
 
     fn watched(&mut self) -> Option<Watched<'a>> {

@@ -1,7 +1,7 @@
 //! Where a request goes: a read to this node's machine behind a barrier, a write into the log. Knows the
 //! group and the machine, no connection and no command.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use kvorum_raft::{Node, ReadLevel, Status};
 
@@ -53,6 +53,11 @@ impl Router {
     /// Sends a pipeline's writes into the log; its replies come through `pipeline.done`.
     pub fn propose(&self, bytes: &[u8], pipeline: Pipeline) {
         self.node.propose(bytes, pipeline);
+    }
+
+    /// The nodes that have waits under way, with their runs.
+    pub fn waiting_nodes(&self) -> BTreeSet<(u64, u64)> {
+        self.machine.waiting_nodes()
     }
 
     /// The group as this node sees it.

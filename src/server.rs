@@ -23,6 +23,7 @@ use crate::{
     machine::Machine,
     router::Router,
     session::{self, Shared, clients::Clients, settings::Settings, stats::Stats},
+    wake::Wakes,
 };
 
 /// Connections that wait to be accepted.
@@ -56,7 +57,12 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     let resp = listen(config.resp)?;
     let http = listen(config.http)?;
     let (resp_addr, http_addr) = (bound(&resp, config.resp), bound(&http, config.http));
-    let shared = start(&config, resp_addr, http_addr).await?;
+    let (wakes, notices) = Wakes::new(config.node.id);
+    let shared = start(&config, resp_addr, http_addr, wakes).await?;
+    let waking = tokio::spawn({
+        let shared = shared.clone();
+        async move { shared.wakes.run(notices, &shared.router).await }
+    });
     info!(resp = %resp_addr, http = %http_addr, id = config.node.id, "serving");
     if config.node.bootstrap.is_none() && config.join.is_none() && shared.router.status().cluster_id.is_none()
     {
@@ -79,13 +85,20 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         joining.abort();
     }
     drain(&shared, Duration::from_millis(config.drain_ms)).await;
+    shared.wakes.settle().await;
+    waking.abort();
     shared.router.node().shutdown().await;
     admin.abort();
     outcome
 }
 
-async fn start(config: &Config, resp: SocketAddr, http: SocketAddr) -> Result<Arc<Shared>, StartError> {
-    let machine = Arc::new(Machine::new(config.settings.databases));
+async fn start(
+    config: &Config,
+    resp: SocketAddr,
+    http: SocketAddr,
+    wakes: Arc<Wakes>,
+) -> Result<Arc<Shared>, StartError> {
+    let machine = Arc::new(Machine::new(config.settings.databases).with_outlet(wakes.clone()));
     let mut node_config = config.node.clone();
     for (name, address) in [("resp", resp), ("http", http)] {
         let reachable = reachable(config, address);
@@ -97,6 +110,7 @@ async fn start(config: &Config, resp: SocketAddr, http: SocketAddr) -> Result<Ar
     Ok(Arc::new(Shared {
         router: Router::new(node, machine),
         settings: Settings::new(settings),
+        wakes,
         clients: Clients::default(),
         stats: Stats::default(),
         started: Instant::now(),

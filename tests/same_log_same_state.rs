@@ -10,7 +10,10 @@ use std::collections::BTreeMap;
 
 use kvorum::{
     machine::Machine,
-    proposal::{Call, put_call, put_transaction},
+    proposal::{
+        Call, Waited, put_call, put_cancel, put_confirm, put_forget_node, put_transaction, put_waiting_call,
+    },
+    store::Ticket,
 };
 use kvorum_raft::{Machine as _, PageWrite};
 use support::alone::apply_at;
@@ -49,12 +52,13 @@ impl Disk {
 struct Batch {
     index: u64,
     stamp_ms: u64,
+    term: u64,
     proposals: Vec<Vec<u8>>,
 }
 
 impl Batch {
     fn apply(&self, machine: &Machine) {
-        apply_at(machine, self.index, self.stamp_ms, &self.proposals);
+        apply_at(machine, self.index, self.stamp_ms, self.term, &self.proposals);
     }
 }
 
@@ -175,12 +179,73 @@ fn random_lock_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
     }
 }
 
+/// A command of leases, elections, semaphores and guards.
+fn random_coordination_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
+    let key = |chance: &mut fastrand::Rng, kind: &str| format!("{kind}:{}", chance.u8(..3)).into_bytes();
+    let lease = key(chance, "lease");
+    let (owner, token) = (key(chance, "owner"), chance.u8(1..60).to_string().into_bytes());
+    let ms = chance.u32(1..20_000).to_string().into_bytes();
+    match chance.u8(..15) {
+        0 | 1 => vec!["LEASE.GRANT".into(), "PX".into(), ms, "ID".into(), lease],
+        2 => vec!["LEASE.KEEPALIVE".into(), lease],
+        3 => vec!["LEASE.REVOKE".into(), lease],
+        4 => vec!["LEASE.ATTACH".into(), lease, random_key(chance), random_key(chance)],
+        5 => vec!["RENAME".into(), lease, key(chance, "lease")],
+        6 => vec!["RENAME".into(), key(chance, "lock"), key(chance, "lease")],
+        7 => vec!["LOCK.ACQUIRE".into(), key(chance, "lock"), owner, "LEASE".into(), lease],
+        8 => vec![
+            "ELECT.CAMPAIGN".into(),
+            key(chance, "elect"),
+            owner,
+            "PX".into(),
+            ms,
+            "DELAY".into(),
+            "99".into(),
+        ],
+        9 => vec!["ELECT.RESIGN".into(), key(chance, "elect"), owner, token],
+        10 | 11 => {
+            let permits = chance.u8(1..4).to_string().into_bytes();
+            let mut words = vec!["SEM.ACQUIRE".into(), key(chance, "sem"), owner, "PERMITS".into(), permits];
+            words.extend(["OF".into(), "4".into(), "PX".into(), ms]);
+            words
+        }
+        12 => vec!["SEM.RELEASE".into(), key(chance, "sem"), owner, token],
+        13 => vec!["FENCE.GUARD".into(), random_key(chance), key(chance, "lock")],
+        _ => vec!["FENCE.UNGUARD".into(), random_key(chance)],
+    }
+}
+
+/// What is said in the log of those who wait.
+fn random_wait(chance: &mut fastrand::Rng, out: &mut Vec<u8>) {
+    let kind = if chance.bool() { "lock" } else { "sem" };
+    let key = format!("{kind}:{}", chance.u8(..3)).into_bytes();
+    let ticket = Ticket { node: chance.u64(1..4), boot: chance.u64(1..3), number: chance.u64(..200) };
+    let waited = Waited { db: 0, key: &key, ticket };
+    match chance.u8(..8) {
+        0 => put_cancel(out, &waited),
+        1 => put_confirm(out, &waited),
+        2 => put_forget_node(out, ticket.node, ticket.boot),
+        _ => {
+            let owner = format!("owner:{}", chance.u8(..9)).into_bytes();
+            let (ttl_ms, wait_ms) = (chance.u32(1..9_000).to_string(), chance.u32(1..9_000).to_string());
+            let mut argv: Vec<&[u8]> = vec![b"LOCK.ACQUIRE", &key, &owner];
+            if kind == "sem" {
+                argv = vec![b"SEM.ACQUIRE", &key, &owner, b"PERMITS", b"2", b"OF", b"4"];
+            }
+            argv.extend([b"PX", ttl_ms.as_bytes(), b"WAIT", wait_ms.as_bytes()]);
+            put_waiting_call(out, ticket, 0, &argv);
+        }
+    }
+}
+
 fn random_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
     if chance.u8(..20) == 0 {
         return random_limit_argv(chance);
     }
-    if chance.u8(..16) == 0 {
-        return random_lock_argv(chance);
+    match chance.u8(..16) {
+        0 => return random_lock_argv(chance),
+        1 => return random_coordination_argv(chance),
+        _ => {}
     }
     if chance.u8(..4) == 0 {
         return random_set_argv(chance);
@@ -267,6 +332,9 @@ fn random_collection_argv(chance: &mut fastrand::Rng) -> Vec<Vec<u8>> {
 }
 
 fn random_request(chance: &mut fastrand::Rng, out: &mut Vec<u8>) {
+    if chance.u8(..16) == 0 {
+        return random_wait(chance, out);
+    }
     let argvs: Vec<_> = (0..chance.usize(1..4)).map(|_| random_argv(chance)).collect();
     let db = u32::from(chance.u8(..10) == 0) * 3;
     let slices = argvs.iter().map(|argv| argv.iter().map(Vec::as_slice).collect::<Vec<_>>());
@@ -288,7 +356,7 @@ fn random_log(chance: &mut fastrand::Rng) -> Vec<Batch> {
             (0..chance.usize(1..20)).for_each(|_| random_request(chance, &mut bytes));
             bytes
         });
-        Batch { index, stamp_ms, proposals: proposals.collect() }
+        Batch { index, stamp_ms, term: 1 + index / 100, proposals: proposals.collect() }
     };
     (1..=BATCHES).map(batch).collect()
 }

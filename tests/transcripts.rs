@@ -2,7 +2,8 @@
 //! cluster of three whose connections are spread over the nodes.
 //!
 //! `BLESS=1 REDIS=127.0.0.1:PORT cargo test --test transcripts` records the replies of that redis-server. It
-//! calls FLUSHALL there. `SCRIPT=string/set` runs or records only the scripts whose path contains it.
+//! calls FLUSHALL there. `BLESS=ours` records what is Kvorum's own, from a Kvorum: to be read before it is believed.
+//! `SCRIPT=string/set` runs or records only the scripts whose path contains it.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -13,7 +14,7 @@ use support::{
     alone::Alone,
     process::Cluster,
     resp::{Client, Value, split},
-    transcript::{Connections, Script, all},
+    transcript::{Ask, Connections, Script, all},
 };
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts");
@@ -29,7 +30,7 @@ fn flush(address: &str) {
 }
 
 /// Runs every script on what `begin` gives for it; None leaves the script out.
-fn check<A: FnMut(&str, &str) -> Value>(mut begin: impl FnMut(&Script) -> Option<A>) {
+fn check<A: FnMut(&str, Ask<'_>) -> Option<Value>>(mut begin: impl FnMut(&Script) -> Option<A>) {
     if std::env::var_os("BLESS").is_some() {
         return;
     }
@@ -56,7 +57,7 @@ fn check_servers(addresses: &[String]) {
     check(|_| {
         flush(&addresses[0]);
         let mut connections = Connections::new(addresses.to_vec());
-        Some(move |client: &str, line: &str| connections.ask(client, line))
+        Some(move |client: &str, ask: Ask<'_>| connections.ask(client, ask))
     });
 }
 
@@ -64,10 +65,11 @@ fn check_servers(addresses: &[String]) {
 fn the_machine_alone_answers_as_redis_does() {
     check(|script| {
         let mut machine = Alone::default();
-        let ask = move |_: &str, line: &str| {
+        let ask = move |_: &str, ask: Ask<'_>| {
+            let Ask::Call(line) = ask else { panic!("a script with @later needs a session") };
             let argv = split(line);
             let reply = machine.run(&argv.iter().map(Vec::as_slice).collect::<Vec<_>>());
-            Value::read(&mut &reply[..]).unwrap_or_else(|error| panic!("{line}: {error}"))
+            Some(Value::read(&mut &reply[..]).unwrap_or_else(|error| panic!("{line}: {error}")))
         };
         (!script.needs_session()).then_some(ask)
     });
@@ -88,15 +90,14 @@ fn a_cluster_of_three_answers_as_redis_does() {
 /// Records, when asked to; else there is nothing to do.
 #[test]
 fn record_the_replies_of_a_real_redis() {
-    if std::env::var_os("BLESS").is_none() {
-        return;
-    }
+    let Some(bless) = std::env::var_os("BLESS") else { return };
+    let ours = bless == "ours";
     let address = std::env::var("REDIS").expect("BLESS=1 needs REDIS=host:port");
     for path in scripts() {
         flush(&address);
         let mut connections = Connections::new(vec![address.clone()]);
         let mut script = Script::read(&path);
-        script.record(|client, line| connections.ask(client, line));
+        script.record(ours, |client, ask| connections.ask(client, ask));
         std::fs::write(&path, script.write()).unwrap();
     }
 }

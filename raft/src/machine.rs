@@ -72,6 +72,8 @@ pub struct Batch<'a, L> {
     /// The leader's clock when it proposed the entry, in milliseconds since the Unix epoch. May be lower than
     /// an earlier one; the machine's clock is the maximum of all.
     pub stamp_ms: u64,
+    /// The term of the leader that proposed it. Another one than before: there was a new leader.
+    pub term: u64,
     /// The proposals in their order. May be none (a tick).
     pub proposals: Vec<Proposal<'a, L>>,
 }

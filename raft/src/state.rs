@@ -107,7 +107,7 @@ impl<M: Machine> Applier<M> {
             EntryPayload::Membership(membership) => {
                 progress.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
             }
-            EntryPayload::Normal(payload) => self.apply_payload(entry.log_id.index, &payload.0),
+            EntryPayload::Normal(payload) => self.apply_payload(&entry.log_id, &payload.0),
         }
         progress.last = Some(entry.log_id);
         drop(progress);
@@ -120,14 +120,15 @@ impl<M: Machine> Applier<M> {
         self.applied_index.send_replace(last.index);
     }
 
-    fn apply_payload(&self, index: u64, payload: &[u8]) {
+    fn apply_payload(&self, id: &LogId, payload: &[u8]) {
+        let (index, term) = (id.index, id.committed_leader_id().term);
         // The leader framed it and the log's CRC guards it: nothing may be guessed here.
         let (stamp_ms, packets) = packet::entry(payload)
             .unwrap_or_else(|error| panic!("log entry {index} is not an entry of this version: {error}"));
         self.clock.observe_ms(stamp_ms);
         self.bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
         let proposals = packets.into_iter().flat_map(|packet| self.with_locals(packet)).collect();
-        self.machine.apply(Batch { index, stamp_ms, proposals });
+        self.machine.apply(Batch { index, stamp_ms, term, proposals });
     }
 
     fn with_locals<'a>(&self, packet: Packet<'a>) -> impl Iterator<Item = Proposal<'a, M::Local>> {

@@ -168,6 +168,7 @@ fn expire_by(
     let conditions = Conditions::parse(args)?;
     let instant = expiry(args.integer(2)?).instant(ctx.now_ms, command)?;
     let key = args.at(1);
+    check_may_move(ctx, key)?;
     let present = ctx.view().deadline(key);
     let holds = present.is_some_and(|present| conditions.hold(present, instant));
     if holds {
@@ -177,6 +178,16 @@ fn expire_by(
         };
     }
     reply.flag(holds);
+    Ok(())
+}
+
+/// The time of a lock and its like is its owner's.
+fn check_may_move(ctx: &Ctx<'_>, key: &[u8]) -> Result<()> {
+    if ctx.view().keeps_its_time(key) {
+        return Err(Error::err(
+            "the time of a lock, semaphore, election or lease is set by its own commands",
+        ));
+    }
     Ok(())
 }
 
@@ -224,6 +235,7 @@ impl Conditions {
 }
 
 fn persist(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    check_may_move(ctx, args.at(1))?;
     let has_deadline = ctx.view().deadline(args.at(1)).flatten().is_some();
     reply.flag(has_deadline && ctx.set_deadline(args.at(1), None));
     Ok(())

@@ -180,6 +180,14 @@ fn same_object() -> Error {
     Error::err("source and destination objects are the same")
 }
 
+/// There is one of a lock and its like, in one place.
+fn check_may_leave(ctx: &Ctx<'_>, key: &[u8]) -> Result<()> {
+    if ctx.view().keeps_its_time(key) {
+        return Err(Error::err("a lock, semaphore, election or lease can not be copied or moved"));
+    }
+    Ok(())
+}
+
 fn copy(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let (from, to) = (args.at(1), args.at(2));
     let (mut db, mut replaces, mut index) = (ctx.db(), false, 3);
@@ -197,6 +205,7 @@ fn copy(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     if db == ctx.db() && from == to {
         return Err(same_object());
     }
+    check_may_leave(ctx, from)?;
     let is_free = replaces || !ctx.in_db(db).exists(to);
     reply.flag(is_free && ctx.copy(from, db, to));
     Ok(())
@@ -207,6 +216,7 @@ fn move_to(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> 
     if db == ctx.db() {
         return Err(same_object());
     }
+    check_may_leave(ctx, key)?;
     let is_free = !ctx.in_db(db).exists(key);
     reply.flag(is_free && ctx.transfer(key, db, key));
     Ok(())

@@ -10,16 +10,21 @@ use crate::{
     store::{Ctx, View, hash_of},
 };
 
+pub mod claim;
+pub mod election;
 pub mod expire;
+pub mod fence;
 pub mod generic;
 pub mod hash;
 pub mod hash_walk;
 pub mod lcs;
+pub mod lease;
 pub mod list;
 pub mod list_inside;
 pub mod lock;
 pub mod rate_limit;
 pub mod scan;
+pub mod semaphore;
 pub mod server;
 pub mod set;
 pub mod set_algebra;
@@ -165,6 +170,19 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// The keys that a write command changes: all of its keys, but for those from which it only copies.
+    pub fn written_keys<'a>(&self, args: &Args<'a>) -> Vec<&'a [u8]> {
+        let mut keys = self.keys_of(args);
+        match self.name {
+            "COPY" => drop(keys.drain(..keys.len().min(1))),
+            name if name.ends_with("STORE") => keys = args.get(1).into_iter().collect(),
+            _ => {}
+        }
+        keys
+    }
+}
+
 /// One key, the first argument.
 pub const fn key() -> Keys {
     Keys::Range { first: 1, last: 1, step: 1 }
@@ -204,6 +222,10 @@ pub const FAMILIES: &[&[Spec]] = &[
     sorted_set::ROWS,
     sorted_set_range::ROWS,
     lock::ROWS,
+    semaphore::ROWS,
+    election::ROWS,
+    lease::ROWS,
+    fence::ROWS,
     server::ROWS,
 ];
 

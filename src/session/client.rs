@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use super::{Replies, Session, clients::Client};
+use super::{
+    Replies, Session,
+    clients::{Client, Unblock},
+};
 use crate::{
     args::{Args, parse_integer},
     error::{Error, Result},
@@ -237,16 +240,18 @@ pub(super) fn trackinginfo(_: &mut Session, _: &Args<'_>, reply: &mut Reply) -> 
     Ok(())
 }
 
-/// No command blocks, so there is nobody to unblock.
-pub(super) fn unblock(_: &mut Session, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    args.integer(2)?;
+pub(super) fn unblock(session: &mut Session, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let id = args.integer(2)?;
     if args.len() > 4 {
         return Err(Error::Syntax);
     }
     if args.len() == 4 && !args.is(3, "TIMEOUT") && !args.is(3, "ERROR") {
         return Err(Error::err("CLIENT UNBLOCK reason should be TIMEOUT or ERROR"));
     }
-    reply.integer(0);
+    let how = if args.is(3, "ERROR") { Unblock::Error } else { Unblock::Timeout };
+    let client = session.shared.clients.all().into_iter().find(|client| client.id as i64 == id);
+    let unblock = client.and_then(|client| client.unblock.lock().take());
+    reply.flag(unblock.is_some_and(|unblock| unblock.send(how).is_ok()));
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use parking_lot::Mutex;
 use socket2::SockRef;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot};
 
 use super::table;
 
@@ -37,6 +37,15 @@ pub struct Identity {
     pub queued: Option<usize>,
     /// The number of watched keys.
     pub watched: usize,
+}
+
+/// How CLIENT UNBLOCK ends a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unblock {
+    /// As if its time were over.
+    Timeout,
+    /// With an error.
+    Error,
 }
 
 /// One connection.
@@ -64,6 +73,8 @@ pub struct Client {
     pub identity: Mutex<Identity>,
     /// The session ends when what it is doing is done.
     pub killed: AtomicBool,
+    /// Taken by CLIENT UNBLOCK while a command waits.
+    pub unblock: Mutex<Option<oneshot::Sender<Unblock>>>,
     stream: OwnedWriteHalf,
 }
 
@@ -94,7 +105,9 @@ impl Client {
     pub fn describe(&self, out: &mut Vec<u8>) {
         use std::io::Write;
         let identity = self.identity.lock().clone();
+        let is_blocked = self.unblock.lock().is_some();
         let flags = match (identity.queued, identity.readonly, identity.no_evict) {
+            _ if is_blocked => "b",
             (Some(_), _, _) => "x",
             (_, true, _) => "r",
             (_, _, true) => "e",
@@ -148,6 +161,7 @@ impl Clients {
             reply_bytes: AtomicUsize::new(0),
             identity: Mutex::default(),
             killed: AtomicBool::new(false),
+            unblock: Mutex::default(),
             stream,
         });
         self.by_id.lock().insert(client.id, client.clone());

@@ -50,6 +50,7 @@ pub(super) fn reset(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> R
     session.db = 0;
     session.stale_reads = false;
     session.replies = Replies::On;
+    session.bound.clear();
     session.protocol = Protocol::Resp2;
     session.identify(|identity| {
         let (lib_name, lib_ver) =

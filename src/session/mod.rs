@@ -1,8 +1,9 @@
 //! One connection: read what has arrived, run it unit by unit (`pipeline.rs`), answer with one write.
 //!
-//! A session is one task and owns all its state. It waits in four places only: for bytes to arrive, for the
-//! barrier of its reads, for its writes to be applied, and for the client to take its replies; while it waits
-//! for any of these it reads nothing, so that a client that does not read its replies stops itself.
+//! A session is one task and owns all its state. It waits in few places only: for bytes to arrive, for the
+//! barrier of its reads, for its writes to be applied, for what a command waits for, and for the client to take its
+//! replies; while it waits for any of these it reads nothing, so that a client that does not read its replies stops
+//! itself.
 
 use std::{
     io,
@@ -17,6 +18,7 @@ use crate::{
     glob,
     resp::{Protocol, Reply, request::Decoder},
     router::Router,
+    wake::Wakes,
 };
 
 mod client;
@@ -25,12 +27,14 @@ mod command;
 mod config;
 mod connection;
 mod info;
+mod lease;
 mod pipeline;
 mod server;
 pub mod settings;
 pub mod stats;
 pub mod table;
 mod transaction;
+mod waiting;
 
 pub use info::{cpu_seconds, resident_bytes, role_name};
 
@@ -58,6 +62,8 @@ pub struct Shared {
     pub router: Router,
     /// Parameters and limits.
     pub settings: Settings,
+    /// Who waits in the log.
+    pub wakes: Arc<Wakes>,
     /// All connections.
     pub clients: Clients,
     /// What was counted.
@@ -100,6 +106,8 @@ pub struct Session {
     /// Commands since MULTI.
     queue: Option<Queue>,
     watched: WatchedKeys,
+    /// Leases that live as long as the connection.
+    bound: Vec<lease::Bound>,
     out: Vec<u8>,
     /// Nothing more is executed; what is in `out` is sent.
     closing: bool,
@@ -131,6 +139,7 @@ impl Session {
             replies: Replies::On,
             queue: None,
             watched: WatchedKeys::new(),
+            bound: Vec::new(),
             out: Vec::new(),
             closing: false,
             scratch: pipeline::Scratch::default(),

@@ -66,6 +66,7 @@ enum Item {
     Write {
         request: Request,
         db: u32,
+        row: &'static Row,
     },
     /// EXEC.
     Transaction(Box<Queue>),
@@ -132,12 +133,12 @@ impl Session {
                     bytes += decoder.bytes_of(request);
                 }
                 Class::Alone(row) if count == 0 => {
-                    if matches!(row.run, Some(Run::Wait(_))) {
+                    if matches!(row.run, Some(Run::Wait(_) | Run::Write)) {
                         // It may take long, and what came before it is answered.
                         self.flush().await?;
                         mark = self.out.len();
                     }
-                    self.alone(row, &decoder.argv(buffer, request)).await;
+                    self.alone(row, &decoder.argv(buffer, request)).await?;
                     count = 1;
                     break;
                 }
@@ -200,7 +201,10 @@ impl Session {
         }
         match run {
             Run::Read(run) => scratch.items.push(Item::Read { request, db: self.db, run }),
-            Run::Write => scratch.items.push(Item::Write { request, db: self.db }),
+            Run::Write if row.may_wait && Session::asks_to_wait(row, &decoder.argv(buffer, request)) => {
+                return Class::Alone(row);
+            }
+            Run::Write => scratch.items.push(Item::Write { request, db: self.db, row }),
             Run::Now(function) => {
                 let argv = decoder.argv(buffer, request);
                 self.ready(scratch, |session, reply| call(session, function, &argv, reply));
@@ -222,7 +226,7 @@ impl Session {
     }
 
     /// Runs a command all by itself. Everything before it is done and its replies are in `out`.
-    async fn alone(&mut self, row: &'static Row, argv: &[&[u8]]) {
+    async fn alone(&mut self, row: &'static Row, argv: &Argv<'_>) -> io::Result<()> {
         let started = Instant::now();
         match row.run {
             Some(Run::Alone(function)) => {
@@ -232,9 +236,15 @@ impl Session {
             }
             Some(Run::Wait(waiting)) => self.wait(waiting, argv).await,
             Some(Run::Exec) => self.exec_with_session_calls().await,
+            Some(Run::Write) => {
+                let shared = self.shared.clone();
+                let argv = Session::with_delay(argv, shared.settings.lock_delay_ms());
+                self.wait_for_grant(&argv).await?;
+            }
             _ => {}
         }
         row.counters.record(1, started.elapsed());
+        Ok(())
     }
 
     /// Keeps a reply that is known, at its place.
@@ -348,8 +358,14 @@ impl Session {
                     proposal::put_call(&mut read, *db, &decoder.argv(buffer, *request));
                     steps.push(Step::Read(read));
                 }
-                Item::Write { request, db } => {
-                    proposal::put_call(bytes, *db, &decoder.argv(buffer, *request));
+                Item::Write { request, db, row } => {
+                    let argv = decoder.argv(buffer, *request);
+                    if row.may_wait {
+                        let delay_ms = self.shared.settings.lock_delay_ms();
+                        proposal::put_call(bytes, *db, &Session::with_delay(&argv, delay_ms));
+                    } else {
+                        proposal::put_call(bytes, *db, &argv);
+                    }
                     steps.push(Step::Write);
                 }
                 // One that only reads rides in the log too: rare, and its reads are then one moment's.

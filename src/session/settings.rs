@@ -20,6 +20,7 @@ pub struct Initial {
     pub inline_bytes_max: usize,
     pub query_buffer_bytes_max: usize,
     pub output_buffer_bytes_max: usize,
+    pub lock_delay_ms: u64,
     pub dir: String,
     pub port: u16,
     pub bind: String,
@@ -29,6 +30,7 @@ pub struct Initial {
 #[derive(Debug)]
 pub struct Settings {
     initial: Initial,
+    lock_delay_ms: String,
     clients_max: AtomicUsize,
     idle_timeout_s: AtomicU64,
     bulk_bytes_max: AtomicUsize,
@@ -67,6 +69,7 @@ impl Settings {
             idle_timeout_s: initial.idle_timeout_s.into(),
             bulk_bytes_max: initial.bulk_bytes_max.into(),
             query_buffer_bytes_max: initial.query_buffer_bytes_max.into(),
+            lock_delay_ms: initial.lock_delay_ms.to_string(),
             initial,
         }
     }
@@ -105,6 +108,11 @@ impl Settings {
         self.initial.output_buffer_bytes_max
     }
 
+    /// How long nothing is granted after a hold ran out, in milliseconds, unless a command says otherwise.
+    pub fn lock_delay_ms(&self) -> &str {
+        &self.lock_delay_ms
+    }
+
     /// All parameters by name.
     pub fn all(&self) -> BTreeMap<&'static str, String> {
         let mut all: BTreeMap<&'static str, String> =
@@ -119,6 +127,7 @@ impl Settings {
             ("client-query-buffer-limit", self.query_buffer_bytes_max().to_string()),
             ("databases", self.databases().to_string()),
             ("dir", self.initial.dir.clone()),
+            ("lock-delay", self.lock_delay_ms.clone()),
             ("maxclients", self.clients_max().to_string()),
             ("port", self.initial.port.to_string()),
             ("proto-max-bulk-len", self.bulk_bytes_max.load(Relaxed).to_string()),

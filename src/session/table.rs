@@ -38,6 +38,7 @@ pub enum Waiting {
     Debug,
     Wait,
     WaitAof,
+    LeaseBind,
 }
 
 /// A row with all that a session needs.
@@ -52,6 +53,8 @@ pub struct Row {
     pub run: Option<Run>,
     /// Executed, not queued, while a transaction is open.
     pub in_transaction: bool,
+    /// It may wait in the log for a grant.
+    pub may_wait: bool,
     /// Counted on this node.
     pub counters: Counters,
     /// Rows of its subcommands.
@@ -95,6 +98,7 @@ fn row_of(index: usize, spec: &'static Spec) -> Row {
         name: spec.name.to_ascii_lowercase(),
         run,
         in_transaction: matches!(spec.name, "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET"),
+        may_wait: matches!(spec.run, commands::Run::Write(_)) && spec.flags.contains(&"blocking"),
         counters: Counters::default(),
         subcommands: Vec::new(),
     }
@@ -169,6 +173,7 @@ fn function(name: &str) -> Option<Run> {
         "EXEC" => Exec,
         "HELLO" => Alone(connection::hello),
         "INFO" => Alone(info::info),
+        "LEASE.BIND" => Wait(Waiting::LeaseBind),
         "MODULE|LIST" => Now(server::module_list),
         "MULTI" => Now(transaction::multi),
         "PING" => Now(connection::ping),

@@ -108,8 +108,14 @@ impl Session {
     /// Queues a command.
     pub(super) fn enqueue(&mut self, row: &'static Row, run: Run, argv: &Argv<'_>) -> Result<()> {
         let bytes_max = self.shared.settings.query_buffer_bytes_max();
+        let shared = self.shared.clone();
+        let argv: Argv<'_> = if row.may_wait {
+            Session::with_delay(argv, shared.settings.lock_delay_ms())
+        } else {
+            argv.iter().copied().collect()
+        };
         let (db, queue) = (self.db, self.queue.get_or_insert_default());
-        if matches!(row.name.as_str(), "client|reply" | "debug") {
+        if matches!(row.name.as_str(), "client|reply" | "debug" | "lease.bind") {
             queue.broken = true;
             return Err(Error::err("Command not allowed inside a transaction"));
         }
@@ -297,6 +303,7 @@ impl Session {
             Waiting::Debug => self.debug(argv).await,
             Waiting::Wait => self.wait_replicas(argv).await,
             Waiting::WaitAof => self.wait_aof(argv).await,
+            Waiting::LeaseBind => self.bind_lease(argv).await,
         }
     }
 }

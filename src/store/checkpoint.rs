@@ -2,10 +2,12 @@
 //! from them.
 
 use super::{
+    claims::Claims,
     codec::{FORMAT, Input, put_varint},
     deadlines::Death,
     dirty::PageId,
     keyspace::Keyspace,
+    lease::Lease,
     segments::Item,
     state::{DATABASES_MAX, State},
 };
@@ -54,6 +56,8 @@ impl State {
             put_varint(&mut out, keyspace.len() as u64);
         }
         put_varint(&mut out, self.token);
+        put_varint(&mut out, self.term);
+        put_varint(&mut out, self.led_since_ms);
         out
     }
 }
@@ -85,7 +89,17 @@ impl StateLoader {
         self.state.open(db);
         let mut homes = Vec::new();
         let deaths = &mut self.deaths;
-        self.state.databases[db as usize].load_segment(slot, start, content, |record| {
+        let State { databases, ticketed, attached, guarded, .. } = &mut self.state;
+        databases[db as usize].load_segment(slot, start, content, |record| {
+            if record.claims().is_some_and(Claims::has_tickets) {
+                ticketed.insert((db, record.key().into()));
+            }
+            for key in record.claims().into_iter().flat_map(|claims| &claims.guards) {
+                guarded.insert((db, key.clone()), record.key().into());
+            }
+            for key in record.lease().into_iter().flat_map(Lease::keys) {
+                attached.entry((db, key.into())).or_default().insert(record.key().into());
+            }
             if let Some(deadline) = record.deadline() {
                 deaths.push(Death::new(deadline, db, slot, record.hash()));
             }
@@ -110,8 +124,9 @@ impl StateLoader {
             let (db, len) = (input.size()?, input.size()?);
             *expected.get_mut(db).ok_or_else(|| format!("database {db} is missing"))? = len;
         }
-        // A head of before there were tokens ends here.
-        self.state.token = if input.end().is_ok() { 0 } else { input.varint()? };
+        self.state.token = input.varint()?;
+        self.state.term = input.varint()?;
+        self.state.led_since_ms = input.varint()?;
         input.end()?;
         let found: Vec<_> = self.state.databases.iter().map(Keyspace::len).collect();
         if found != expected {

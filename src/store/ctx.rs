@@ -4,8 +4,11 @@
 //! A dead key is removed when a write meets it, so commands see it as missing.
 
 use super::{
+    claim::{ClaimKind, Ticket, Turn},
+    claims::Claims,
     hash::Chance,
     keyspace::{Keyspace, Place},
+    lease::Lease,
     long_string::LongString,
     object::{Object, Pages, Typed, Value},
     record::{Body, PACKED_VALUE_BYTES_MAX, Record, long_string},
@@ -29,6 +32,8 @@ pub enum Deadline {
 pub struct Ctx<'a> {
     /// The log clock.
     pub now_ms: u64,
+    /// Set for a call that may wait: whom to tell how it ended.
+    pub ticket: Option<Ticket>,
     pub(crate) db: u32,
     pub(crate) chance: Chance,
     pub(crate) state: &'a mut State,
@@ -38,7 +43,7 @@ impl<'a> Ctx<'a> {
     /// A context for one call. `seed` is determined by the call's position in the log.
     pub fn new(state: &'a mut State, db: u32, seed: u64) -> Ctx<'a> {
         state.open(db);
-        Ctx { now_ms: state.now_ms, db, chance: Chance::new(seed), state }
+        Ctx { now_ms: state.now_ms, ticket: None, db, chance: Chance::new(seed), state }
     }
 
     /// The database as it is.
@@ -62,14 +67,125 @@ impl<'a> Ctx<'a> {
         &mut self.chance
     }
 
-    /// What the next fencing token will be: above all that were ever issued.
-    pub fn next_token(&self) -> u64 {
-        self.state.token + 1
+    /// Changes the claims of a kind at a key; None if there is no such key.
+    pub fn claims<R>(
+        &mut self,
+        key: &[u8],
+        kind: ClaimKind,
+        change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> Result<R>,
+    ) -> Result<Option<R>> {
+        self.locate(key);
+        if self.view().claims(key, kind)?.is_none() {
+            return Ok(None);
+        }
+        let changed = self.state.change_claims(self.db, key, |claims, turn| {
+            let result = change(claims, turn);
+            turn.changed &= result.is_ok();
+            result
+        });
+        changed.transpose()
     }
 
-    /// The next token was issued.
-    pub fn issue_token(&mut self) {
+    /// As [`Ctx::claims`], but begins with claims that nobody has if there is no such key.
+    pub fn claims_or_new<R>(
+        &mut self,
+        key: &[u8],
+        kind: ClaimKind,
+        change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> Result<R>,
+    ) -> Result<R> {
+        if self.locate(key).found.is_ok() {
+            let Some(present) = self.view().value::<Claims>(key)?.map(Claims::kind) else {
+                unreachable!("it was found");
+            };
+            let result = self.claims(key, present, |claims, turn| {
+                claims.become_kind(kind)?;
+                change(claims, turn)
+            });
+            return result.map(|result| result.expect("it is there"));
+        }
+        let mut claims = Claims::new(kind);
+        let State { token, wakes, .. } = &mut *self.state;
+        let mut turn = Turn { now_ms: self.now_ms, token, wakes, changed: true };
+        let result = change(&mut claims, &mut turn)?;
+        claims.settle(&mut turn);
+        if !claims.is_idle() {
+            let deadline = claims.next_deadline().map_or(Deadline::None, Deadline::At);
+            self.put_value(key, Value::Claims(claims), deadline);
+        }
+        Ok(result)
+    }
+
+    /// Lets only those write a key who hold what is at `lock`. False if that was so already.
+    pub fn guard(&mut self, key: &[u8], lock: &[u8]) -> Result<bool> {
+        match self.view().guard_of(key) {
+            Some(present) if present == lock => return Ok(false),
+            Some(present) => {
+                let present = present.escape_ascii();
+                return Err(Error::err(format!("the key is guarded by '{present}' already")));
+            }
+            None => {}
+        }
+        if self.locate(lock).found.is_err() {
+            let mut claims = Claims::new(ClaimKind::Lock);
+            claims.guard(key)?;
+            self.put_value(lock, Value::Claims(claims), Deadline::None);
+            return Ok(true);
+        }
+        if self.view().value::<Claims>(lock)?.is_some() {
+            self.state.guard(self.db, key, lock)?;
+        }
+        Ok(true)
+    }
+
+    /// Lets a key be written as any other again. False if it could be.
+    pub fn unguard(&mut self, key: &[u8]) -> bool {
+        self.state.unguard(self.db, key)
+    }
+
+    /// A number that no grant has, above all that were ever given.
+    pub fn issue_token(&mut self) -> u64 {
         self.state.token += 1;
+        self.state.token
+    }
+
+    /// The lease at a key, with the deadline that it has.
+    pub fn lease(&mut self, id: &[u8]) -> Result<Option<&Lease>> {
+        self.locate(id);
+        self.view().value::<Lease>(id)
+    }
+
+    /// Makes a lease, or gives the one that is there its whole time again. Gives its deadline.
+    pub fn renew_lease(&mut self, id: &[u8], lease: Option<Lease>) -> Result<Option<u64>> {
+        if let Some(lease) = lease {
+            let deadline = self.now_ms + lease.ttl_ms;
+            self.put_value(id, Value::Lease(lease), Deadline::At(deadline));
+            return Ok(Some(deadline));
+        }
+        let Some(ttl_ms) = self.lease(id)?.map(|lease| lease.ttl_ms) else { return Ok(None) };
+        let deadline = self.now_ms + ttl_ms;
+        self.set_deadline(id, Some(deadline));
+        Ok(Some(deadline))
+    }
+
+    /// Lets a plain key that exists depend on a lease that exists, and on no other.
+    pub fn attach(&mut self, id: &[u8], key: &[u8]) {
+        self.state.detach_key(self.db, key);
+        self.state.attach(self.db, id, key);
+    }
+
+    /// Somebody who waited under a ticket is not there any more.
+    pub fn cancel(&mut self, key: &[u8], ticket: Ticket) {
+        self.state.change_ticketed(self.db, key, ticket, |claims| claims.cancel(ticket));
+    }
+
+    /// Somebody who waited under a ticket knows that it was granted.
+    pub fn confirm(&mut self, key: &[u8], ticket: Ticket) {
+        self.state.change_ticketed(self.db, key, ticket, |claims| claims.confirm(ticket));
+    }
+
+    /// A node does not wait any more, but for one run of it.
+    pub fn forget_node(&mut self, node: u64, but_boot: u64) {
+        self.state.forget_node(node, but_boot);
     }
 
     /// The bytes of a string. An error for other types.
@@ -94,7 +210,7 @@ impl<'a> Ctx<'a> {
         if let Ok(at) = place.found
             && self.keyspace().at(place.slot, at).deadline().is_some_and(|deadline| deadline < self.now_ms)
         {
-            self.state.remove(self.db, &place, at);
+            self.state.expire(self.db, &place, at);
             return self.keyspace().place(key);
         }
         place
@@ -213,7 +329,7 @@ impl<'a> Ctx<'a> {
         if is_empty {
             // The change may have split the segment.
             let place = self.keyspace().place(key);
-            self.state.remove(self.db, &place, place.found.expect("it was just changed"));
+            self.state.erase(self.db, &place, place.found.expect("it was just changed"));
         }
         if changed {
             self.state.notify(self.db, key);
@@ -276,7 +392,7 @@ impl<'a> Ctx<'a> {
         let place = self.locate(key);
         let Ok(at) = place.found else { return false };
         self.state.next_version();
-        self.state.remove(self.db, &place, at);
+        self.state.erase(self.db, &place, at);
         self.state.notify(self.db, key);
         true
     }
@@ -304,14 +420,25 @@ impl<'a> Ctx<'a> {
 
     /// As [`Ctx::rename`], to another database.
     pub fn transfer(&mut self, from: &[u8], to_db: u32, to: &[u8]) -> bool {
-        let place = self.locate(from);
-        let Ok(at) = place.found else { return false };
+        if self.locate(from).found.is_err() {
+            return false;
+        }
         if from == to && self.db == to_db {
             return true;
         }
+        self.state.open(to_db);
+        let leases = self.state.detach_key(self.db, from);
+        self.state.detach_key(to_db, to);
+        let place = self.keyspace().place(from);
+        let Ok(at) = place.found else { return false };
         let record = self.state.take(self.db, &place, at);
+        let is_plain = record.claims().is_none();
         self.state.notify(self.db, from);
         self.in_db(to_db).put_record(to, record);
+        if self.db == to_db {
+            self.state.lease_renamed(to_db, from, to);
+            leases.iter().filter(|_| is_plain).for_each(|id| self.state.attach(to_db, id, to));
+        }
         true
     }
 

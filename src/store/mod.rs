@@ -6,7 +6,11 @@
 
 mod chain;
 mod checkpoint;
+mod claim;
+mod claims;
+mod claims_page;
 pub mod codec;
+mod coordination;
 mod ctx;
 mod deadlines;
 mod digest;
@@ -14,8 +18,8 @@ pub mod dirty;
 pub mod hash;
 mod hash_object;
 mod keyspace;
+mod lease;
 mod list;
-mod lock;
 mod long_string;
 mod object;
 mod record;
@@ -30,13 +34,15 @@ mod view;
 
 pub use chain::End;
 pub use checkpoint::StateLoader;
+pub use claim::{Answer, ClaimKind, Holder, LeaseId, Outcome, Share, Span, Ticket, Turn, Until, Wake, Wish};
+pub use claims::Claims;
 pub use ctx::{Ctx, Deadline};
 pub use digest::Digest;
 pub use dirty::{Dirty, Mark, PageId};
 pub use hash::{Chance, SLOTS, hash_of, slot_of};
 pub use hash_object::Hash;
+pub use lease::Lease;
 pub use list::List;
-pub use lock::{Holder, Lock, Wish};
 pub use object::{Kind, Object, Pages, Typed, Value};
 pub use record::Record;
 pub use set::Set;
@@ -45,6 +51,8 @@ pub use state::{DATABASES_MAX, Event, Garbage, State};
 pub use table::Table;
 pub use view::View;
 
+#[cfg(test)]
+mod claims_tests;
 #[cfg(test)]
 mod hash_object_tests;
 #[cfg(test)]

@@ -8,12 +8,14 @@
 //! one arm each in `kind`, `kind_mut`, `tag` and `decode_head`.
 
 use super::{
+    claim::ClaimKind,
+    claims::Claims,
     codec::Input,
     digest::Digest,
     dirty::{Dirty, Mark, PageId},
     hash_object::Hash,
+    lease::Lease,
     list::List,
-    lock::Lock,
     long_string::LongString,
     set::Set,
     sorted_set::SortedSet,
@@ -41,8 +43,10 @@ pub enum Value {
     Set(Set),
     /// A sorted set.
     SortedSet(SortedSet),
-    /// A lock.
-    Lock(Lock),
+    /// A lock, a semaphore or an election.
+    Claims(Claims),
+    /// A lease.
+    Lease(Lease),
 }
 
 impl Value {
@@ -54,7 +58,8 @@ impl Value {
             Value::Hash(hash) => hash,
             Value::Set(set) => set,
             Value::SortedSet(set) => set,
-            Value::Lock(lock) => lock,
+            Value::Claims(claims) => claims,
+            Value::Lease(lease) => lease,
         }
     }
 
@@ -66,7 +71,8 @@ impl Value {
             Value::Hash(hash) => hash,
             Value::Set(set) => set,
             Value::SortedSet(set) => set,
-            Value::Lock(lock) => lock,
+            Value::Claims(claims) => claims,
+            Value::Lease(lease) => lease,
         }
     }
 
@@ -78,7 +84,12 @@ impl Value {
             Value::Hash(_) => 3,
             Value::Set(_) => 4,
             Value::SortedSet(_) => 5,
-            Value::Lock(_) => 6,
+            Value::Claims(claims) => match claims.kind() {
+                ClaimKind::Lock => 6,
+                ClaimKind::Semaphore => 7,
+                ClaimKind::Election => 8,
+            },
+            Value::Lease(_) => 9,
         }
     }
 
@@ -89,7 +100,10 @@ impl Value {
             3 => Hash::decode_head(input).map(Value::Hash),
             4 => Set::decode_head(input).map(Value::Set),
             5 => SortedSet::decode_head(input).map(Value::SortedSet),
-            6 => Lock::decode_head(input).map(Value::Lock),
+            6 => Claims::decode_head(ClaimKind::Lock, input).map(Value::Claims),
+            7 => Claims::decode_head(ClaimKind::Semaphore, input).map(Value::Claims),
+            8 => Claims::decode_head(ClaimKind::Election, input).map(Value::Claims),
+            9 => Lease::decode_head(input).map(Value::Lease),
             other => Err(format!("type {other} is not known to this version")),
         }
     }
@@ -129,6 +143,11 @@ pub trait Kind: Send + Sync {
     fn digest(&self, digest: &mut Digest);
     /// A copy with pages of its own, if it has any.
     fn copy(&self, pages: &mut Pages<'_>) -> Value;
+    /// Whether its time is its own: no command of another family may give its key a deadline, copy it, or take it to
+    /// another database.
+    fn keeps_its_time(&self) -> bool {
+        false
+    }
 }
 
 /// A type that commands ask for by its name: `ctx.modify::<List, _>(...)`.

@@ -3,9 +3,10 @@
 //! These functions keep the parts consistent with each other; what a command may do is in `ctx.rs` and
 //! `view.rs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{
+    claim::{LeaseId, Wake},
     deadlines::{Deadlines, Death},
     digest::Digest,
     dirty::{Dirty, PageId},
@@ -30,6 +31,9 @@ pub enum Event {
     },
 }
 
+/// A database and a key in it.
+type KeyOfDb = (u32, Box<[u8]>);
+
 /// Where the key of a large object is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Home {
@@ -44,6 +48,8 @@ pub(crate) struct Home {
 /// - Each record with a deadline stands in `deadlines`, and nothing else does; no deadline is 0.
 /// - Each value with pages of its own stands in `homes` by its object id, and nothing else does.
 /// - All versions are from 1 to `revision`; all object ids are below `next_object`.
+/// - Claims with tickets stand in `ticketed`, and nothing else does. `attached` is the leases' lists of keys by key;
+///   a plain key depends on one lease at most. `guarded` is the claims' lists of guarded keys by key.
 #[derive(Debug)]
 pub struct State {
     /// The log clock: the highest stamp seen.
@@ -53,9 +59,19 @@ pub struct State {
     pub(crate) next_object: u64,
     /// The last fencing token issued.
     pub(crate) token: u64,
+    /// The term of the last entry.
+    pub(crate) term: u64,
+    /// The log clock when that term's first entry came.
+    pub(crate) led_since_ms: u64,
     pub(crate) databases: Vec<Keyspace>,
     pub(crate) deadlines: Deadlines,
     pub(crate) homes: HashMap<u64, Home>,
+    pub(crate) ticketed: BTreeSet<KeyOfDb>,
+    pub(crate) attached: HashMap<KeyOfDb, BTreeSet<LeaseId>>,
+    /// Keys that are guarded, and by what.
+    pub(crate) guarded: HashMap<KeyOfDb, Box<[u8]>>,
+    /// Waits that ended since they were last taken.
+    pub(crate) wakes: Vec<Wake>,
     pub(crate) dirty: Dirty,
     /// What happened since they were last taken; None while nobody wants to know.
     pub(crate) events: Option<Vec<Event>>,
@@ -82,9 +98,15 @@ impl State {
             revision: 0,
             next_object: 1,
             token: 0,
+            term: 0,
+            led_since_ms: 0,
             databases: Vec::new(),
             deadlines: Deadlines::default(),
             homes: HashMap::new(),
+            ticketed: BTreeSet::new(),
+            attached: HashMap::new(),
+            guarded: HashMap::new(),
+            wakes: Vec::new(),
             dirty: Dirty::default(),
             events: None,
             garbage: Vec::new(),
@@ -96,9 +118,12 @@ impl State {
         self.now_ms
     }
 
-    /// Moves the log clock, never back.
-    pub fn advance(&mut self, stamp_ms: u64) {
+    /// Moves the log clock, never back, to an entry's stamp, and notes a new leader by the entry's term.
+    pub fn advance(&mut self, stamp_ms: u64, term: u64) {
         self.now_ms = self.now_ms.max(stamp_ms);
+        if term != self.term {
+            (self.term, self.led_since_ms) = (term, self.now_ms);
+        }
     }
 
     /// The number of databases; those above were never written to.
@@ -156,7 +181,11 @@ impl State {
         if let Some(object) = record.object_id() {
             self.homes.insert(object, Home { db, slot, hash });
         }
+        let claims_key = record.claims().map(|_| Box::<[u8]>::from(record.key()));
         self.databases[db as usize].insert(slot, at, record, &mut self.dirty);
+        if let Some(key) = claims_key {
+            self.claims_came(db, &key);
+        }
     }
 
     /// Takes a record out. Its value keeps its own pages: it moves elsewhere, or `discard` removes them.
@@ -168,12 +197,14 @@ impl State {
         if let Some(object) = record.object_id() {
             self.homes.remove(&object);
         }
+        self.claims_left(db, &record);
         record
     }
 
-    /// Removes a record for good.
+    /// Removes a record, perhaps for another to take its place: what the key depends on stays.
     pub(crate) fn remove(&mut self, db: u32, place: &Place, at: Position) {
         if let Body::Object(object) = self.take(db, place, at).into_body() {
+            self.value_gone(db, &object.key, &object.value);
             self.discard(object.value);
         }
     }
@@ -230,7 +261,7 @@ impl State {
         result
     }
 
-    /// Removes up to `max` keys that are dead, those first that died first.
+    /// Does what is due at up to `max` keys whose deadline has passed, in the order of their deadlines.
     pub fn reap(&mut self, max: usize) {
         for _ in 0..max {
             let Some(&Death { deadline, db, slot, hash, .. }) = self.deadlines.first() else { return };
@@ -241,11 +272,7 @@ impl State {
             let at = keyspace
                 .find_by(slot, hash, |record| record.deadline() == Some(deadline))
                 .expect("what stands in the index is in the keyspace");
-            if self.events.is_some() {
-                let key: Box<[u8]> = keyspace.at(slot, at).key().into();
-                self.notify(db, &key);
-            }
-            self.remove(db, &Place { slot, hash, found: Ok(at) }, at);
+            self.expire(db, &Place { slot, hash, found: Ok(at) }, at);
         }
     }
 
@@ -262,6 +289,14 @@ impl State {
             self.homes.retain(|_, home| home.db != db);
         }
         self.deadlines.clear(db);
+        for (_, key) in self.ticketed.iter().filter(|(of, _)| *of == db) {
+            if let Some(claims) = old.get(key).and_then(Record::claims) {
+                claims.dismiss(&mut self.wakes);
+            }
+        }
+        self.ticketed.retain(|(of, _)| *of != db);
+        self.attached.retain(|(of, _), _| *of != db);
+        self.guarded.retain(|(of, _), _| *of != db);
         if self.events.is_some() {
             old.iter().for_each(|(_, record)| self.notify(db, record.key()));
         }
@@ -331,7 +366,7 @@ impl State {
                 }
             }
         }
-        digest.number(self.token);
+        [self.token, self.term, self.led_since_ms].into_iter().for_each(|number| digest.number(number));
         digest.finish()
     }
 
@@ -349,6 +384,36 @@ impl State {
             }
         }
         assert_eq!(objects, self.homes.len());
+        self.coordination_invariants();
+    }
+
+    #[cfg(test)]
+    fn coordination_invariants(&self) {
+        let (mut ticketed, mut attached, mut guarded) = (BTreeSet::new(), BTreeSet::new(), HashMap::new());
+        for (db, keyspace) in (0..).zip(&self.databases) {
+            for (_, record) in keyspace.iter() {
+                if let Some(claims) = record.claims() {
+                    assert_eq!(record.deadline(), claims.next_deadline());
+                    assert!(!claims.is_idle());
+                    let guards = claims.guards.iter();
+                    guarded.extend(guards.map(|key| ((db, key.clone()), Box::from(record.key()))));
+                    if claims.has_tickets() {
+                        ticketed.insert((db, Box::<[u8]>::from(record.key())));
+                    }
+                }
+                let keys = record.lease().into_iter().flat_map(|lease| lease.keys());
+                attached.extend(keys.map(|key| (db, key.to_vec(), record.key().to_vec())));
+            }
+        }
+        assert_eq!(ticketed, self.ticketed);
+        let by_key = self.attached.iter().flat_map(|((db, key), ids)| {
+            assert!(
+                !ids.is_empty() && self.keyspace(*db).is_some_and(|keyspace| keyspace.get(key).is_some())
+            );
+            ids.iter().map(|id| (*db, key.to_vec(), id.to_vec()))
+        });
+        assert_eq!(attached, by_key.collect());
+        assert_eq!(guarded, self.guarded);
     }
 }
 

@@ -59,7 +59,7 @@ fn step(state: &mut State, model: &mut Model, chance: &mut Chance) {
             model.entry(key).and_modify(|entry| entry.deadline = Some(now_ms + 50));
         }
         _ => {
-            state.advance(now_ms + chance.below(10) as u64);
+            state.advance(now_ms + chance.below(10) as u64, 1);
             *model = alive(model, state.now_ms());
             state.reap(chance.below(20));
         }
@@ -70,7 +70,7 @@ fn step(state: &mut State, model: &mut Model, chance: &mut Chance) {
 fn the_store_does_what_its_model_does() {
     for seed in 0..2 {
         let (mut state, mut model, mut chance) = (State::new(), Model::new(), Chance::new(seed));
-        state.advance(1_000);
+        state.advance(1_000, 1);
         for number in 0..4_000 {
             step(&mut state, &mut model, &mut chance);
             if number % 100 == 0 {
@@ -108,7 +108,7 @@ fn no_page_stays_of_what_was_deleted() {
 #[test]
 fn reads_see_the_dead_as_missing_and_tell_the_late() {
     let mut state = State::new();
-    state.advance(1_000);
+    state.advance(1_000, 1);
     Ctx::new(&mut state, 0, 0).set(b"k", b"v", Deadline::At(1_500));
     let late = |state: &State, estimate_ms| {
         let view = View::new(state, 0, estimate_ms, 0);
@@ -116,9 +116,9 @@ fn reads_see_the_dead_as_missing_and_tell_the_late() {
     };
     assert_eq!(late(&state, 1_500), (true, false));
     assert_eq!(late(&state, 1_501), (true, true));
-    state.advance(1_500);
+    state.advance(1_500, 1);
     assert_eq!(late(&state, 1_500), (true, false));
-    state.advance(1_501);
+    state.advance(1_501, 1);
     assert_eq!(late(&state, 1_501), (false, false));
     assert_eq!(View::new(&state, 0, 0, 0).version(b"k"), 0);
     assert_eq!(View::new(&state, 0, 0, 0).len(), 1);

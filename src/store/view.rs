@@ -3,6 +3,8 @@
 use std::cell::Cell;
 
 use super::{
+    claim::ClaimKind,
+    claims::Claims,
     hash::{Chance, SLOTS},
     object::Typed,
     record::{Body, Record},
@@ -64,12 +66,18 @@ impl<'a> View<'a> {
     fn is_alive(&self, record: &Record) -> bool {
         let Some(deadline) = record.deadline() else { return true };
         if deadline < self.now_ms {
-            return false;
+            return self.outlives(record);
         }
         if deadline < self.estimate_ms {
             self.late.set(true);
         }
         true
+    }
+
+    /// Whether a record is alive though its deadline has passed: that of claims is but the next thing to be done.
+    fn outlives(&self, record: &Record) -> bool {
+        record.claims().is_some_and(|claims| claims.is_alive(self.now_ms))
+            || self.state.extended_deadline(record).is_some()
     }
 
     /// The bytes of a string. An error for other types.
@@ -99,7 +107,38 @@ impl<'a> View<'a> {
 
     /// When a key dies; None if there is no such key, Some(None) if it has no deadline.
     pub fn deadline(&self, key: &[u8]) -> Option<Option<u64>> {
-        self.find(key).map(Record::deadline)
+        let record = self.find(key)?;
+        match record.claims() {
+            Some(claims) => Some(claims.last_deadline()),
+            None => Some(self.state.extended_deadline(record).or(record.deadline())),
+        }
+    }
+
+    /// The claims of a kind at a key. An error if it is of another type.
+    pub fn claims(&self, key: &[u8], kind: ClaimKind) -> Result<Option<&'a Claims>> {
+        match self.value::<Claims>(key)? {
+            Some(claims) if claims.kind() != kind => Err(Error::WrongType),
+            claims => Ok(claims),
+        }
+    }
+
+    /// Whether any key of any database is guarded.
+    pub fn has_guards(&self) -> bool {
+        !self.state.guarded.is_empty()
+    }
+
+    /// What guards a key.
+    pub fn guard_of(&self, key: &[u8]) -> Option<&'a [u8]> {
+        self.state.guarded.get(&(self.db, key.into())).map(|lock| &**lock)
+    }
+
+    /// Whether the value at a key keeps its own time: no other family's command may move its deadline, copy it or
+    /// take it to another database.
+    pub fn keeps_its_time(&self, key: &[u8]) -> bool {
+        self.find(key).is_some_and(|record| match record.body() {
+            Body::Object(object) => object.value.kind().keeps_its_time(),
+            Body::Packed(_) => false,
+        })
     }
 
     /// What WATCH remembers of a key: 0 if there is no such key.

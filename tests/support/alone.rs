@@ -150,7 +150,7 @@ impl Alone {
         };
         self.index += 1;
         let proposals = vec![Proposal { bytes: request, local: Some(pipeline) }];
-        let batch = Batch { index: self.index, stamp_ms: self.now_ms, proposals };
+        let batch = Batch { index: self.index, stamp_ms: self.now_ms, term: 1, proposals };
         self.machine.apply(batch);
         replies.try_recv().unwrap()
     }
@@ -158,12 +158,12 @@ impl Alone {
     /// One log entry of other nodes' proposals; none is a tick.
     pub fn apply(&mut self, proposals: &[Vec<u8>]) {
         self.index += 1;
-        apply_at(&self.machine, self.index, self.now_ms, proposals);
+        apply_at(&self.machine, self.index, self.now_ms, 1, proposals);
     }
 }
 
 /// Applies a log entry that nobody on this node waits for.
-pub fn apply_at(machine: &Machine, index: u64, stamp_ms: u64, proposals: &[Vec<u8>]) {
+pub fn apply_at(machine: &Machine, index: u64, stamp_ms: u64, term: u64, proposals: &[Vec<u8>]) {
     let proposals = proposals.iter().map(|bytes| Proposal { bytes, local: None }).collect();
-    machine.apply(Batch { index, stamp_ms, proposals });
+    machine.apply(Batch { index, stamp_ms, term, proposals });
 }

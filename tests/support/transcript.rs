@@ -14,6 +14,8 @@
 //! - `@unordered`: the order of the elements of the next reply is not promised.
 //! - `@shape`: of the next reply only the shape counts: digits may differ.
 //! - `@let <name>`: the first integer of the next reply stands for `{name}`, there and in what follows.
+//! - `@later`: the next command is sent and not waited for. Its reply, on the connection `a`, stands further below,
+//!   after a line `< a`.
 //! - `@client <name>`: what follows is sent on the connection of this name; the first is `a`.
 //! - `@sleep <ms>`: waits.
 //! - `@needs session`: not for the machine alone; stands at the top.
@@ -22,7 +24,7 @@
 
 use std::{collections::HashMap, fmt::Write as _, path::Path, time::Duration};
 
-use super::resp::{Client, Value};
+use super::resp::{Client, Value, encode};
 
 #[derive(Clone, Debug)]
 pub enum Line {
@@ -32,6 +34,7 @@ pub enum Line {
     Unordered,
     Shape,
     Let(String),
+    Later,
     Client(String),
     Sleep(u64),
     NeedsSession,
@@ -40,6 +43,22 @@ pub enum Line {
         line: String,
         reply: String,
     },
+    /// A reply that comes late.
+    Reply {
+        number: usize,
+        client: String,
+        reply: String,
+    },
+}
+
+/// What a script asks of whoever runs it.
+pub enum Ask<'a> {
+    /// Send this and read the reply.
+    Call(&'a str),
+    /// Send this.
+    Send(&'a str),
+    /// Read the reply to what was sent.
+    Receive,
 }
 
 pub struct Script {
@@ -52,6 +71,8 @@ impl Script {
         for (index, line) in text.lines().enumerate() {
             if let Some(command) = line.strip_prefix("> ") {
                 lines.push(Line::Command { number: index + 1, line: command.into(), reply: String::new() });
+            } else if let Some(client) = line.strip_prefix("< ") {
+                lines.push(Line::Reply { number: index + 1, client: client.into(), reply: String::new() });
             } else if let Some(directive) = line.strip_prefix('@') {
                 let (word, rest) = directive.split_once(' ').unwrap_or((directive, ""));
                 lines.push(match word {
@@ -59,6 +80,7 @@ impl Script {
                     "unordered" => Line::Unordered,
                     "shape" => Line::Shape,
                     "let" => Line::Let(rest.into()),
+                    "later" => Line::Later,
                     "client" => Line::Client(rest.into()),
                     "sleep" => Line::Sleep(rest.parse().expect("milliseconds after @sleep")),
                     "needs" if rest == "session" => Line::NeedsSession,
@@ -68,7 +90,7 @@ impl Script {
                 lines.push(Line::Text(line.into()));
             } else {
                 match lines.last_mut() {
-                    Some(Line::Command { reply, .. }) => {
+                    Some(Line::Command { reply, .. } | Line::Reply { reply, .. }) => {
                         reply.push_str(line);
                         reply.push('\n');
                     }
@@ -98,25 +120,27 @@ impl Script {
                 Line::Unordered => writeln!(out, "@unordered"),
                 Line::Shape => writeln!(out, "@shape"),
                 Line::Let(name) => writeln!(out, "@let {name}"),
+                Line::Later => writeln!(out, "@later"),
                 Line::Client(name) => writeln!(out, "@client {name}"),
                 Line::Sleep(ms) => writeln!(out, "@sleep {ms}"),
                 Line::NeedsSession => writeln!(out, "@needs session"),
                 Line::Command { line, reply, .. } => write!(out, "> {line}\n{reply}"),
+                Line::Reply { client, reply, .. } => write!(out, "< {client}\n{reply}"),
             };
             out
         })
     }
 
-    /// Runs the script; `ask` sends a command line on a named connection. Returns what differs.
-    pub fn check(&self, mut ask: impl FnMut(&str, &str) -> Value) -> Vec<String> {
+    /// Runs the script; `ask` does what is asked on a named connection, and gives the reply if there is one. Returns
+    /// what differs.
+    pub fn check(&self, mut ask: impl FnMut(&str, Ask<'_>) -> Option<Value>) -> Vec<String> {
         let mut differences = Vec::new();
         let mut names: Vec<(String, String)> = Vec::new();
         self.walk(|client, number, line, expected, how| {
-            let reply = ask(client, &named(line, &names)).show();
-            if let Some(name) = how.name {
-                let integer = reply.lines().find_map(|line| line.trim_start().strip_prefix(':'));
-                names.push((format!("{{{name}}}"), integer.unwrap_or("no integer").to_owned()));
-            }
+            let line = named(line, &names);
+            let Some(reply) = ask(client, how.ask(&line)) else { return };
+            let reply = reply.show();
+            how.note(&reply, &mut names);
             let expected = how.normal(&named(expected, &names));
             let reply = how.normal(&reply);
             if reply != expected {
@@ -126,16 +150,26 @@ impl Script {
         differences
     }
 
-    /// Asks a real Redis and keeps its replies, except to what is marked as ours.
-    pub fn record(&mut self, mut ask: impl FnMut(&str, &str) -> Value) {
+    /// Asks a real Redis and keeps its replies, except to what is marked as ours; or, if `ours`, asks Kvorum and keeps
+    /// its replies to just that.
+    pub fn record(&mut self, ours: bool, mut ask: impl FnMut(&str, Ask<'_>) -> Option<Value>) {
         let mut recorded = HashMap::new();
+        let mut names: Vec<(String, String)> = Vec::new();
         self.walk(|client, number, line, _, how| {
-            if !how.ours {
-                recorded.insert(number, ask(client, line).show());
+            if how.ours && !ours {
+                return;
+            }
+            let line = named(line, &names);
+            let Some(reply) = ask(client, how.ask(&line)) else { return };
+            let reply = reply.show();
+            how.note(&reply, &mut names);
+            if how.ours == ours {
+                let lines = reply.lines().map(|line| with_names(line, &names) + "\n");
+                recorded.insert(number, lines.collect());
             }
         });
         for line in &mut self.lines {
-            if let Line::Command { number, reply, .. } = line
+            if let Line::Command { number, reply, .. } | Line::Reply { number, reply, .. } = line
                 && let Some(new) = recorded.remove(number)
             {
                 *reply = new;
@@ -153,10 +187,15 @@ impl Script {
                 Line::Unordered => how.unordered = true,
                 Line::Shape => how.shape = true,
                 Line::Let(name) => how.name = Some(name),
+                Line::Later => how.later = true,
                 Line::Client(name) => client = name,
                 Line::Sleep(ms) => std::thread::sleep(Duration::from_millis(*ms)),
                 Line::Command { number, line, reply } => {
                     visit(client, *number, line, reply, std::mem::take(&mut how));
+                }
+                Line::Reply { number, client, reply } => {
+                    how.receives = true;
+                    visit(client, *number, "", reply, std::mem::take(&mut how));
                 }
             }
         }
@@ -170,6 +209,20 @@ struct How<'a> {
     unordered: bool,
     shape: bool,
     name: Option<&'a str>,
+    later: bool,
+    receives: bool,
+}
+
+/// A line of a reply with names for the integers that they stand for: those that are a reply, or end an error.
+fn with_names(line: &str, names: &[(String, String)]) -> String {
+    let ends_so = |value: &str| {
+        let integer = line.trim_start() == format!(":{value}");
+        integer || line.starts_with('-') && line.ends_with(&format!(" {value}"))
+    };
+    match names.iter().find(|(_, value)| ends_so(value)) {
+        Some((name, value)) => line[..line.len() - value.len()].to_owned() + name,
+        None => line.to_owned(),
+    }
 }
 
 /// `text` with what the names stand for.
@@ -178,6 +231,22 @@ fn named(text: &str, names: &[(String, String)]) -> String {
 }
 
 impl How<'_> {
+    fn ask(self, line: &str) -> Ask<'_> {
+        match (self.receives, self.later) {
+            (true, _) => Ask::Receive,
+            (_, true) => Ask::Send(line),
+            _ => Ask::Call(line),
+        }
+    }
+
+    /// Keeps the integer that a name stands for.
+    fn note(self, reply: &str, names: &mut Vec<(String, String)>) {
+        if let Some(name) = self.name {
+            let integer = reply.lines().find_map(|line| line.trim_start().strip_prefix(':'));
+            names.push((format!("{{{name}}}"), integer.unwrap_or("no integer").to_owned()));
+        }
+    }
+
     fn normal(self, reply: &str) -> String {
         let mut reply = reply.to_owned();
         if self.shape {
@@ -211,11 +280,16 @@ impl Connections {
         Connections { addresses, clients: HashMap::new() }
     }
 
-    pub fn ask(&mut self, name: &str, line: &str) -> Value {
+    pub fn ask(&mut self, name: &str, ask: Ask<'_>) -> Option<Value> {
         let address = &self.addresses[self.clients.len() % self.addresses.len()];
         let client =
             self.clients.entry(name.into()).or_insert_with(|| Client::connect(address).expect("a server"));
-        client.call(&super::resp::split(line)).unwrap_or_else(|error| panic!("{line}: {error}"))
+        let reply = match ask {
+            Ask::Call(line) => client.call(&super::resp::split(line)).map(Some),
+            Ask::Send(line) => client.send(&encode(&super::resp::split(line))).map(|()| None),
+            Ask::Receive => client.receive().map(Some),
+        };
+        reply.unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 }
 

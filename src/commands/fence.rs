@@ -1,0 +1,105 @@
+//! Fencing: FENCE runs a command only while a token holds; FENCE.GUARD refuses all other writes to a key.
+//!
+//! Guards are kept with the lock they name, which therefore exists as long as it guards something.
+
+use super::{Keys, Run, Spec, claim, key};
+use crate::{
+    args::Args,
+    error::{Error, Result},
+    resp::Reply,
+    store::{Claims, Ctx, View},
+};
+
+const GROUP: &str = "lock";
+const SINCE: &str = "1.0.0";
+
+/// The rows of this family.
+pub const ROWS: &[Spec] = &[
+    Spec::write("FENCE", -4, key(), fence).about(
+        &["write", "denyoom"],
+        GROUP,
+        SINCE,
+        "Runs a command while a token holds its lock, semaphore or election",
+    ),
+    Spec::write("FENCE.GUARD", 3, Keys::None, guard).about(
+        &["write", "denyoom", "fast"],
+        GROUP,
+        SINCE,
+        "Refuses all writes to a key but those that are fenced by a lock",
+    ),
+    Spec::write("FENCE.UNGUARD", 2, Keys::None, unguard).about(
+        &["write", "fast"],
+        GROUP,
+        SINCE,
+        "Lets a key be written without a fence again",
+    ),
+];
+
+fn fence(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let lock = args.at(1);
+    check_token(&ctx.view(), lock, args.integer(2)?)?;
+    let call = Args::new(args.from(3));
+    let spec = super::resolve(args.from(3))?;
+    match spec.run {
+        // One token is enough, and a client must not choose how deep this goes.
+        Run::Write(_) if spec.name == "FENCE" => Err(Error::err("FENCE calls can not be nested")),
+        Run::Write(write) => {
+            admit(&ctx.view(), spec, &call, Some(lock))?;
+            // It has no one to tell how a wait ends.
+            ctx.ticket = None;
+            write(ctx, &call, reply)
+        }
+        Run::Read(read) => read(&ctx.view(), &call, reply),
+        Run::Session => Err(Error::err("FENCE runs only commands that read or write keys")),
+    }
+}
+
+/// Checks that somebody holds a lock, a semaphore or an election under this token.
+fn check_token(view: &View<'_>, key: &[u8], token: i64) -> Result<()> {
+    let claims = view.value::<Claims>(key)?;
+    let tokens = || claims.into_iter().flat_map(|claims| claims.holders(view.now_ms)).map(|hold| hold.token);
+    if tokens().any(|present| present as i64 == token) {
+        return Ok(());
+    }
+    let noun = claims.map_or("lock", |claims| claim::noun(claims.kind()));
+    Err(Error::Other(match tokens().max() {
+        Some(present) => format!("FENCED the present token is {present}").into(),
+        None => format!("FENCED the {noun} is not held").into(),
+    }))
+}
+
+/// Refuses a write to a guarded key, unless it is fenced by the lock that guards it; and anything that would take away
+/// a lock that guards keys.
+pub fn admit(view: &View<'_>, spec: &Spec, args: &Args<'_>, fenced_by: Option<&[u8]>) -> Result<()> {
+    if !view.has_guards() || matches!(spec.group, "lock" | "semaphore" | "election") {
+        return Ok(());
+    }
+    for key in spec.written_keys(args) {
+        if let Some(lock) = view.guard_of(key)
+            && fenced_by != Some(lock)
+        {
+            let (key, lock) = (key.escape_ascii(), lock.escape_ascii());
+            return Err(Error::Other(
+                format!("GUARDED '{key}' is guarded by '{lock}': write it with FENCE").into(),
+            ));
+        }
+        if view.value::<Claims>(key).is_ok_and(|claims| claims.is_some_and(Claims::guards_any)) {
+            let key = key.escape_ascii();
+            return Err(Error::Other(
+                format!("GUARDED '{key}' guards keys: FENCE.UNGUARD them first").into(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn guard(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let is_new = ctx.guard(args.at(1), args.at(2))?;
+    reply.flag(is_new);
+    Ok(())
+}
+
+fn unguard(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    reply.flag(ctx.unguard(args.at(1)));
+    Ok(())
+}

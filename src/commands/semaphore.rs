@@ -1,0 +1,101 @@
+//! Semaphores: SEM.ACQUIRE, SEM.RENEW, SEM.RELEASE, SEM.INFO.
+
+use super::{Spec, claim, claim::Options, key};
+use crate::{
+    args::Args,
+    error::{Error, Result},
+    resp::Reply,
+    store::{ClaimKind, Ctx, Holder, Share, View},
+};
+
+const GROUP: &str = "semaphore";
+const SINCE: &str = "1.0.0";
+
+/// The rows of this family.
+pub const ROWS: &[Spec] = &[
+    Spec::write("SEM.ACQUIRE", -9, key(), acquire).about(
+        &["write", "denyoom", "fast", "blocking"],
+        GROUP,
+        SINCE,
+        "Takes permits of a semaphore, and gives a fencing token",
+    ),
+    Spec::write("SEM.RENEW", 6, key(), renew).about(
+        &["write", "fast"],
+        GROUP,
+        SINCE,
+        "Lets a hold of a semaphore last until a new deadline",
+    ),
+    Spec::write("SEM.RELEASE", 4, key(), release).about(
+        &["write", "fast"],
+        GROUP,
+        SINCE,
+        "Takes back one acquisition of a semaphore",
+    ),
+    Spec::read("SEM.INFO", 2, key(), info).about(
+        &["readonly", "fast"],
+        GROUP,
+        SINCE,
+        "Says who holds how many permits of a semaphore, and who waits",
+    ),
+];
+
+/// A number of permits at `index`, after its word.
+fn permits(args: &Args<'_>, word: &str, index: usize) -> Result<u64> {
+    if !args.is(index - 1, word) {
+        return Err(Error::Syntax);
+    }
+    u64::try_from(args.integer(index)?).ok().filter(|&count| count > 0).ok_or(Error::NotPositive)
+}
+
+fn acquire(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let (key, owner) = (args.at(1), args.at(2));
+    let (count, total) = (permits(args, "PERMITS", 4)?, permits(args, "OF", 6)?);
+    if count > total {
+        return Err(Error::err(format!("{count} permits are more than there are: {total}")));
+    }
+    let wish = Options::parse(args, 7, "DATA", false, "sem.acquire")?.wish(
+        ctx,
+        key,
+        owner,
+        Share::Permits(count),
+    )?;
+    let answer = ctx.claims_or_new(key, ClaimKind::Semaphore, |semaphore, turn| {
+        semaphore.agree_on_total(total)?;
+        semaphore.acquire(&wish, turn)
+    })?;
+    claim::reply_answer(answer, ClaimKind::Semaphore, ctx.now_ms, reply);
+    Ok(())
+}
+
+fn renew(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    claim::renew(ctx, args, ClaimKind::Semaphore, "sem.renew", reply)
+}
+
+fn release(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let left = claim::release(ctx, args, ClaimKind::Semaphore)?;
+    reply.integer(left as i64);
+    Ok(())
+}
+
+fn info(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let Some(semaphore) = view.claims(args.at(1), ClaimKind::Semaphore)? else {
+        reply.null();
+        return Ok(());
+    };
+    let holders: Vec<&Holder> = semaphore.holders(view.now_ms).collect();
+    let held = holders.iter().map(|holder| match holder.share {
+        Share::Permits(count) => count,
+        Share::All => semaphore.total(),
+    });
+    let held: u64 = held.sum();
+    reply.map(4);
+    reply.bulk(b"permits");
+    reply.integer(semaphore.total() as i64);
+    reply.bulk(b"available");
+    reply.integer(semaphore.total().saturating_sub(held) as i64);
+    reply.bulk(b"holders");
+    reply.array(holders.len());
+    holders.iter().for_each(|holder| claim::reply_holder(holder, view, true, reply));
+    claim::reply_waiting(semaphore, reply);
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! Commands that wait in the replicated state for a grant: LOCK.ACQUIRE, SEM.ACQUIRE and ELECT.CAMPAIGN with WAIT. The
+//! session proposes the command under a ticket and stands still until the machine says how the wait ended, the client
+//! hangs up, or somebody unblocks it.
+
+use std::{io, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use tokio::{io::Interest, sync::oneshot};
+
+use super::{
+    Replies, Session,
+    clients::{Client, Unblock},
+    table::Row,
+};
+use crate::{
+    commands::claim,
+    error::Error,
+    proposal::{self, Argv, Step},
+    resp::Reply,
+    store::Outcome,
+    wake::Wait,
+};
+
+/// How often a client is looked at that has sent more while it waits: its hanging up shows behind that.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How a wait ended for the session.
+enum End {
+    Outcome(Outcome),
+    Unblocked(Unblock),
+    HungUp,
+}
+
+impl Session {
+    /// Whether a call asks to wait: then it is executed alone, under a ticket.
+    pub(super) fn asks_to_wait(row: &Row, argv: &[&[u8]]) -> bool {
+        let is_wait = |pair: &[&[u8]]| pair[0].eq_ignore_ascii_case(b"WAIT") && pair[1] != b"0";
+        row.may_wait && argv.get(3..).is_some_and(|options| options.windows(2).any(is_wait))
+    }
+
+    /// The arguments of a call that may wait, with what the configuration adds to them.
+    pub(super) fn with_delay<'a>(argv: &[&'a [u8]], delay_ms: &'a str) -> Argv<'a> {
+        let says_it = argv.iter().any(|argument| argument.eq_ignore_ascii_case(b"DELAY"));
+        let delay = [b"DELAY".as_slice(), delay_ms.as_bytes()];
+        let added = if says_it || delay_ms == "0" { &[][..] } else { &delay[..] };
+        argv.iter().chain(added).copied().collect()
+    }
+
+    /// Executes a command that may wait. An error ends the connection.
+    pub(super) async fn wait_for_grant(&mut self, argv: &[&[u8]]) -> io::Result<()> {
+        let mut wait = self.shared.wakes.register(self.db, argv[1]);
+        let mut bytes = Vec::new();
+        proposal::put_waiting_call(&mut bytes, wait.ticket(), self.db, argv);
+        let mark = self.out.len();
+        self.through_log(&bytes, vec![Step::Write]).await?;
+        if self.out.len() > mark {
+            // An unknown outcome may be a wait that nobody knows of: dropping it ends it.
+            if !self.out[mark..].starts_with(b"-UNCERTAIN") {
+                wait.over();
+            }
+            return Ok(());
+        }
+        wait.queued();
+        match self.end_of(&mut wait).await {
+            End::Outcome(Outcome::Granted { kind, token, remaining_ms }) => {
+                if is_known_gone(&self.client).await {
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+                self.reply(|reply| claim::reply_hold(kind, token, remaining_ms, reply));
+                if self.replies == Replies::On {
+                    self.flush().await?;
+                }
+                wait.confirm();
+            }
+            End::Outcome(outcome) => {
+                wait.over();
+                self.reply(|reply| reply_without_grant(&outcome, reply));
+            }
+            End::Unblocked(Unblock::Timeout) => self.reply(Reply::null),
+            End::Unblocked(Unblock::Error) => {
+                let text = "UNBLOCKED client unblocked via CLIENT UNBLOCK";
+                self.reply(|reply| reply.error(&Error::Other(text.into())));
+            }
+            End::HungUp => return Err(io::ErrorKind::ConnectionReset.into()),
+        }
+        Ok(())
+    }
+
+    async fn end_of(&self, wait: &mut Wait) -> End {
+        let (unblock, unblocked) = oneshot::channel();
+        *self.client.unblock.lock() = Some(unblock);
+        let end = tokio::select! {
+            biased;
+            outcome = wait.outcome() => End::Outcome(outcome),
+            Ok(how) = unblocked => End::Unblocked(how),
+            () = hung_up(&self.client) => End::HungUp,
+        };
+        self.client.unblock.lock().take();
+        end
+    }
+}
+
+fn reply_without_grant(outcome: &Outcome, reply: &mut Reply) {
+    let unblocked = |why: &str| Error::Other(format!("UNBLOCKED {why}").into());
+    match outcome {
+        Outcome::Superseded => reply.error(&unblocked("the owner asks again on another connection")),
+        Outcome::Gone => reply.error(&unblocked(
+            "what was waited for is gone, the lease ended, or this node was out of contact",
+        )),
+        Outcome::TimedOut | Outcome::Granted { .. } => reply.null(),
+    }
+}
+
+/// Returns when the client has hung up.
+async fn hung_up(client: &Client) {
+    while !has_hung_up(client).await {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether the client has hung up; waits until there is something to see, which may be bytes that it has sent.
+async fn has_hung_up(client: &Client) -> bool {
+    if client.killed.load(Relaxed) {
+        return true;
+    }
+    // An error of the socket: nobody will read what is written there.
+    client.stream().ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed())
+}
+
+/// Whether it is known already that the client has hung up.
+async fn is_known_gone(client: &Client) -> bool {
+    tokio::time::timeout(Duration::ZERO, has_hung_up(client)).await.unwrap_or(false)
+}

@@ -1,0 +1,292 @@
+//! Claims against a plain book of who asked, who was told and who holds: random owners, waits, disconnects and jumps
+//! of the clock.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Answer, ClaimKind, Ctx, Lease, Outcome, Share, Span, State, Ticket, Until, View, Wake, Wish,
+    claims::CLAIMS_BYTES_MAX,
+};
+
+const KEYS: [&[u8]; 3] = [b"one", b"two", b"three"];
+
+#[derive(Clone, Debug)]
+struct Wait {
+    key: &'static [u8],
+    owner: u8,
+    share: Share,
+    ttl_ms: u64,
+    /// Its place in the queue: earlier is less.
+    place: u64,
+    deadline: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Hold {
+    token: u64,
+    count: u64,
+    share: Share,
+    until: u64,
+    ticket: Option<Ticket>,
+}
+
+/// What the test knows.
+#[derive(Default)]
+struct Book {
+    waits: BTreeMap<Ticket, Wait>,
+    holds: BTreeMap<(&'static [u8], u8), Hold>,
+    last_token: u64,
+    places: u64,
+    tickets: u64,
+    granted_late: usize,
+    timed_out: usize,
+}
+
+impl Book {
+    fn granted(&mut self, token: u64) {
+        assert!(token > self.last_token, "token {token} after {}", self.last_token);
+        self.last_token = token;
+    }
+
+    /// Takes what those who wait are told. `may_be_gone` and `superseded` say what may be the reason.
+    fn hear(&mut self, wakes: Vec<Wake>, now: u64, may_be_gone: bool, superseded: Option<Ticket>) {
+        for Wake { ticket, outcome } in wakes {
+            let wait = self.waits.remove(&ticket).expect("whoever waits is told once, and nobody else");
+            match outcome {
+                Outcome::Granted { token, remaining_ms, .. } => {
+                    self.granted(token);
+                    assert_eq!(remaining_ms, Some(wait.ttl_ms));
+                    let before = self.waits.values().find(|other| {
+                        other.key == wait.key && other.place < wait.place && other.deadline >= now
+                    });
+                    assert!(before.is_none(), "{wait:?} overtook {before:?}");
+                    let (share, until) = (wait.share, now + wait.ttl_ms);
+                    let hold = Hold { token, count: 1, share, until, ticket: Some(ticket) };
+                    self.holds.insert((wait.key, wait.owner), hold);
+                    self.granted_late += 1;
+                }
+                Outcome::TimedOut => {
+                    assert!(wait.deadline < now);
+                    self.timed_out += 1;
+                }
+                Outcome::Superseded => assert_eq!(Some(ticket), superseded),
+                Outcome::Gone => assert!(may_be_gone),
+            }
+        }
+    }
+
+    /// Compares with the state as it is.
+    fn compare(&mut self, state: &State) {
+        let now = state.now_ms();
+        self.holds.retain(|_, hold| hold.until >= now);
+        for key in KEYS {
+            let view = View::new(state, 0, now, 0);
+            let claims = view.claims(key, ClaimKind::Lock).unwrap();
+            let found: BTreeMap<u8, (u64, u64, Until)> = claims
+                .into_iter()
+                .flat_map(|claims| claims.holders(now))
+                .map(|hold| (hold.owner[0], (hold.token, hold.count, hold.until.clone())))
+                .collect();
+            let held = || self.holds.iter().filter(|((of, _), _)| *of == key);
+            let expected: BTreeMap<u8, _> = held()
+                .map(|((_, owner), hold)| (*owner, (hold.token, hold.count, Until::At(hold.until))))
+                .collect();
+            assert_eq!(found, expected, "who holds {}", key.escape_ascii());
+            let alone = held().filter(|(_, hold)| hold.share == Share::All).count();
+            assert!(alone == 0 || held().count() == 1, "held together with somebody alone");
+            let waiting = self.waits.values().filter(|wait| wait.key == key);
+            let mut waiting: Vec<&Wait> = waiting.collect();
+            waiting.sort_by_key(|wait| wait.place);
+            let queue: Vec<u8> =
+                claims.into_iter().flat_map(|claims| claims.waiting().map(|owner| owner[0])).collect();
+            assert_eq!(queue, waiting.iter().map(|wait| wait.owner).collect::<Vec<_>>());
+            if let Some(first) = waiting.first() {
+                let fits = first.share != Share::All && alone == 0 || held().count() == 0;
+                assert!(!fits, "{first:?} waits for what is free");
+            }
+        }
+    }
+}
+
+fn acquire(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
+    let (key, owner) = (KEYS[chance.usize(..3)], chance.u8(..6));
+    let share = if chance.bool() { Share::All } else { Share::Permits(1) };
+    let (ttl_ms, now) = (chance.u64(1..60), state.now_ms());
+    book.tickets += 1;
+    let ticket = Ticket { node: chance.u64(1..4), boot: chance.u64(1..3), number: book.tickets };
+    let wait = chance.bool().then(|| (ticket, now + chance.u64(1..80)));
+    let wish = Wish {
+        owner: &[owner],
+        share,
+        span: Span::Ms(ttl_ms),
+        data: None,
+        delay_ms: 0,
+        wait,
+        is_counted: true,
+    };
+    let before = book.waits.iter().find(|(_, wait)| (wait.key, wait.owner) == (key, owner));
+    let (superseded, place) = (before.map(|(ticket, _)| *ticket), before.map(|(_, wait)| wait.place));
+    let answer =
+        Ctx::new(state, 0, 0).claims_or_new(key, ClaimKind::Lock, |claims, turn| claims.acquire(&wish, turn));
+    match answer {
+        Ok(Answer::Held { token, until }) => {
+            if !book.holds.contains_key(&(key, owner)) {
+                book.granted(token);
+                let waits = book.waits.values().filter(|wait| wait.key == key).count();
+                assert_eq!(waits, 0, "somebody overtook the queue");
+            }
+            let hold = Hold { token, count: 0, share, until: 0, ticket: None };
+            let hold = book.holds.entry((key, owner)).or_insert(hold);
+            // Whoever was not told of its grant asks for the same again.
+            hold.count += u64::from(hold.ticket.take().is_none());
+            hold.until = hold.until.max(now + ttl_ms);
+            if share == Share::All {
+                hold.share = share;
+            }
+            assert_eq!((hold.token, Until::At(hold.until)), (token, until));
+        }
+        Ok(Answer::Queued) => {
+            let deadline = wait.expect("it waits").1;
+            book.places += 1;
+            let place = place.unwrap_or(book.places);
+            book.waits.insert(ticket, Wait { key, owner, share, ttl_ms, place, deadline });
+        }
+        Ok(Answer::Taken) => {}
+        // Two readers that both wait to be alone would wait for each other.
+        Err(_) => assert!(wait.is_some() && share == Share::All && book.holds.contains_key(&(key, owner))),
+    }
+    book.hear(state.take_wakes(), now, false, superseded.filter(|_| wait.is_some()));
+}
+
+fn step(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
+    let now = state.now_ms();
+    let some_hold = chance.choice(book.holds.keys().copied().collect::<Vec<_>>());
+    let some_wait = chance.choice(book.waits.keys().copied().collect::<Vec<_>>());
+    match chance.u8(..20) {
+        0..9 => return acquire(state, book, chance),
+        9..12 => {
+            let Some((key, owner)) = some_hold else { return };
+            let left =
+                Ctx::new(state, 0, 0).claims(key, ClaimKind::Lock, |claims, _| Ok(claims.release(&[owner])));
+            let hold = book.holds.get_mut(&(key, owner)).unwrap();
+            hold.count -= 1;
+            assert_eq!(left, Ok(Some(hold.count)));
+            if hold.count == 0 {
+                book.holds.remove(&(key, owner));
+            }
+        }
+        12 => {
+            // The client of a wait is gone, or that of a grant that could not be delivered.
+            let undelivered = book.holds.iter().find_map(|(of, hold)| Some((*of, hold.ticket?)));
+            match (some_wait, undelivered) {
+                (Some(ticket), _) if chance.bool() => {
+                    let key = book.waits.remove(&ticket).unwrap().key;
+                    Ctx::new(state, 0, 0).cancel(key, ticket);
+                }
+                (_, Some(((key, owner), ticket))) => {
+                    book.holds.remove(&(key, owner));
+                    Ctx::new(state, 0, 0).cancel(if chance.bool() { key } else { b"renamed" }, ticket);
+                }
+                _ => {}
+            }
+        }
+        13 => {
+            let Some((of, ticket)) = book.holds.iter().find_map(|(of, hold)| Some((*of, hold.ticket?)))
+            else {
+                return;
+            };
+            Ctx::new(state, 0, 0).confirm(of.0, ticket);
+            book.holds.get_mut(&of).unwrap().ticket = None;
+        }
+        14 => {
+            let key = KEYS[chance.usize(..3)];
+            Ctx::new(state, 0, 0).delete(key);
+            book.holds.retain(|(of, _), _| *of != key);
+            book.hear(state.take_wakes(), now, true, None);
+            assert!(book.waits.values().all(|wait| wait.key != key));
+        }
+        15 => {
+            let (node, boot) = (chance.u64(1..4), chance.u64(..3));
+            Ctx::new(state, 0, 0).forget_node(node, boot);
+            book.hear(state.take_wakes(), now, true, None);
+            assert!(book.waits.keys().all(|ticket| ticket.node != node || ticket.boot == boot));
+        }
+        _ => {
+            state.advance(now + chance.u64(..30), 1);
+            state.reap(1_000);
+        }
+    }
+    book.hear(state.take_wakes(), state.now_ms(), false, None);
+}
+
+#[test]
+fn who_waits_is_served_in_order_and_nobody_is_forgotten() {
+    let seed = std::env::var("KVORUM_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    println!("KVORUM_SEED={seed}");
+    let mut chance = fastrand::Rng::with_seed(seed);
+    let (mut state, mut book) = (State::new(), Book::default());
+    state.advance(1_000, 1);
+    for number in 0..15_000 {
+        step(&mut state, &mut book, &mut chance);
+        book.compare(&state);
+        if number % 50 == 0 {
+            state.invariants();
+        }
+    }
+    println!("{} granted after a wait, {} timed out", book.granted_late, book.timed_out);
+    assert!(book.granted_late > 500 && book.timed_out > 50);
+}
+
+fn wish<'a>(owner: &'a [u8], span: Span, wait: Option<(Ticket, u64)>) -> Wish<'a> {
+    Wish { owner, share: Share::All, span, data: None, delay_ms: 0, wait, is_counted: true }
+}
+
+fn lock(state: &mut State, wish: &Wish<'_>) -> Answer {
+    Ctx::new(state, 0, 0)
+        .claims_or_new(b"l", ClaimKind::Lock, |claims, turn| claims.acquire(wish, turn))
+        .unwrap()
+}
+
+#[test]
+fn a_new_leader_extends_leases_and_no_lock() {
+    let mut state = State::new();
+    state.advance(1_000, 1);
+    Ctx::new(&mut state, 0, 0).renew_lease(b"lease", Some(Lease::new(500))).unwrap();
+    lock(&mut state, &wish(b"a", Span::Lease(b"lease"[..].into()), None));
+    // Nobody could keep it alive from 1,100 to 1,490.
+    state.advance(1_490, 2);
+    state.advance(1_501, 2);
+    state.reap(10);
+    let held = |state: &State| {
+        let view = View::new(state, 0, 0, 0);
+        view.claims(b"l", ClaimKind::Lock)
+            .unwrap()
+            .is_some_and(|claims| claims.holders(view.now_ms).count() == 1)
+    };
+    assert!(held(&state));
+    assert_eq!(View::new(&state, 0, 0, 0).deadline(b"lease"), Some(Some(1_990)));
+    state.advance(1_990, 2);
+    state.reap(10);
+    assert!(held(&state));
+    state.advance(1_991, 2);
+    state.reap(10);
+    assert!(!held(&state) && !View::new(&state, 0, 0, 0).exists(b"lease"));
+    state.invariants();
+}
+
+#[test]
+fn claims_do_not_outgrow_their_page() {
+    let mut state = State::new();
+    state.advance(1_000, 1);
+    let data = vec![0; 100 << 10];
+    let mut ask = |owner: u8| {
+        let name = [owner];
+        let ticket = Ticket { node: 1, boot: 1, number: owner.into() };
+        let wish = Wish { data: Some(&data), ..wish(&name, Span::Ms(1_000), Some((ticket, 2_000))) };
+        Ctx::new(&mut state, 0, 0)
+            .claims_or_new(b"l", ClaimKind::Lock, |claims, turn| claims.acquire(&wish, turn))
+            .is_ok()
+    };
+    let fit = (0..20).filter(|owner| ask(*owner)).count();
+    assert_eq!(fit, CLAIMS_BYTES_MAX / (100 << 10));
+}

@@ -1,0 +1,371 @@
+//! What belongs to claims and leases beside their own values: the deadline of their key, the index of those that are
+//! to be told how their waits end, and which keys depend on which lease. Kept consistent here, whatever happens to
+//! the keys: they expire, and are deleted, replaced and renamed like any others.
+
+use std::collections::BTreeSet;
+
+use smallvec::SmallVec;
+
+use super::{
+    claim::{LeaseId, Outcome, Ticket, Turn, Wake},
+    claims::Claims,
+    keyspace::Place,
+    lease::Lease,
+    object::{Object, Value},
+    record::{Body, Record},
+    segments::Position,
+    state::State,
+};
+use crate::error::Result;
+
+/// Few claims depend on more than one lease.
+type LeaseIds = SmallVec<[LeaseId; 1]>;
+
+/// What of claims has consequences elsewhere.
+struct Footprint {
+    deadline: Option<u64>,
+    has_tickets: bool,
+    leases: LeaseIds,
+}
+
+impl Footprint {
+    fn of(claims: &Claims, deadline: Option<u64>) -> Footprint {
+        let mut leases = LeaseIds::new();
+        for id in claims.lease_ids() {
+            if !leases.contains(id) {
+                leases.push(id.clone());
+            }
+        }
+        Footprint { deadline, has_tickets: claims.has_tickets(), leases }
+    }
+}
+
+impl Record {
+    /// The claims that it holds.
+    pub(crate) fn claims(&self) -> Option<&Claims> {
+        match self.body() {
+            Body::Object(object) => match &object.value {
+                Value::Claims(claims) => Some(claims),
+                _ => None,
+            },
+            Body::Packed(_) => None,
+        }
+    }
+
+    /// The lease that it is.
+    pub(crate) fn lease(&self) -> Option<&Lease> {
+        match self.body() {
+            Body::Object(object) => match &object.value {
+                Value::Lease(lease) => Some(lease),
+                _ => None,
+            },
+            Body::Packed(_) => None,
+        }
+    }
+}
+
+impl State {
+    /// Waits that ended since they were last taken.
+    pub fn take_wakes(&mut self) -> Vec<Wake> {
+        std::mem::take(&mut self.wakes)
+    }
+
+    /// The record of a key, dead or alive.
+    pub(crate) fn record(&self, db: u32, key: &[u8]) -> Option<&Record> {
+        self.keyspace(db)?.get(key)
+    }
+
+    fn place(&self, db: u32, key: &[u8]) -> Option<(Place, Position)> {
+        let place = self.keyspace(db)?.place(key);
+        place.found.ok().map(|at| (place, at))
+    }
+
+    /// Does what is due at a key whose deadline the log clock has passed.
+    pub(crate) fn expire(&mut self, db: u32, place: &Place, at: Position) {
+        let record = self.databases[db as usize].at(place.slot, at);
+        if record.claims().is_some() {
+            let key: Box<[u8]> = record.key().into();
+            self.change_claims(db, &key, |_, turn| turn.changed = false);
+        } else if let Some(deadline) = self.extended_deadline(record) {
+            let before = record.deadline();
+            self.reindex(db, place, before, Some(deadline));
+            let State { databases, dirty, .. } = self;
+            databases[db as usize].change(place.slot, at, dirty, |record, _| {
+                record.stamp(Some(deadline), record.version());
+            });
+        } else if record.lease().is_some() {
+            let id: Box<[u8]> = record.key().into();
+            self.detach_key(db, &id);
+            // Detaching changes other records.
+            let Some((place, at)) = self.place(db, &id) else { return };
+            if let Value::Lease(lease) = self.take_object(db, &place, at).value {
+                self.notify(db, &id);
+                self.end_lease(db, &id, &lease, true);
+            }
+        } else {
+            if self.events.is_some() {
+                let key: Box<[u8]> = record.key().into();
+                self.notify(db, &key);
+            }
+            self.erase(db, place, at);
+        }
+    }
+
+    fn take_object(&mut self, db: u32, place: &Place, at: Position) -> Object {
+        match self.take(db, place, at).into_body() {
+            Body::Object(object) => *object,
+            Body::Packed(_) => unreachable!("the caller looked"),
+        }
+    }
+
+    /// Removes a record whose key will not be there any more: nothing depends on it then.
+    pub(crate) fn erase(&mut self, db: u32, place: &Place, at: Position) {
+        if self.attached.is_empty() {
+            return self.remove(db, place, at);
+        }
+        let key: Box<[u8]> = self.databases[db as usize].at(place.slot, at).key().into();
+        self.detach_key(db, &key);
+        if let Some((place, at)) = self.place(db, &key) {
+            self.remove(db, &place, at);
+        }
+    }
+
+    /// Changes the claims at a key that has some: settles them, lets `change` do its work, settles them again, and
+    /// draws the consequences. None if there is no such key.
+    pub(crate) fn change_claims<R>(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> R,
+    ) -> Option<R> {
+        let (place, at) = self.place(db, key)?;
+        self.databases[db as usize].at(place.slot, at).claims()?;
+        let (now_ms, mut token, mut wakes) = (self.now_ms, self.token, std::mem::take(&mut self.wakes));
+        let ((result, before, after, is_idle), changed) =
+            self.change_object(db, &place, at, |object, pages| {
+                let Value::Claims(claims) = &mut object.value else { unreachable!("looked at above") };
+                let before = Footprint::of(claims, object.deadline);
+                let mut turn = Turn { now_ms, token: &mut token, wakes: &mut wakes, changed: true };
+                let mut changed = claims.settle(&mut turn);
+                let result = change(claims, &mut turn);
+                changed |= turn.changed;
+                changed |= claims.settle(&mut turn);
+                if !changed {
+                    pages.unchanged();
+                }
+                object.deadline = claims.next_deadline();
+                let after = Footprint::of(claims, object.deadline);
+                (result, before, after, claims.is_idle())
+            });
+        (self.token, self.wakes) = (token, wakes);
+        self.reindex(db, &place, before.deadline, after.deadline);
+        self.follow(db, key, before, after);
+        if is_idle && let Some((place, at)) = self.place(db, key) {
+            self.remove(db, &place, at);
+        }
+        if changed {
+            self.notify(db, key);
+        }
+        Some(result)
+    }
+
+    /// Brings the indexes from what claims were to what they are.
+    fn follow(&mut self, db: u32, key: &[u8], before: Footprint, after: Footprint) {
+        match (before.has_tickets, after.has_tickets) {
+            (false, true) => drop(self.ticketed.insert((db, key.into()))),
+            (true, false) => drop(self.ticketed.remove(&(db, key.into()))),
+            _ => {}
+        }
+        for id in before.leases.iter().filter(|id| !after.leases.contains(id)) {
+            self.detach(db, id, key);
+        }
+        for id in after.leases.iter().filter(|id| !before.leases.contains(id)) {
+            self.attach(db, id, key);
+        }
+    }
+
+    /// A record came to its key. To be called after everything else: it changes other records.
+    pub(crate) fn claims_came(&mut self, db: u32, key: &[u8]) {
+        let Some(claims) = self.record(db, key).and_then(Record::claims) else { return };
+        let (none, now) = (Footprint::of(&Claims::default(), None), Footprint::of(claims, None));
+        let guards: Vec<_> = claims.guards.iter().map(|guarded| (db, guarded.clone())).collect();
+        self.guarded.extend(guards.into_iter().map(|guarded| (guarded, key.into())));
+        self.follow(db, key, none, now);
+    }
+
+    /// Claims left their key: they are renamed, or replaced.
+    pub(crate) fn claims_left(&mut self, db: u32, record: &Record) {
+        let Some(claims) = record.claims() else { return };
+        let (was, none) = (Footprint::of(claims, None), Footprint::of(&Claims::default(), None));
+        for guarded in &claims.guards {
+            self.guarded.remove(&(db, guarded.clone()));
+        }
+        self.follow(db, record.key(), was, none);
+    }
+
+    /// A value goes away with its key. Whoever waited for it is told, and what depends on a lease ends.
+    pub(crate) fn value_gone(&mut self, db: u32, key: &[u8], value: &Value) {
+        match value {
+            Value::Claims(claims) => claims.dismiss(&mut self.wakes),
+            Value::Lease(lease) => self.end_lease(db, key, lease, false),
+            _ => {}
+        }
+    }
+
+    /// Lets the claims at `lock`, which are there, guard a key that nothing guards.
+    pub(crate) fn guard(&mut self, db: u32, key: &[u8], lock: &[u8]) -> Result<()> {
+        let guarded = self.change_claims(db, lock, |claims, turn| {
+            let result = claims.guard(key);
+            turn.changed = result.is_ok();
+            result
+        });
+        if let Some(result) = guarded {
+            result?;
+            self.guarded.insert((db, key.into()), lock.into());
+        }
+        Ok(())
+    }
+
+    /// Ends the guard of a key. False if there was none.
+    pub(crate) fn unguard(&mut self, db: u32, key: &[u8]) -> bool {
+        let Some(lock) = self.guarded.remove(&(db, key.into())) else { return false };
+        self.change_claims(db, &lock, |claims, _| claims.guards.remove(key));
+        true
+    }
+
+    /// Lets a key depend on a lease. A plain key depends on one at most, claims on any number.
+    pub(crate) fn attach(&mut self, db: u32, id: &[u8], key: &[u8]) {
+        if self.change_lease(db, id, |lease| lease.attach(key)) {
+            self.attached.entry((db, key.into())).or_default().insert(id.into());
+        }
+    }
+
+    pub(crate) fn detach(&mut self, db: u32, id: &[u8], key: &[u8]) {
+        let place = (db, Box::from(key));
+        if let Some(ids) = self.attached.get_mut(&place) {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.attached.remove(&place);
+            }
+        }
+        self.change_lease(db, id, |lease| lease.detach(key));
+    }
+
+    /// Ends all that a key depends on. Gives it.
+    pub(crate) fn detach_key(&mut self, db: u32, key: &[u8]) -> BTreeSet<LeaseId> {
+        if self.attached.is_empty() {
+            return BTreeSet::new();
+        }
+        let ids = self.attached.get(&(db, key.into())).cloned().unwrap_or_default();
+        ids.iter().for_each(|id| self.detach(db, id, key));
+        ids
+    }
+
+    /// False if there is no such lease.
+    fn change_lease(&mut self, db: u32, id: &[u8], change: impl FnOnce(&mut Lease)) -> bool {
+        let Some((place, at)) = self.place(db, id) else { return false };
+        if self.databases[db as usize].at(place.slot, at).lease().is_none() {
+            return false;
+        }
+        self.change_object(db, &place, at, |object, _| {
+            let Value::Lease(lease) = &mut object.value else { unreachable!("looked at above") };
+            change(lease);
+        });
+        true
+    }
+
+    /// Ends what depends on a lease that is at no key any more.
+    fn end_lease(&mut self, db: u32, id: &[u8], lease: &Lease, ran_out: bool) {
+        for key in lease.keys() {
+            let ids = self.attached.get(&(db, key.into()));
+            if !ids.is_some_and(|ids| ids.contains(id)) {
+                continue;
+            }
+            self.detach(db, id, key);
+            if self.change_claims(db, key, |claims, turn| claims.end_lease(id, ran_out, turn)).is_some() {
+                continue;
+            }
+            if let Some((place, at)) = self.place(db, key) {
+                self.next_version();
+                self.erase(db, &place, at);
+                self.notify(db, key);
+            }
+        }
+    }
+
+    /// A lease came to another name: what depends on it follows.
+    pub(crate) fn lease_renamed(&mut self, db: u32, from: &[u8], to: &[u8]) {
+        let Some(lease) = self.record(db, to).and_then(Record::lease) else { return };
+        let keys: Vec<Box<[u8]>> = lease.keys().map(Into::into).collect();
+        for key in keys {
+            if let Some(ids) = self.attached.get_mut(&(db, key.clone()))
+                && ids.remove(from)
+            {
+                ids.insert(to.into());
+            }
+            if let Some((place, at)) = self.place(db, &key) {
+                let record = self.databases[db as usize].at(place.slot, at);
+                if record.claims().is_some() {
+                    self.change_object(db, &place, at, |object, _| {
+                        if let Value::Claims(claims) = &mut object.value {
+                            claims.rename_lease(from, to);
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// When a lease ends that its holder could not keep alive while there was no leader: its whole time after there
+    /// was one again. None if it ends at its key's deadline.
+    pub(crate) fn extended_deadline(&self, record: &Record) -> Option<u64> {
+        let (lease, deadline) = (record.lease()?, record.deadline()?);
+        let renewed = deadline.saturating_sub(lease.ttl_ms);
+        let extended = self.led_since_ms + lease.ttl_ms;
+        (renewed < self.led_since_ms && extended > deadline && extended >= self.now_ms).then_some(extended)
+    }
+
+    /// Changes the claims that know a ticket: those at `key`, or wherever they were renamed to.
+    pub(crate) fn change_ticketed(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        ticket: Ticket,
+        change: impl FnOnce(&mut Claims),
+    ) {
+        let knows = |state: &State, db: u32, key: &[u8]| {
+            state.record(db, key).and_then(Record::claims).is_some_and(|claims| claims.knows(ticket))
+        };
+        let place = if knows(self, db, key) {
+            Some((db, key.into()))
+        } else {
+            self.ticketed.iter().find(|(db, key)| knows(self, *db, key)).cloned()
+        };
+        if let Some((db, key)) = place {
+            self.change_claims(db, &key, |claims, _| change(claims));
+        }
+    }
+
+    /// Ends all waits at a node, but for those of one run of it.
+    pub(crate) fn forget_node(&mut self, node: u64, but_boot: u64) {
+        let places: Vec<_> = self.ticketed.iter().cloned().collect();
+        for (db, key) in places {
+            self.change_claims(db, &key, |claims, turn| turn.changed = claims.forget(node, but_boot, turn));
+        }
+    }
+
+    /// The nodes that have waits under way, with the runs of them.
+    pub fn waiting_nodes(&self) -> impl Iterator<Item = (u64, u64)> {
+        let claims = self.ticketed.iter().filter_map(|(db, key)| self.record(*db, key)?.claims());
+        claims.flat_map(|claims| claims.queue.iter().map(|waiter| (waiter.ticket.node, waiter.ticket.boot)))
+    }
+
+    /// How a wait ended of which nothing was heard; None if it goes on.
+    pub fn outcome_of(&self, ticket: Ticket) -> Option<Outcome> {
+        let mut claims = self.ticketed.iter().filter_map(|(db, key)| self.record(*db, key)?.claims());
+        match claims.find(|claims| claims.knows(ticket)) {
+            Some(claims) => claims.granted_under(ticket, self.now_ms),
+            None => Some(Outcome::Gone),
+        }
+    }
+}

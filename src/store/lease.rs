@@ -1,0 +1,146 @@
+//! Leases: a time to live that many keys share. When a lease ends, the keys attached to it are deleted, and the holds
+//! and waits that depend on it end.
+//!
+//! The lease knows its keys, `State::attached` knows each key's leases. Both are of the same database.
+
+use std::collections::BTreeSet;
+
+use super::{
+    codec::{Input, put_bytes, put_varint},
+    digest::Digest,
+    dirty::Dirty,
+    object::{Kind, Pages, Typed, Value},
+};
+
+/// What the names of all keys of a lease may take together.
+pub const LEASE_BYTES_MAX: usize = 1 << 20;
+
+/// A lease. Its key's deadline is its own.
+#[derive(Clone, Debug, Default)]
+pub struct Lease {
+    /// For how long it is granted and kept alive.
+    pub ttl_ms: u64,
+    keys: BTreeSet<Box<[u8]>>,
+    /// Of all keys.
+    bytes: usize,
+}
+
+impl Lease {
+    /// A lease without keys.
+    pub fn new(ttl_ms: u64) -> Lease {
+        Lease { ttl_ms, ..Lease::default() }
+    }
+
+    /// The keys that depend on it: plain ones, and those of claims.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.keys.iter().map(|key| &**key)
+    }
+
+    /// Whether there is room for another key.
+    pub fn has_room(&self, key: &[u8]) -> bool {
+        self.bytes + key.len() <= LEASE_BYTES_MAX
+    }
+
+    pub(super) fn attach(&mut self, key: &[u8]) {
+        if self.keys.insert(key.into()) {
+            self.bytes += key.len();
+        }
+    }
+
+    pub(super) fn detach(&mut self, key: &[u8]) {
+        if self.keys.remove(key) {
+            self.bytes -= key.len();
+        }
+    }
+}
+
+impl Kind for Lease {
+    fn type_name(&self) -> &'static str {
+        "lease"
+    }
+
+    fn encoding(&self) -> &'static str {
+        "listpack"
+    }
+
+    fn is_empty(&self) -> bool {
+        false
+    }
+
+    fn object(&self) -> Option<u64> {
+        None
+    }
+
+    fn head_bytes(&self) -> usize {
+        self.bytes + 2 * self.keys.len() + 8
+    }
+
+    fn encode_head(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.ttl_ms);
+        put_varint(out, self.keys.len() as u64);
+        self.keys.iter().for_each(|key| put_bytes(out, key));
+    }
+
+    fn has_part(&self, _: u64) -> bool {
+        false
+    }
+
+    fn encode_part(&self, _: u64) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn load_part(&mut self, _: u64, _: &[u8]) -> Result<(), String> {
+        Err("a lease has no pages".into())
+    }
+
+    fn loaded(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn remove_pages(&self, _: &mut Dirty) {}
+
+    fn digest(&self, digest: &mut Digest) {
+        let mut head = Vec::new();
+        self.encode_head(&mut head);
+        digest.bytes(&head);
+    }
+
+    fn copy(&self, _: &mut Pages<'_>) -> Value {
+        Value::Lease(Lease::new(self.ttl_ms))
+    }
+
+    fn keeps_its_time(&self) -> bool {
+        true
+    }
+}
+
+impl Lease {
+    /// Reads what `encode_head` wrote.
+    pub fn decode_head(input: &mut Input<'_>) -> Result<Lease, String> {
+        let mut lease = Lease::new(input.varint()?);
+        for _ in 0..input.size()? {
+            lease.attach(input.bytes()?);
+        }
+        Ok(lease)
+    }
+}
+
+impl Typed for Lease {
+    fn of(value: &Value) -> Option<&Self> {
+        match value {
+            Value::Lease(lease) => Some(lease),
+            _ => None,
+        }
+    }
+
+    fn of_mut(value: &mut Value) -> Option<&mut Self> {
+        match value {
+            Value::Lease(lease) => Some(lease),
+            _ => None,
+        }
+    }
+
+    fn into_value(self) -> Value {
+        Value::Lease(self)
+    }
+}
