@@ -26,8 +26,13 @@ pub struct Cluster {
     pub addresses: Vec<Addresses>,
     children: Vec<Option<Child>>,
     options: Vec<String>,
+    /// Each node has a wall clock of its own, which `shift_clock` moves.
+    has_own_clocks: bool,
     dir: TempDir,
 }
+
+/// Debian's faketime: what a process loads to see another wall clock.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 /// A loopback address that is free at this moment.
 pub fn free_address() -> String {
@@ -38,11 +43,17 @@ pub fn free_address() -> String {
 impl Cluster {
     /// Starts `size` nodes and waits until all are ready. `options` go to every node.
     pub fn start(size: usize, options: &[&str]) -> Cluster {
+        Cluster::start_with_clocks(size, options, false)
+    }
+
+    /// As `start`; with `has_own_clocks` the nodes' wall clocks can be moved, which needs Debian's package faketime.
+    pub fn start_with_clocks(size: usize, options: &[&str], has_own_clocks: bool) -> Cluster {
         let address = |_| Addresses { resp: free_address(), http: free_address(), peer: free_address() };
         let mut cluster = Cluster {
             addresses: (0..size).map(address).collect(),
             children: (0..size).map(|_| None).collect(),
             options: options.iter().map(|option| (*option).to_owned()).collect(),
+            has_own_clocks,
             dir: tempfile::tempdir().expect("a directory for the test"),
         };
         for node in 0..size {
@@ -75,7 +86,16 @@ impl Cluster {
     fn spawn(&mut self, node: usize, membership: [&str; 2]) {
         let addresses = &self.addresses[node];
         let log = File::options().create(true).append(true).open(self.log_of(node)).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_kvorum"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvorum"));
+        if self.has_own_clocks {
+            self.shift_clock(node, 0);
+            command
+                .env("LD_PRELOAD", FAKETIME)
+                .env("FAKETIME_TIMESTAMP_FILE", self.clock_of(node))
+                .env("FAKETIME_NO_CACHE", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        let child = command
             .args(["serve", "--id", &(node + 1).to_string(), "--data"])
             .arg(self.data_of(node))
             .args(["--resp", &addresses.resp, "--http", &addresses.http, "--peer", &addresses.peer])
@@ -91,6 +111,18 @@ impl Cluster {
 
     pub fn data_of(&self, node: usize) -> PathBuf {
         self.dir.path().join(format!("node{}", node + 1))
+    }
+
+    fn clock_of(&self, node: usize) -> PathBuf {
+        self.dir.path().join(format!("node{}.clock", node + 1))
+    }
+
+    /// Sets how far a node's wall clock is from the machine's.
+    pub fn shift_clock(&self, node: usize, seconds: i64) {
+        // Replaced as a whole: the node reads it at every look at the clock.
+        let (clock, next) = (self.clock_of(node), self.clock_of(node).with_extension("next"));
+        std::fs::write(&next, format!("{seconds:+}\n")).expect("a file for the clock");
+        std::fs::rename(next, clock).expect("a file for the clock");
     }
 
     /// What the node has written to stderr.

@@ -182,9 +182,14 @@ pub struct Client {
 impl Client {
     /// Connects; replies are waited for at most ten seconds.
     pub fn connect(address: &str) -> io::Result<Client> {
+        Client::connect_for(address, Duration::from_secs(10))
+    }
+
+    /// Connects; each reply is waited for at most so long.
+    pub fn connect_for(address: &str, patience: Duration) -> io::Result<Client> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(patience))?;
         Ok(Client { stream: BufReader::new(stream) })
     }
 
