@@ -4,11 +4,13 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use kvorum_raft::{Node, ReadLevel, Status};
+use tokio::sync::oneshot;
 
 use crate::{
     error::Error,
     machine::Machine,
-    proposal::{self, Pipeline},
+    proposal::{self, Pipeline, Step},
+    resp::Protocol,
     store::View,
 };
 
@@ -58,6 +60,19 @@ impl Router {
     /// The nodes that have waits under way, with their runs.
     pub fn waiting_nodes(&self) -> BTreeSet<(u64, u64)> {
         self.machine.waiting_nodes()
+    }
+
+    /// Has `count` requests executed on behalf of no connection. Gives their replies; errors that mean "not applied" or
+    /// "unknown" are those of all of them.
+    pub async fn call(&self, bytes: &[u8], count: usize, protocol: Protocol) -> Vec<u8> {
+        let (done, replies) = oneshot::channel();
+        let steps = (0..count).map(|_| Step::Write).collect();
+        self.propose(
+            bytes,
+            Pipeline { steps, protocol, chance: fastrand::u64(..), replies: Vec::new(), done },
+        );
+        // Without an answer the node is stopping, and the outcome is unknown.
+        replies.await.unwrap_or_else(|_| format!("-{}\r\n", Error::Uncertain).into_bytes())
     }
 
     /// The group as this node sees it.

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     machine::Outlet,
-    proposal::{self, Pipeline, Step, Waited},
+    proposal::{self, Waited},
     resp::Protocol,
     router::Router,
     store::{Outcome, Ticket, Wake},
@@ -218,15 +218,12 @@ impl Notice {
     }
 }
 
-/// Proposes requests. True if they are in the log for certain: all of them may be there twice.
+/// Proposes requests. True if they are in the log for certain: they may be there twice.
 async fn propose(router: &Router, bytes: &[u8], count: usize) -> bool {
-    let (done, replies) = oneshot::channel();
-    let steps = (0..count).map(|_| Step::Write).collect();
-    let pipeline = Pipeline { steps, protocol: Protocol::Resp2, chance: 0, replies: Vec::new(), done };
-    router.propose(bytes, pipeline);
+    let replies = router.call(bytes, count, Protocol::Resp2).await;
     let unsaid: [&[u8]; 4] = [b"-UNCERTAIN", b"-CLUSTERDOWN", b"-TRYAGAIN", b"-LOADING"];
     // All of them fail, or none.
-    replies.await.is_ok_and(|replies| !unsaid.iter().any(|error| replies.starts_with(error)))
+    !unsaid.iter().any(|error| replies.starts_with(error))
 }
 
 /// One wait. When it is dropped before it is over, whatever was granted to it is given back.

@@ -108,3 +108,52 @@ fn what_cannot_be_done_is_a_problem_with_a_reason() {
     let own = url("").trim_end_matches('/').to_owned();
     assert_eq!(ask("POST", &url("/v1/checkpoint"), None, Some(&own)).status, 200);
 }
+
+#[test]
+fn locks_and_elections_are_had_over_http() {
+    let cluster = Cluster::start(3, &[]);
+    let url = |node: usize, path: &str| format!("http://{}{path}", cluster.addresses[node].http);
+    let post =
+        |node: usize, path: &str, body: Value| ask("POST", &url(node, path), Some(&body.to_string()), None);
+    let lock = "/v1/locks/job%2F1";
+    let granted = post(0, lock, json!({ "owner": "a", "ttl_ms": 60_000, "data": "x" })).json();
+    let token = granted["token"].as_u64().unwrap();
+    assert_eq!(granted["remaining_ms"], 60_000);
+    let taken = post(1, lock, json!({ "owner": "b", "ttl_ms": 60_000 }));
+    assert_eq!(taken.problem(409), "others hold it");
+    let waits = std::thread::scope(|scope| {
+        let waiter = scope
+            .spawn(|| post(2, lock, json!({ "owner": "c", "ttl_ms": 60_000, "wait_ms": 25_000 })).json());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while ask("GET", &url(1, lock), None, None).json()["waiting"] != json!(["c"]) {
+            assert!(Instant::now() < deadline, "nobody waits");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let listed = ask("GET", &url(0, "/v1/locks?match=job*"), None, None).json();
+        assert_eq!(listed["items"][0]["key"], "job/1");
+        assert_eq!(listed["items"][0]["holders"][0]["owner"], "a");
+        let longer = post(0, lock, json!({ "owner": "a", "token": token, "ttl_ms": 70_000 })).json();
+        assert_eq!(longer["remaining_ms"], 70_000);
+        let path = format!("{lock}?owner=a&token={token}");
+        assert_eq!(ask("DELETE", &url(1, &path), None, None).json(), json!({ "left": 0 }));
+        assert!(ask("DELETE", &url(1, &path), None, None).problem(409).starts_with("NOTOWNER"));
+        waiter.join().unwrap()
+    });
+    assert!(waits["token"].as_u64().unwrap() > token);
+
+    let election = "/v1/elections/e";
+    assert_eq!(ask("GET", &url(0, election), None, None).problem(404), "nobody holds it");
+    let leads = post(0, election, json!({ "candidate": "n1", "ttl_ms": 60_000, "value": "one" })).json();
+    let epoch = leads["epoch"].as_u64().unwrap();
+    assert_eq!(post(1, election, json!({ "candidate": "n1", "epoch": epoch, "value": "two" })).status, 200);
+    let leader = ask("GET", &url(2, election), None, None).json();
+    assert_eq!((&leader["candidate"], &leader["value"]), (&json!("n1"), &json!("two")));
+    assert_eq!(ask("GET", &url(0, "/v1/elections"), None, None).json()["items"][0]["epoch"], epoch);
+    let resign = format!("{election}?candidate=n1&epoch={epoch}");
+    assert_eq!(ask("DELETE", &url(2, &resign), None, None).status, 200);
+    assert_eq!(post(0, election, json!({ "candidate": "n1" })).problem(422), "ttl_ms or lease is missing");
+    assert_eq!(
+        post(0, lock, json!({ "owner": "a", "lease": "none" })).problem(404),
+        "NOLEASE there is no such lease"
+    );
+}

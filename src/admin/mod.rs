@@ -1,4 +1,4 @@
-//! The HTTP API for operators and their tools: health, metrics, members. Any member answers; what only the
+//! The HTTP API for operators and their tools: health, metrics, members, locks and elections. Any member answers; what only the
 //! leader can do, the node forwards. Says what is wrong as RFC 9457 problem details.
 
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::session::Shared;
 
 pub mod api;
+mod coordination;
 pub mod join;
 mod metrics;
 
@@ -56,6 +57,8 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/cluster/members/{id}", delete(remove_member))
         .route("/v1/cluster/leader", post(transfer_leader))
         .route("/v1/checkpoint", post(checkpoint))
+        .merge(coordination::routes("/v1/locks", coordination::LOCKS))
+        .merge(coordination::routes("/v1/elections", coordination::ELECTIONS))
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is no such resource"))
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method")

@@ -3,13 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use super::{Session, Shared};
 use crate::{
     args::Args,
     error::Error,
-    proposal::{self, Pipeline, Step},
+    proposal,
     resp::{Protocol, Reply},
     store::Lease,
 };
@@ -82,8 +82,5 @@ async fn keep(shared: Arc<Shared>, db: u32, id: Vec<u8>, pause: Duration) {
 async fn keep_alive(shared: &Shared, db: u32, id: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     proposal::put_call(&mut bytes, db, &[b"LEASE.KEEPALIVE", id]);
-    let (done, answer) = oneshot::channel();
-    let (steps, replies) = (vec![Step::Write], Vec::new());
-    shared.router.propose(&bytes, Pipeline { steps, protocol: Protocol::Resp2, chance: 0, replies, done });
-    answer.await.unwrap_or_else(|_| b"-LOADING this node is stopping\r\n".to_vec())
+    shared.router.call(&bytes, 1, Protocol::Resp2).await
 }

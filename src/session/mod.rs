@@ -37,6 +37,7 @@ mod transaction;
 mod waiting;
 
 pub use info::{cpu_seconds, resident_bytes, role_name};
+pub use waiting::reply_outcome;
 
 use clients::{Client, Clients, Identity};
 use settings::Settings;

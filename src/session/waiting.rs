@@ -61,11 +61,11 @@ impl Session {
         }
         wait.queued();
         match self.end_of(&mut wait).await {
-            End::Outcome(Outcome::Granted { kind, token, remaining_ms }) => {
+            End::Outcome(granted @ Outcome::Granted { .. }) => {
                 if is_known_gone(&self.client).await {
                     return Err(io::ErrorKind::ConnectionReset.into());
                 }
-                self.reply(|reply| claim::reply_hold(kind, token, remaining_ms, reply));
+                self.reply(|reply| reply_outcome(&granted, reply));
                 if self.replies == Replies::On {
                     self.flush().await?;
                 }
@@ -73,7 +73,7 @@ impl Session {
             }
             End::Outcome(outcome) => {
                 wait.over();
-                self.reply(|reply| reply_without_grant(&outcome, reply));
+                self.reply(|reply| reply_outcome(&outcome, reply));
             }
             End::Unblocked(Unblock::Timeout) => self.reply(Reply::null),
             End::Unblocked(Unblock::Error) => {
@@ -99,14 +99,19 @@ impl Session {
     }
 }
 
-fn reply_without_grant(outcome: &Outcome, reply: &mut Reply) {
+/// How a wait ended, as whoever waited is told.
+pub fn reply_outcome(outcome: &Outcome, reply: &mut Reply) {
     let unblocked = |why: &str| Error::Other(format!("UNBLOCKED {why}").into());
     match outcome {
+        Outcome::Granted { kind, token, remaining_ms } => {
+            claim::reply_hold(*kind, *token, *remaining_ms, reply);
+        }
+        Outcome::TimedOut => reply.null(),
         Outcome::Superseded => reply.error(&unblocked("the owner asks again on another connection")),
-        Outcome::Gone => reply.error(&unblocked(
-            "what was waited for is gone, the lease ended, or this node was out of contact",
-        )),
-        Outcome::TimedOut | Outcome::Granted { .. } => reply.null(),
+        Outcome::Gone => {
+            let why = "what was waited for is gone, the lease ended, or this node was out of contact";
+            reply.error(&unblocked(why));
+        }
     }
 }
 
