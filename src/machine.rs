@@ -177,6 +177,11 @@ impl Applying<'_> {
                     Some(request) => self.run(request, &mut reply),
                     None => reply.error(&Error::err("the proposal is shorter than its pipeline")),
                 },
+                Step::Silent => {
+                    if let Some(request) = requests.next() {
+                        self.run(request, &mut Reply::off());
+                    }
+                }
                 Step::Read(bytes) => {
                     // The clock stands still within an entry, so nothing is late here.
                     run_reads(self.state, &bytes, self.state.now_ms(), chance.next_u64(), &mut reply);

@@ -242,6 +242,8 @@ pub enum Step {
     Ready(Vec<u8>),
     /// The next request of the proposal; its reply is made where it is applied.
     Write,
+    /// The next request of the proposal, which has no reply.
+    Silent,
     /// A read, executed at this position by this node alone: an encoded request of its own, not in the log.
     Read(Vec<u8>),
 }
@@ -249,7 +251,7 @@ pub enum Step {
 /// A connection's pipeline that waits for its position in the log: [`kvorum_raft::Machine::Local`].
 ///
 /// Invariants:
-/// - The number of `Step::Write` is the number of requests in the proposal.
+/// - The number of `Step::Write` and `Step::Silent` is the number of requests in the proposal.
 /// - `done` gets the replies of all steps, in their order, appended to `replies`: also on failure.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -273,6 +275,7 @@ impl Local for Pipeline {
             match step {
                 Step::Ready(bytes) => reply.raw(bytes),
                 Step::Write => reply.error(&text),
+                Step::Silent => {}
                 // A read changes nothing, so its failure is always "not applied".
                 Step::Read(_) => reply.error(&not_applied(&text)),
             }

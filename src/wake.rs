@@ -6,10 +6,10 @@
 //! given back at once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -30,6 +30,8 @@ use crate::{
 const NOTICES_MAX: usize = 1_000;
 /// The pause before notices are repeated.
 const NOTICE_PAUSE: Duration = Duration::from_millis(100);
+/// How long a confirmation waits for something to travel with.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(5);
 /// How often the leader looks for nodes that are gone.
 const WATCH_STEP: Duration = Duration::from_millis(500);
 /// A node that was not heard for so long has lost its waiting clients.
@@ -38,16 +40,37 @@ const CONTACT_LOST_MS: u64 = 3_000;
 const SETTLE_MAX: Duration = Duration::from_millis(500);
 
 /// What the log has to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Notice {
     /// Whoever waited is gone.
     Cancel { db: u32, key: Vec<u8>, ticket: Ticket },
     /// Whoever waited knows of its grant.
-    Confirm { db: u32, key: Vec<u8>, ticket: Ticket },
+    Confirm(Arc<Confirmation>),
     /// Nobody waits at a node, but for one run of it.
     Forget { node: u64, but_boot: u64 },
     /// A command that somebody left behind, its name first.
     Call { db: u32, argv: Vec<Vec<u8>> },
+}
+
+/// That whoever waited knows of its grant. Until the log has it, the same owner's asking again counts as the same
+/// acquisition: it may not have been told.
+#[derive(Debug)]
+pub struct Confirmation {
+    db: u32,
+    key: Vec<u8>,
+    ticket: Ticket,
+    is_said: AtomicBool,
+}
+
+impl Confirmation {
+    /// Appends it to a proposal, unless it is in one already. False if it is.
+    pub fn say(&self, out: &mut Vec<u8>) -> bool {
+        let is_new = !self.is_said.swap(true, Relaxed);
+        if is_new {
+            proposal::put_confirm(out, &Waited { db: self.db, key: &self.key, ticket: self.ticket });
+        }
+        is_new
+    }
 }
 
 /// A session that waits.
@@ -109,6 +132,14 @@ impl Wakes {
         self.len() == 0
     }
 
+    /// Confirms again what travelled with something that may be lost.
+    pub fn confirm_again(&self, confirmation: &Confirmation) {
+        let Confirmation { db, key, ticket, .. } = confirmation;
+        let is_said = AtomicBool::new(false);
+        let again = Confirmation { db: *db, key: key.clone(), ticket: *ticket, is_said };
+        self.say(Notice::Confirm(Arc::new(again)));
+    }
+
     /// Has a command executed that nobody waits for any more, when that is possible.
     pub fn leave(&self, db: u32, argv: Vec<Vec<u8>>) {
         self.say(Notice::Call { db, argv });
@@ -128,14 +159,39 @@ impl Wakes {
 
     async fn tell(&self, mut notices: Notices, router: &Router) {
         let mut batch = Vec::new();
-        while notices.0.recv_many(&mut batch, NOTICES_MAX).await > 0 {
-            let mut bytes = Vec::new();
-            batch.iter().for_each(|notice| notice.put(&mut bytes));
-            while !propose(router, &bytes, batch.len()).await {
+        // Confirmations that may still travel with what the client does next.
+        let mut later: VecDeque<(Instant, Arc<Confirmation>)> = VecDeque::new();
+        loop {
+            let due = later.front().map(|(due, _)| *due);
+            tokio::select! {
+                count = notices.0.recv_many(&mut batch, NOTICES_MAX) => if count == 0 { return },
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
+            }
+            // `count` requests, which settle `done` notices: a confirmation may have travelled by another way.
+            let (mut bytes, mut count, mut done) = (Vec::new(), 0, 0);
+            for notice in batch.drain(..) {
+                match notice {
+                    Notice::Confirm(confirmation) => {
+                        later.push_back((Instant::now() + CONFIRM_PAUSE, confirmation));
+                    }
+                    notice => {
+                        notice.put(&mut bytes);
+                        count += 1;
+                        done += 1;
+                    }
+                }
+            }
+            while let Some((due, confirmation)) = later.front()
+                && *due <= Instant::now()
+            {
+                count += usize::from(confirmation.say(&mut bytes));
+                done += 1;
+                later.pop_front();
+            }
+            while count > 0 && !propose(router, &bytes, count).await {
                 tokio::time::sleep(NOTICE_PAUSE).await;
             }
-            self.unsaid.fetch_sub(batch.len(), Relaxed);
-            batch.clear();
+            self.unsaid.fetch_sub(done, Relaxed);
         }
     }
 
@@ -206,9 +262,7 @@ impl Notice {
             Notice::Cancel { db, key, ticket } => {
                 proposal::put_cancel(out, &Waited { db: *db, key, ticket: *ticket });
             }
-            Notice::Confirm { db, key, ticket } => {
-                proposal::put_confirm(out, &Waited { db: *db, key, ticket: *ticket });
-            }
+            Notice::Confirm(confirmation) => drop(confirmation.say(out)),
             Notice::Forget { node, but_boot } => proposal::put_forget_node(out, *node, *but_boot),
             Notice::Call { db, argv } => {
                 let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
@@ -220,10 +274,14 @@ impl Notice {
 
 /// Proposes requests. True if they are in the log for certain: they may be there twice.
 async fn propose(router: &Router, bytes: &[u8], count: usize) -> bool {
-    let replies = router.call(bytes, count, Protocol::Resp2).await;
-    let unsaid: [&[u8]; 4] = [b"-UNCERTAIN", b"-CLUSTERDOWN", b"-TRYAGAIN", b"-LOADING"];
     // All of them fail, or none.
-    !unsaid.iter().any(|error| replies.starts_with(error))
+    !is_unavailable(&router.call(bytes, count, Protocol::Resp2).await)
+}
+
+/// Whether a reply says that a request was not executed for certain.
+pub fn is_unavailable(reply: &[u8]) -> bool {
+    let errors: [&[u8]; 4] = [b"-UNCERTAIN", b"-CLUSTERDOWN", b"-TRYAGAIN", b"-LOADING"];
+    errors.iter().any(|error| reply.starts_with(error))
 }
 
 /// One wait. When it is dropped before it is over, whatever was granted to it is given back.
@@ -261,11 +319,13 @@ impl Wait {
         self.is_over = true;
     }
 
-    /// The client was told of the grant.
-    pub fn confirm(mut self) {
+    /// The client was told of the grant. The log learns it soon, or earlier by what this gives.
+    pub fn confirm(mut self) -> Arc<Confirmation> {
         self.is_over = true;
         let (db, key, ticket) = (self.db, std::mem::take(&mut self.key), self.ticket);
-        self.wakes.say(Notice::Confirm { db, key, ticket });
+        let confirmation = Arc::new(Confirmation { db, key, ticket, is_said: AtomicBool::new(false) });
+        self.wakes.say(Notice::Confirm(confirmation.clone()));
+        confirmation
     }
 }
 

@@ -36,6 +36,7 @@ for tool in redis-benchmark redis-cli redis-server python3; do
     command -v "$tool" >/dev/null || { echo "$tool is needed (Debian: redis-tools, redis-server, python3)" >&2; exit 1; }
 done
 [ -x "$kvorum" ] || cargo build --release
+cargo bench -q --bench coordination --no-run
 rm -rf "$dir"
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
@@ -126,6 +127,9 @@ for workload in "set 1" "set 16" "get 1" "get 16"; do
     printf '%-28s %12s %16s %16s %10s %10s\n' "${test^^}, pipeline $pipeline" "$kvorum_rate" "$memory_rate" \
         "$always_rate" "$(ratio "$kvorum_rate" "$memory_rate")" "$(ratio "$kvorum_rate" "$always_rate")"
 done
+# How fast locks are.
+KVORUM="127.0.0.1:$kvorum_port" REDIS="127.0.0.1:$memory_port" ${etcd_port:+ETCD="127.0.0.1:$etcd_port"} \
+    cargo bench -q --bench coordination
 if [ -n "$etcd_port" ]; then
     echo "etcd (one node, etcdctl check perf --load=l, which offers at most 8000 writes/s): $(etcd_rate) writes/s"
 fi

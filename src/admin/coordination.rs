@@ -237,7 +237,7 @@ async fn write(shared: &Shared, db: u32, argv: &[String], waits: bool) -> Result
     let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
     reply_outcome(&outcome, &mut reply);
     match outcome {
-        Outcome::Granted { .. } => wait.confirm(),
+        Outcome::Granted { .. } => drop(wait.confirm()),
         _ => wait.over(),
     }
     json_of_reply(&reply.into_buffer())

@@ -18,7 +18,7 @@ use crate::{
     glob,
     resp::{Protocol, Reply, request::Decoder},
     router::Router,
-    wake::Wakes,
+    wake::{Confirmation, Wakes},
 };
 
 mod client;
@@ -107,6 +107,8 @@ pub struct Session {
     /// Commands since MULTI.
     queue: Option<Queue>,
     watched: WatchedKeys,
+    /// Grants of which the log may not know yet that the client was told.
+    unconfirmed: Vec<Arc<Confirmation>>,
     /// Leases that live as long as the connection.
     bound: Vec<lease::Bound>,
     out: Vec<u8>,
@@ -140,6 +142,7 @@ impl Session {
             replies: Replies::On,
             queue: None,
             watched: WatchedKeys::new(),
+            unconfirmed: Vec::new(),
             bound: Vec::new(),
             out: Vec::new(),
             closing: false,

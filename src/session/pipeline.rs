@@ -380,6 +380,14 @@ impl Session {
 
     /// Proposes, and waits for the replies, which come to the end of `out`.
     pub(super) async fn through_log(&mut self, bytes: &[u8], steps: Vec<Step>) -> io::Result<()> {
+        if self.unconfirmed.is_empty() {
+            return self.through_log_alone(bytes, steps).await;
+        }
+        self.through_log_with_confirmations(bytes, steps).await
+    }
+
+    /// As `through_log`, with nothing else.
+    pub(super) async fn through_log_alone(&mut self, bytes: &[u8], steps: Vec<Step>) -> io::Result<()> {
         let (done, replies) = oneshot::channel();
         let pipeline = Pipeline {
             steps,

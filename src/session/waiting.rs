@@ -17,7 +17,7 @@ use crate::{
     proposal::{self, Argv, Step},
     resp::Reply,
     store::Outcome,
-    wake::Wait,
+    wake::{Wait, is_unavailable},
 };
 
 /// How often a client is looked at that has sent more while it waits: its hanging up shows behind that.
@@ -69,7 +69,7 @@ impl Session {
                 if self.replies == Replies::On {
                     self.flush().await?;
                 }
-                wait.confirm();
+                self.unconfirmed.push(wait.confirm());
             }
             End::Outcome(outcome) => {
                 wait.over();
@@ -83,6 +83,28 @@ impl Session {
             End::HungUp => return Err(io::ErrorKind::ConnectionReset.into()),
         }
         Ok(())
+    }
+
+    /// Proposes, and before it in the same entry that the client was told of its grants: what it does next may depend on
+    /// that.
+    pub(super) async fn through_log_with_confirmations(
+        &mut self,
+        bytes: &[u8],
+        steps: Vec<Step>,
+    ) -> io::Result<()> {
+        let mut all = Vec::new();
+        let confirmations = std::mem::take(&mut self.unconfirmed);
+        let said: Vec<_> =
+            confirmations.into_iter().filter(|confirmation| confirmation.say(&mut all)).collect();
+        all.extend_from_slice(bytes);
+        let steps = said.iter().map(|_| Step::Silent).chain(steps).collect();
+        let mark = self.out.len();
+        let result = self.through_log_alone(&all, steps).await;
+        let mut replies = self.out[mark..].split(|byte| *byte == b'\n');
+        if result.is_err() || replies.any(is_unavailable) {
+            said.iter().for_each(|confirmation| self.shared.wakes.confirm_again(confirmation));
+        }
+        result
     }
 
     async fn end_of(&self, wait: &mut Wait) -> End {
@@ -133,5 +155,10 @@ async fn has_hung_up(client: &Client) -> bool {
 
 /// Whether it is known already that the client has hung up.
 async fn is_known_gone(client: &Client) -> bool {
-    tokio::time::timeout(Duration::ZERO, has_hung_up(client)).await.unwrap_or(false)
+    // No timer: the shortest is a millisecond, and a grant must not wait.
+    tokio::select! {
+        biased;
+        gone = has_hung_up(client) => gone,
+        () = std::future::ready(()) => false,
+    }
 }
