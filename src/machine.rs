@@ -4,7 +4,7 @@
 //! It never looks at who proposed what. A connection's reads ride with its writes and run at their positions;
 //! they are on this node alone and change nothing.
 
-use std::thread;
+use std::{sync::Arc, thread};
 
 use kvorum_raft::{Batch, Loader, PageWrite};
 use parking_lot::RwLock;
@@ -12,8 +12,9 @@ use tokio::sync::oneshot;
 
 use crate::{
     args::Args,
-    commands::{self, Run},
+    commands::{self, Run, Spec},
     error::{Error, Result},
+    feed::{Draft, Feed},
     proposal::{Call, Pipeline, Request, Requests, Step, Watched},
     resp::Reply,
     store::{Chance, Ctx, DATABASES_MAX, PageId, State, StateLoader, View},
@@ -26,14 +27,29 @@ const REAPED_MAX: usize = 1_000;
 /// The Redis state machine.
 pub struct Machine {
     state: RwLock<State>,
+    feed: Arc<Feed>,
 }
 
 impl Machine {
     /// An empty state. Databases come into being when they are written to; `databases` is how many the session
     /// offers, and no call may depend on it.
     pub fn new(databases: u32) -> Machine {
+        Machine::with_feed(databases, Feed::off())
+    }
+
+    /// As [`Machine::new`]; what happens to keys goes into `feed`.
+    pub fn with_feed(databases: u32, feed: Feed) -> Machine {
         assert!(databases <= DATABASES_MAX, "the configuration allows no more");
-        Machine { state: RwLock::new(State::new()) }
+        let mut state = State::new();
+        if feed.is_on() {
+            state.note_touched(feed.value_bytes_max());
+        }
+        Machine { state: RwLock::new(state), feed: Arc::new(feed) }
+    }
+
+    /// What happened to keys.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
     }
 
     /// Runs `read` on a view of database `db`, under the shared lock.
@@ -76,9 +92,12 @@ impl kvorum_raft::Machine for Machine {
     fn apply(&self, batch: Batch<'_, Pipeline>) {
         let mut answered = Vec::new();
         let mut state = self.state.write();
+        state.enter(batch.index);
         state.advance(batch.stamp_ms);
-        state.reap(REAPED_MAX);
-        let mut applying = Applying { state: &mut state, seed: Chance::new(batch.index).next_u64() };
+        let mut draft = self.feed.draft(batch.index);
+        let seed = Chance::new(batch.index).next_u64();
+        let mut applying = Applying { state: &mut state, draft: draft.as_mut(), seed };
+        applying.reap();
         for proposal in batch.proposals {
             let requests = Requests::new(proposal.bytes);
             match proposal.local {
@@ -88,6 +107,10 @@ impl kvorum_raft::Machine for Machine {
         }
         let garbage = state.take_garbage();
         drop(state);
+        // Before the replies: who subscribes after a reply gets what comes after it.
+        if let Some(draft) = draft {
+            self.feed.publish(draft);
+        }
         for (done, replies) in answered {
             // The connection may be gone; then nobody needs the replies.
             let _ = done.send(replies);
@@ -125,11 +148,21 @@ fn drop_aside<T: Send + 'static>(garbage: T) {
 /// One batch that is applied.
 struct Applying<'a> {
     state: &'a mut State,
+    /// The batch's events; None when nobody records them.
+    draft: Option<&'a mut Draft>,
     /// Chance for the next request; determined by the log index and the request's position in the batch.
     seed: u64,
 }
 
 impl Applying<'_> {
+    fn reap(&mut self) {
+        self.state.reap(REAPED_MAX);
+        if let Some(draft) = &mut self.draft {
+            // What is reaped has no command.
+            draft.take(self.state, "");
+        }
+    }
+
     fn run_all(&mut self, requests: Requests<'_>, reply: &mut Reply) {
         for request in requests {
             self.run(request, reply);
@@ -180,8 +213,14 @@ impl Applying<'_> {
     }
 
     fn run_call(&mut self, call: &Call<'_>, reply: &mut Reply) {
-        let result = resolve(call).and_then(|(run, args)| match run {
-            Run::Write(write) => write(&mut Ctx::new(self.state, call.db, self.seed), &args, reply),
+        let result = resolve(call).and_then(|(spec, args)| match spec.run {
+            Run::Write(write) => {
+                let result = write(&mut Ctx::new(self.state, call.db, self.seed), &args, reply);
+                if let Some(draft) = &mut self.draft {
+                    draft.take(self.state, name_of(spec, &args));
+                }
+                result
+            }
             Run::Read(read) => {
                 read(&View::new(self.state, call.db, self.state.now_ms(), self.seed), &args, reply)
             }
@@ -200,12 +239,18 @@ fn watches_hold(state: &State, watched: &[Watched<'_>]) -> bool {
         .all(|watch| View::new(state, watch.db, state.now_ms(), 0).version(watch.key) == watch.version)
 }
 
-/// What runs a call, after the checks that hold for every call.
-fn resolve<'a>(call: &'a Call<'_>) -> Result<(Run, Args<'a>)> {
+/// The command that a call's events are put down to: FENCE only runs one.
+fn name_of(spec: &'static Spec, args: &Args<'_>) -> &'static str {
+    let fenced = args.get(3).filter(|_| spec.name == "FENCE").and_then(commands::lookup);
+    fenced.unwrap_or(spec).name
+}
+
+/// The row of a call, after the checks that hold for every call.
+fn resolve<'a>(call: &'a Call<'_>) -> Result<(&'static Spec, Args<'a>)> {
     if call.db >= DATABASES_MAX {
         return Err(Error::err("DB index is out of range"));
     }
-    Ok((commands::resolve(&call.argv)?.run, Args::new(&call.argv)))
+    Ok((commands::resolve(&call.argv)?, Args::new(&call.argv)))
 }
 
 fn run_reads(state: &State, request: &[u8], estimate_ms: u64, chance: u64, reply: &mut Reply) -> bool {
@@ -213,7 +258,7 @@ fn run_reads(state: &State, request: &[u8], estimate_ms: u64, chance: u64, reply
     let mut late = false;
     let mut run = |call: &Call<'_>, reply: &mut Reply| {
         let view = View::new(state, call.db, estimate_ms, chance.next_u64());
-        let result = resolve(call).and_then(|(run, args)| match run {
+        let result = resolve(call).and_then(|(spec, args)| match spec.run {
             Run::Read(read) => read(&view, &args, reply),
             Run::Session => session_call(&args, view.estimate_ms, reply),
             Run::Write(_) => Err(Error::err("a write came where only reads may be")),
@@ -268,7 +313,10 @@ impl Loader for MachineLoader<'_> {
 
     fn finish(self: Box<Self>, head: &[u8]) -> Result<(), String> {
         let new = self.loader.finish(head)?;
-        drop_aside(self.machine.state.write().replace(new));
+        let applied = new.applied();
+        let old = self.machine.state.write().replace(new);
+        self.machine.feed.restart(applied);
+        drop_aside(old);
         Ok(())
     }
 }

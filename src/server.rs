@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin,
     config::Config,
+    feed::Feed,
     machine::Machine,
     router::Router,
     session::{self, Shared, clients::Clients, settings::Settings, stats::Stats},
@@ -85,7 +86,7 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
 }
 
 async fn start(config: &Config, resp: SocketAddr, http: SocketAddr) -> Result<Arc<Shared>, StartError> {
-    let machine = Arc::new(Machine::new(config.settings.databases));
+    let machine = Arc::new(Machine::with_feed(config.settings.databases, Feed::new(config.feed)));
     let mut node_config = config.node.clone();
     for (name, address) in [("resp", resp), ("http", http)] {
         let reachable = reachable(config, address);
@@ -174,6 +175,7 @@ async fn hang_up_idle(shared: &Shared) {
                 .all()
                 .iter()
                 .filter(|client| client.idle_ms() > timeout_s.saturating_mul(1000))
+                .filter(|client| !client.identity.lock().is_subscribed)
                 .for_each(|client| client.hang_up());
         }
     }

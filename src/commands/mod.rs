@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub mod expire;
+pub mod feed;
 pub mod generic;
 pub mod hash;
 pub mod hash_walk;
@@ -204,6 +205,7 @@ pub const FAMILIES: &[&[Spec]] = &[
     sorted_set::ROWS,
     sorted_set_range::ROWS,
     lock::ROWS,
+    feed::ROWS,
     server::ROWS,
 ];
 

@@ -189,6 +189,14 @@ impl Session {
             }
         };
         self.client.last_row.store(row.index, std::sync::atomic::Ordering::Relaxed);
+        if !row.while_listening && self.is_listening_only() {
+            let error = Error::err(format!(
+                "Can't execute '{}': only FEED.SUBSCRIBE / FEED.UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context",
+                row.name
+            ));
+            self.ready(scratch, |_, reply| reply.error(&error));
+            return Class::Taken;
+        }
         if self.queue.is_some() && !row.in_transaction {
             scratch.count(row);
             let queued = self.enqueue(row, run, &decoder.argv(buffer, request));

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use super::{Session, client, command, config, connection, info, server, stats::Counters, transaction};
+use super::{
+    Session, client, command, config, connection, feed, info, server, stats::Counters, transaction,
+};
 use crate::{
     args::Args,
     commands::{self, ReadFn, Spec},
@@ -52,6 +54,8 @@ pub struct Row {
     pub run: Option<Run>,
     /// Executed, not queued, while a transaction is open.
     pub in_transaction: bool,
+    /// Allowed while the client listens for messages in RESP2.
+    pub while_listening: bool,
     /// Counted on this node.
     pub counters: Counters,
     /// Rows of its subcommands.
@@ -95,6 +99,10 @@ fn row_of(index: usize, spec: &'static Spec) -> Row {
         name: spec.name.to_ascii_lowercase(),
         run,
         in_transaction: matches!(spec.name, "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET"),
+        while_listening: matches!(
+            spec.name,
+            "FEED.SUBSCRIBE" | "FEED.UNSUBSCRIBE" | "PING" | "QUIT" | "RESET"
+        ),
         counters: Counters::default(),
         subcommands: Vec::new(),
     }
@@ -167,6 +175,8 @@ fn function(name: &str) -> Option<Run> {
         "DISCARD" => Now(transaction::discard),
         "ECHO" => Now(connection::echo),
         "EXEC" => Exec,
+        "FEED.SUBSCRIBE" => Alone(feed::subscribe),
+        "FEED.UNSUBSCRIBE" => Alone(feed::unsubscribe),
         "HELLO" => Alone(connection::hello),
         "INFO" => Alone(info::info),
         "MODULE|LIST" => Now(server::module_list),

@@ -109,7 +109,7 @@ impl Session {
     pub(super) fn enqueue(&mut self, row: &'static Row, run: Run, argv: &Argv<'_>) -> Result<()> {
         let bytes_max = self.shared.settings.query_buffer_bytes_max();
         let (db, queue) = (self.db, self.queue.get_or_insert_default());
-        if matches!(row.name.as_str(), "client|reply" | "debug") {
+        if matches!(row.name.as_str(), "client|reply" | "debug") || row.spec.flags.contains(&"no_multi") {
             queue.broken = true;
             return Err(Error::err("Command not allowed inside a transaction"));
         }

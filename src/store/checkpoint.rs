@@ -54,6 +54,9 @@ impl State {
             put_varint(&mut out, keyspace.len() as u64);
         }
         put_varint(&mut out, self.token);
+        if let Some(applied) = self.applied {
+            put_varint(&mut out, applied);
+        }
         out
     }
 }
@@ -111,7 +114,9 @@ impl StateLoader {
             *expected.get_mut(db).ok_or_else(|| format!("database {db} is missing"))? = len;
         }
         // A head of before there were tokens ends here.
-        self.state.token = if input.end().is_ok() { 0 } else { input.varint()? };
+        self.state.token = if input.is_at_end() { 0 } else { input.varint()? };
+        // And one of before there was a feed here.
+        self.state.applied = if input.is_at_end() { None } else { Some(input.varint()?) };
         input.end()?;
         let found: Vec<_> = self.state.databases.iter().map(Keyspace::len).collect();
         if found != expected {

@@ -94,7 +94,7 @@ impl<'a> Ctx<'a> {
         if let Ok(at) = place.found
             && self.keyspace().at(place.slot, at).deadline().is_some_and(|deadline| deadline < self.now_ms)
         {
-            self.state.remove(self.db, &place, at);
+            self.state.expire(self.db, &place, at);
             return self.keyspace().place(key);
         }
         place
@@ -133,7 +133,7 @@ impl<'a> Ctx<'a> {
             };
             self.replace(key, &place, record);
         }
-        self.state.notify(self.db, key);
+        self.state.notify_string(self.db, key, value, deadline);
     }
 
     /// Puts a record in the place of what was there, if anything.

@@ -13,22 +13,11 @@ use super::{
     object::{Object, Pages, Value},
     record::{Body, Record},
     segments::Position,
+    touched::{Touch, Touched},
 };
 
 /// More databases than anybody has: a call that names a higher one fails.
 pub const DATABASES_MAX: u32 = 1 << 14;
-
-/// What happened to a key, for those who wait for keys or watch them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// It was created, changed or deleted.
-    Touched {
-        /// Its database.
-        db: u32,
-        /// The key.
-        key: Box<[u8]>,
-    },
-}
 
 /// Where the key of a large object is.
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +46,10 @@ pub struct State {
     pub(crate) deadlines: Deadlines,
     pub(crate) homes: HashMap<u64, Home>,
     pub(crate) dirty: Dirty,
-    /// What happened since they were last taken; None while nobody wants to know.
-    pub(crate) events: Option<Vec<Event>>,
+    /// The index of the last log entry; None in a state that was written before this was kept.
+    pub(crate) applied: Option<u64>,
+    /// What was touched since it was last forgotten; None while nobody wants to know.
+    pub(crate) touched: Option<Touched>,
     /// Content that was deleted and is costly to drop.
     pub(crate) garbage: Vec<Garbage>,
 }
@@ -86,7 +77,8 @@ impl State {
             deadlines: Deadlines::default(),
             homes: HashMap::new(),
             dirty: Dirty::default(),
-            events: None,
+            applied: Some(0),
+            touched: None,
             garbage: Vec::new(),
         }
     }
@@ -99,6 +91,33 @@ impl State {
     /// Moves the log clock, never back.
     pub fn advance(&mut self, stamp_ms: u64) {
         self.now_ms = self.now_ms.max(stamp_ms);
+    }
+
+    /// The index of the last log entry that was applied; None if that is not known.
+    pub fn applied(&self) -> Option<u64> {
+        self.applied
+    }
+
+    /// The log entry at `index` is about to be applied.
+    pub fn enter(&mut self, index: u64) {
+        self.applied = Some(index);
+    }
+
+    /// From now on it is noted what is touched; strings of up to `string_bytes_max` with it.
+    pub fn note_touched(&mut self, string_bytes_max: usize) {
+        self.touched = Some(Touched::new(string_bytes_max));
+    }
+
+    /// What was touched since it was last forgotten.
+    pub fn touched(&self) -> Option<&Touched> {
+        self.touched.as_ref().filter(|touched| !touched.is_empty())
+    }
+
+    /// Forgets what was touched.
+    pub fn forget_touched(&mut self) {
+        if let Some(touched) = &mut self.touched {
+            touched.clear();
+        }
     }
 
     /// The number of databases; those above were never written to.
@@ -116,9 +135,9 @@ impl State {
         std::mem::take(&mut self.garbage)
     }
 
-    /// Becomes `new`; gives the old state back. Whoever wants events goes on to get them.
+    /// Becomes `new`; gives the old state back. What is touched goes on to be noted.
     pub fn replace(&mut self, mut new: State) -> State {
-        new.events = self.events.as_ref().map(|_| Vec::new());
+        new.touched = self.touched.as_ref().map(Touched::emptied);
         std::mem::replace(self, new)
     }
 
@@ -141,10 +160,35 @@ impl State {
         self.revision
     }
 
+    /// A key was created, changed or deleted.
+    #[inline]
     pub(crate) fn notify(&mut self, db: u32, key: &[u8]) {
-        if let Some(events) = &mut self.events {
-            events.push(Event::Touched { db, key: key.into() });
+        self.note(db, key, Touch::Changed);
+    }
+
+    /// A key was set to a string.
+    #[inline]
+    pub(crate) fn notify_string(&mut self, db: u32, key: &[u8], string: &[u8], deadline: Option<u64>) {
+        match &mut self.touched {
+            Some(touched) if deadline.is_none_or(|deadline| deadline >= self.now_ms) => {
+                touched.push_string(db, key, string);
+            }
+            _ => self.notify(db, key),
         }
+    }
+
+    fn note(&mut self, db: u32, key: &[u8], touch: Touch) {
+        if let Some(touched) = &mut self.touched {
+            touched.push(db, key, touch);
+        }
+    }
+
+    /// Removes a key that is dead.
+    pub(crate) fn expire(&mut self, db: u32, place: &Place, at: Position) {
+        if let Some(touched) = &mut self.touched {
+            touched.push(db, self.databases[db as usize].at(place.slot, at).key(), Touch::Expired);
+        }
+        self.remove(db, place, at);
     }
 
     /// Inserts a record where its key was not found.
@@ -241,11 +285,7 @@ impl State {
             let at = keyspace
                 .find_by(slot, hash, |record| record.deadline() == Some(deadline))
                 .expect("what stands in the index is in the keyspace");
-            if self.events.is_some() {
-                let key: Box<[u8]> = keyspace.at(slot, at).key().into();
-                self.notify(db, &key);
-            }
-            self.remove(db, &Place { slot, hash, found: Ok(at) }, at);
+            self.expire(db, &Place { slot, hash, found: Ok(at) }, at);
         }
     }
 
@@ -262,8 +302,8 @@ impl State {
             self.homes.retain(|_, home| home.db != db);
         }
         self.deadlines.clear(db);
-        if self.events.is_some() {
-            old.iter().for_each(|(_, record)| self.notify(db, record.key()));
+        if old.len() > 0 {
+            self.note(db, b"", Touch::Flushed);
         }
         self.garbage.push(Garbage(Deleted::Keyspace(old)));
     }
