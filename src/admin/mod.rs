@@ -20,9 +20,10 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::session::Shared;
+use crate::{feed::Compacted, session::Shared};
 
 pub mod api;
+mod feed;
 pub mod join;
 mod metrics;
 
@@ -56,6 +57,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/cluster/members/{id}", delete(remove_member))
         .route("/v1/cluster/leader", post(transfer_leader))
         .route("/v1/checkpoint", post(checkpoint))
+        .route("/v1/feed", get(feed::feed))
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is no such resource"))
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method")
@@ -153,12 +155,22 @@ struct Refusal {
     status: StatusCode,
     kind: &'static str,
     detail: String,
+    oldest_index: Option<u64>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, detail: impl Into<String>) -> Refusal {
         // "about:blank" says that the status alone tells the kind of problem.
-        Refusal { status, kind: "about:blank", detail: detail.into() }
+        Refusal { status, kind: "about:blank", detail: detail.into(), oldest_index: None }
+    }
+
+    fn compacted(why: Compacted) -> Refusal {
+        Refusal {
+            status: StatusCode::GONE,
+            kind: "urn:kvorum:problem:compacted",
+            detail: why.to_string(),
+            oldest_index: Some(why.oldest),
+        }
     }
 }
 
@@ -171,7 +183,7 @@ impl From<AdminError> for Refusal {
             AdminError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "urn:kvorum:problem:unavailable"),
             AdminError::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, "urn:kvorum:problem:unknown-outcome"),
         };
-        Refusal { status, kind, detail: error.to_string() }
+        Refusal { status, kind, detail: error.to_string(), oldest_index: None }
     }
 }
 
@@ -182,6 +194,7 @@ impl IntoResponse for Refusal {
             title: self.status.canonical_reason().unwrap_or("error").to_owned(),
             status: self.status.as_u16(),
             detail: self.detail,
+            oldest_index: self.oldest_index,
         };
         let mut response = (self.status, Json(problem)).into_response();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use thiserror::Error;
 use tokio::sync::Notify;
 
 pub mod event;
@@ -42,7 +43,8 @@ pub struct Feed {
 }
 
 /// What happened between two indexes is no longer kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the history begins after index {oldest}, and what comes after index {last} was asked for")]
 pub struct Compacted {
     /// The history is whole after this index: the lowest to go on from.
     pub oldest: u64,

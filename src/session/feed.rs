@@ -79,11 +79,8 @@ fn is_feed(source: &Source) -> bool {
     matches!(source, Source::Feed(_))
 }
 
-fn compacted(Compacted { oldest, last }: Compacted) -> Error {
-    Error::Other(
-        format!("COMPACTED the history begins after index {oldest}, and was to be read from index {last} on")
-            .into(),
-    )
+fn compacted(why: Compacted) -> Error {
+    Error::Other(format!("COMPACTED {why}").into())
 }
 
 impl FeedSource {

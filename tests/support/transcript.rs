@@ -16,13 +16,15 @@
 //! - `@let <name>`: the first integer of the next reply stands for `{name}`, there and in what follows.
 //! - `@client <name>`: what follows is sent on the connection of this name; the first is `a`.
 //! - `@sleep <ms>`: waits.
+//! - `@receive`: what follows comes unasked. Messages of the change feed without events are left out, wherever
+//!   they come: when they come is not promised.
 //! - `@needs session`: not for the machine alone; stands at the top.
 //!
 //! Every script begins with an empty database.
 
 use std::{collections::HashMap, fmt::Write as _, path::Path, time::Duration};
 
-use super::resp::{Client, Value};
+use super::resp::{Client, Value, encode, split};
 
 #[derive(Clone, Debug)]
 pub enum Line {
@@ -35,6 +37,7 @@ pub enum Line {
     Client(String),
     Sleep(u64),
     NeedsSession,
+    /// A command and its reply; without a command, a message.
     Command {
         number: usize,
         line: String,
@@ -60,6 +63,9 @@ impl Script {
                     "shape" => Line::Shape,
                     "let" => Line::Let(rest.into()),
                     "client" => Line::Client(rest.into()),
+                    "receive" => {
+                        Line::Command { number: index + 1, line: String::new(), reply: String::new() }
+                    }
                     "sleep" => Line::Sleep(rest.parse().expect("milliseconds after @sleep")),
                     "needs" if rest == "session" => Line::NeedsSession,
                     _ => panic!("line {}: unknown directive @{word}", index + 1),
@@ -101,6 +107,7 @@ impl Script {
                 Line::Client(name) => writeln!(out, "@client {name}"),
                 Line::Sleep(ms) => writeln!(out, "@sleep {ms}"),
                 Line::NeedsSession => writeln!(out, "@needs session"),
+                Line::Command { line, reply, .. } if line.is_empty() => write!(out, "@receive\n{reply}"),
                 Line::Command { line, reply, .. } => write!(out, "> {line}\n{reply}"),
             };
             out
@@ -215,7 +222,26 @@ impl Connections {
         let address = &self.addresses[self.clients.len() % self.addresses.len()];
         let client =
             self.clients.entry(name.into()).or_insert_with(|| Client::connect(address).expect("a server"));
-        client.call(&super::resp::split(line)).unwrap_or_else(|error| panic!("{line}: {error}"))
+        if !line.is_empty() {
+            client.send(&encode(&split(line))).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        loop {
+            let value = client.receive().unwrap_or_else(|error| panic!("{line}: {error}"));
+            if !is_empty_message(&value) {
+                return value;
+            }
+        }
+    }
+}
+
+/// Whether this is a message of the change feed that only says how far the log is.
+pub fn is_empty_message(value: &Value) -> bool {
+    match value {
+        Value::Aggregate(_, Some(parts)) => {
+            matches!(&parts[..], [Value::Bulk(_, Some(name)), _, Value::Aggregate(_, Some(events))]
+                if name == b"feed" && events.is_empty())
+        }
+        _ => false,
     }
 }
 
