@@ -167,7 +167,8 @@ fn a_replayed_feed_is_the_state() {
     let seed = seed("feed_is_the_state");
     let mut chance = fastrand::Rng::with_seed(seed);
     let mut grammar = Grammar::new(seed);
-    let mut alone = Alone { machine: Machine::with_feed(16, Feed::new(LIMITS)), ..Alone::default() };
+    let mut alone = Alone::default();
+    alone.machine = Machine::with_feed(DATABASES, Feed::new(LIMITS));
     let feed = alone.machine.feed().clone();
     let mut readers: Vec<Reader> = (0..DATABASES).map(|db| Reader::new(&feed, db, 0)).collect();
     let (mut omitted, mut index) = (0, 0);

@@ -2,9 +2,7 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use super::{
-    Session, client, command, config, connection, feed, info, server, stats::Counters, transaction,
-};
+use super::{Session, client, command, config, connection, feed, info, server, stats::Counters, transaction};
 use crate::{
     args::Args,
     commands::{self, ReadFn, Spec},
