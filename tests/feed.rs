@@ -260,7 +260,7 @@ fn a_reader_that_is_too_slow_is_cut_off_and_can_go_on() {
     // Reads its events, but none was for it: so it is not slow.
     let mut quiet = Client::connect(&address.resp).unwrap();
     subscribe(&mut quiet, "KEY end VALUES");
-    let mut http = events_of(&address.http, "/v1/feed?values=true", None);
+    let http = events_of(&address.http, "/v1/feed?values=true", None);
     // More than sockets hold.
     let mut writer = Client::connect(&address.resp).unwrap();
     let set = encode(&["SET", "a", &"x".repeat(16 << 10)]);
@@ -294,7 +294,7 @@ fn a_reader_that_is_too_slow_is_cut_off_and_can_go_on() {
     };
     // The same over HTTP: what is told ends with an error event, and coming back with a refusal.
     let (mut last, mut error) = (0, None);
-    while let Some(event) = http.next() {
+    for event in http {
         match event.name.as_str() {
             "error" => error = Some(event.data),
             _ => last = event.id.unwrap(),

@@ -91,7 +91,7 @@ impl Reader {
     /// Takes all that there is. Gives how many values it had to read itself.
     fn read(&mut self, view: &View<'_>) -> usize {
         let (mut last, mut omitted) = (self.subscription.told(), 0);
-        while let Some(entry) = self.subscription.next().unwrap() {
+        while let Some(entry) = self.subscription.next_entry().unwrap() {
             assert!(entry.index > last, "indexes rise");
             last = entry.index;
             let db = self.db;

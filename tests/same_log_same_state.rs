@@ -60,7 +60,7 @@ fn told(machine: &Machine, db: u32, after: u64) -> Vec<(u64, String)> {
     let mut reader = machine.feed().subscribe(filter, Some(after), Arc::new(Notify::new())).unwrap();
     let entries = std::iter::from_fn(|| {
         loop {
-            match reader.next().unwrap() {
+            match reader.next_entry().unwrap() {
                 Some(entry) => {
                     return Some((entry.index, format!("{:?}", entry.events().collect::<Vec<_>>())));
                 }

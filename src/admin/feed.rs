@@ -114,7 +114,7 @@ impl Stream {
     /// Waits for the next thing to tell. False when it is the last.
     async fn next(&mut self) -> (sse::Event, bool) {
         loop {
-            match self.subscription.next() {
+            match self.subscription.next_entry() {
                 Ok(Some(entry)) => return (self.show(&entry), true),
                 Ok(None) => {}
                 Err(Compacted { oldest, last }) => {

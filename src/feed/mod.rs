@@ -155,7 +155,7 @@ impl Subscription {
     /// The next entry that has events for this reader; None when there is none for now. An error ends the
     /// subscription. Never waits; a long stretch without such an entry is left in pieces, the next of which is
     /// woken for.
-    pub fn next(&mut self) -> Result<Option<Entry>, Compacted> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, Compacted> {
         let mut scanned = 0;
         while scanned < SCANNED_BYTES_MAX {
             let entry = {

@@ -51,7 +51,7 @@ fn filter(keys: &[&str], prefixes: &[&str]) -> Filter {
 /// The indexes and keys that a reader is given now.
 fn read(subscription: &mut Subscription) -> Vec<(u64, Vec<String>)> {
     let mut found = Vec::new();
-    while let Some(entry) = subscription.next().unwrap() {
+    while let Some(entry) = subscription.next_entry().unwrap() {
         let events = entry.events().filter(|event| subscription.filter().matches(event));
         let keys = events.map(|event| String::from_utf8_lossy(event.key.unwrap_or(b"*")).into_owned());
         found.push((entry.index, keys.collect()));
@@ -126,7 +126,7 @@ fn what_falls_out_of_the_history_is_never_skipped_in_silence() {
     }
     let Status { oldest_index: oldest, .. } = node.feed.status();
     assert!(oldest > 100 && oldest < node.index);
-    assert_eq!(slow.next().unwrap_err(), Compacted { oldest, last: 1 });
+    assert_eq!(slow.next_entry().unwrap_err(), Compacted { oldest, last: 1 });
     assert_eq!(node.subscribe(filter(&[], &[]), Some(oldest - 1)).unwrap_err().oldest, oldest);
     let mut resumed = node.subscribe(filter(&[], &[]), Some(oldest)).unwrap();
     assert_eq!(read(&mut resumed).first().unwrap().0, oldest + 1);
@@ -154,7 +154,7 @@ fn an_entry_larger_than_the_history_is_told_as_missing() {
     let mut reader = node.subscribe(filter(&[], &[]), None).unwrap();
     let keys: Vec<String> = (0..200).map(|number| format!("key:{number}")).collect();
     node.set(&keys.iter().map(String::as_str).collect::<Vec<_>>(), b"");
-    assert_eq!(reader.next().unwrap_err(), Compacted { oldest: 1, last: 0 });
+    assert_eq!(reader.next_entry().unwrap_err(), Compacted { oldest: 1, last: 0 });
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn another_state_begins_another_history() {
     let mut reader = node.subscribe(filter(&[], &[]), None).unwrap();
     let mut ahead = node.subscribe(filter(&[], &[]), Some(60)).unwrap();
     node.feed.restart(Some(50));
-    assert_eq!(reader.next().unwrap_err(), Compacted { oldest: 50, last: 1 });
+    assert_eq!(reader.next_entry().unwrap_err(), Compacted { oldest: 50, last: 1 });
     assert_eq!(node.subscribe(filter(&[], &[]), None).unwrap().told(), 50);
     assert_eq!(read(&mut ahead), []);
     // A state whose index is not known: the next entry tells.
@@ -173,8 +173,8 @@ fn another_state_begins_another_history() {
     assert_eq!(read(&mut reader), []);
     node.index = 70;
     node.set(&["a"], b"");
-    assert_eq!(reader.next().unwrap_err(), Compacted { oldest: 70, last: 50 });
-    assert_eq!(ahead.next().unwrap_err(), Compacted { oldest: 70, last: 60 });
+    assert_eq!(reader.next_entry().unwrap_err(), Compacted { oldest: 70, last: 50 });
+    assert_eq!(ahead.next_entry().unwrap_err(), Compacted { oldest: 70, last: 60 });
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_call_mentions_each_key_once_and_as_it_is_in_the_end() {
     ctx.set(b"a", &[7; 65], Deadline::None);
     draft.take(&mut node.state, "MSET");
     node.feed.publish(draft);
-    let entry = reader.next().unwrap().unwrap();
+    let entry = reader.next_entry().unwrap().unwrap();
     let shown = |entry: &Entry| -> Vec<String> {
         let show = |event: Event<'_>| {
             let key = String::from_utf8_lossy(event.key.unwrap_or(b"*")).into_owned();
@@ -214,7 +214,7 @@ fn a_call_mentions_each_key_once_and_as_it_is_in_the_end() {
         }
         draft.take(&mut node.state, if write { "SET" } else { "DEL" });
         node.feed.publish(draft);
-        assert_eq!(shown(&reader.next().unwrap().unwrap()), [expected]);
+        assert_eq!(shown(&reader.next_entry().unwrap().unwrap()), [expected]);
     }
     let mut draft = node.begin();
     Ctx::new(&mut node.state, 0, 0).flush_all();
@@ -222,5 +222,5 @@ fn a_call_mentions_each_key_once_and_as_it_is_in_the_end() {
     Ctx::new(&mut node.state, 0, 0).flush_all();
     draft.take(&mut node.state, "FLUSHALL");
     node.feed.publish(draft);
-    assert_eq!(shown(&reader.next().unwrap().unwrap()), ["* flushall - None"]);
+    assert_eq!(shown(&reader.next_entry().unwrap().unwrap()), ["* flushall - None"]);
 }

@@ -27,7 +27,7 @@ struct Wish {
 
 impl Wish {
     fn parse(args: &Args<'_>, db: u32) -> Result<Wish> {
-        let (mut keys, mut prefixes): (Vec<Box<[u8]>>, Vec<Box<[u8]>>) = (Vec::new(), Vec::new());
+        let (mut keys, mut prefixes) = (Vec::new(), Vec::new());
         let (mut from, mut with_values, mut at) = (None, false, 1);
         while at < args.len() {
             let value = || args.get(at + 1).ok_or(Error::Syntax);
@@ -86,7 +86,7 @@ fn compacted(why: Compacted) -> Error {
 impl FeedSource {
     /// Writes the events of the next entry that has some.
     pub fn push(&mut self, reply: &mut Reply) -> Pushed {
-        match self.subscription.next() {
+        match self.subscription.next_entry() {
             Ok(None) => Pushed::Nothing,
             Ok(Some(entry)) => {
                 let is_shown = |event: &Event<'_>| self.subscription.filter().matches(event);
