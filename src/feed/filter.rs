@@ -43,8 +43,24 @@ impl Filter {
     }
 }
 
+/// Readers that want to see the same.
+#[derive(Debug, Default)]
+struct Group {
+    ids: Vec<u64>,
+    /// The last entry that they were told of: once is enough.
+    told: u64,
+}
+
+impl Group {
+    fn tell(&mut self, index: u64, each: impl FnMut(u64)) {
+        if std::mem::replace(&mut self.told, index) != index {
+            self.ids.iter().copied().for_each(each);
+        }
+    }
+}
+
 /// Readers by key.
-type Readers = HashMap<Box<[u8]>, Vec<u64>>;
+type Readers = HashMap<Box<[u8]>, Group>;
 
 /// Who wants to see what.
 #[derive(Debug, Default)]
@@ -57,20 +73,20 @@ struct OfDatabase {
     /// All readers of the database, with their filters.
     readers: BTreeMap<u64, Arc<Filter>>,
     /// Those that take all keys.
-    of_all: Vec<u64>,
+    of_all: Group,
     by_key: Readers,
     /// By the length of the prefix: there are few lengths.
     by_prefix: BTreeMap<usize, Readers>,
 }
 
 fn add(readers: &mut Readers, key: &[u8], id: u64) {
-    readers.entry(key.into()).or_default().push(id);
+    readers.entry(key.into()).or_default().ids.push(id);
 }
 
 fn remove(readers: &mut Readers, key: &[u8], id: u64) {
-    if let Some(ids) = readers.get_mut(key) {
-        ids.retain(|other| *other != id);
-        if ids.is_empty() {
+    if let Some(group) = readers.get_mut(key) {
+        group.ids.retain(|other| *other != id);
+        if group.ids.is_empty() {
             readers.remove(key);
         }
     }
@@ -80,7 +96,7 @@ impl Interests {
     pub fn add(&mut self, id: u64, filter: Arc<Filter>) {
         let of_db = self.by_db.entry(filter.db).or_default();
         if filter.takes_all() {
-            of_db.of_all.push(id);
+            of_db.of_all.ids.push(id);
         }
         filter.keys.iter().for_each(|key| add(&mut of_db.by_key, key, id));
         for prefix in &filter.prefixes {
@@ -91,7 +107,7 @@ impl Interests {
 
     pub fn remove(&mut self, id: u64, filter: &Filter) {
         let Some(of_db) = self.by_db.get_mut(&filter.db) else { return };
-        of_db.of_all.retain(|other| *other != id);
+        of_db.of_all.ids.retain(|other| *other != id);
         filter.keys.iter().for_each(|key| remove(&mut of_db.by_key, key, id));
         for prefix in &filter.prefixes {
             if let Some(readers) = of_db.by_prefix.get_mut(&prefix.len()) {
@@ -107,14 +123,19 @@ impl Interests {
         }
     }
 
-    /// Calls `each` with everybody who wants to see the event; with some perhaps twice.
-    pub fn each(&self, event: &Event<'_>, mut each: impl FnMut(u64)) {
-        let Some(of_db) = self.by_db.get(&event.db) else { return };
+    /// Calls `each` with everybody who wants to see an event of the entry at `index`; with some perhaps twice.
+    /// Events of an entry come one after the other.
+    pub fn tell(&mut self, index: u64, event: &Event<'_>, mut each: impl FnMut(u64)) {
+        let Some(of_db) = self.by_db.get_mut(&event.db) else { return };
         let Some(key) = event.key else { return of_db.readers.keys().copied().for_each(each) };
-        of_db.of_all.iter().copied().for_each(&mut each);
-        of_db.by_key.get(key).into_iter().flatten().copied().for_each(&mut each);
-        for (&len, readers) in of_db.by_prefix.range(..=key.len()) {
-            readers.get(&key[..len]).into_iter().flatten().copied().for_each(&mut each);
+        of_db.of_all.tell(index, &mut each);
+        if let Some(group) = of_db.by_key.get_mut(key) {
+            group.tell(index, &mut each);
+        }
+        for (&len, readers) in of_db.by_prefix.range_mut(..=key.len()) {
+            if let Some(group) = readers.get_mut(&key[..len]) {
+                group.tell(index, &mut each);
+            }
         }
     }
 }

@@ -116,7 +116,7 @@ impl Ring {
     /// does not fall out of the history.
     fn tell(&mut self, index: u64, bytes: &[u8]) {
         for event in events(bytes) {
-            self.interests.each(&event, |id| {
+            self.interests.tell(index, &event, |id| {
                 self.readers.get_mut(&id).expect("who is interested is a reader").has_news(index);
             });
         }

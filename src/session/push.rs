@@ -108,14 +108,14 @@ impl Session {
     /// Sends what sources have to say, a piece of it; the rest when the client has had its turn.
     pub(super) async fn push(&mut self) -> io::Result<()> {
         let mut reply = Reply::new(std::mem::take(&mut self.out), self.protocol);
-        let mut pushes = std::mem::take(&mut self.pushes);
-        pushes.sources.retain_mut(|source| {
+        let Pushes { sources, wake, .. } = &mut self.pushes;
+        sources.retain_mut(|source| {
             let start = reply.buffer().len();
             loop {
                 match source.push(&mut reply) {
                     Pushed::Some if reply.buffer().len() < PUSH_BYTES => {}
                     Pushed::Some => {
-                        pushes.wake.notify_one();
+                        wake.notify_one();
                         return true;
                     }
                     Pushed::Nothing => {
@@ -128,10 +128,11 @@ impl Session {
                 }
             }
         });
-        pushes.tick.take_if(|_| pushes.sources.is_empty());
-        self.pushes = pushes;
         self.out = reply.into_buffer();
-        self.show_subscribed();
+        if self.pushes.is_empty() {
+            self.pushes.clear();
+            self.show_subscribed();
+        }
         self.flush().await
     }
 
