@@ -313,7 +313,7 @@ fn a_reader_that_is_too_slow_is_cut_off_and_can_go_on() {
 }
 
 #[test]
-fn after_a_restart_the_history_reaches_back_to_the_checkpoint() {
+fn the_history_reaches_back_to_the_checkpoint_or_the_snapshot() {
     let (_turn, mut cluster) = cluster(1, &["--log-entries-kept", "0"]);
     let connect = |cluster: &Cluster| Client::connect(&cluster.addresses[0].resp).unwrap();
     let mut client = connect(&cluster);
@@ -348,8 +348,31 @@ fn after_a_restart_the_history_reaches_back_to_the_checkpoint() {
     assert!(refused.starts_with(&expected), "{refused}");
     assert_eq!(subscribe(&mut client, &format!("FROM {}", indexes[1])), indexes[1]);
     connect(&cluster).run("SET c 3").unwrap();
-    let Message::Events(_, events) = next(&mut client).unwrap() else { panic!("cut off") };
+    let told_next = |client: &mut Client| loop {
+        match next(client).unwrap() {
+            Message::Events(_, events) if events.is_empty() => {}
+            Message::Events(index, events) => return (index, events),
+            cut_off => panic!("{cut_off:?}"),
+        }
+    };
+    let (index, events) = told_next(&mut client);
     assert_eq!(events, [["c", "set", "string"]]);
+    // A node that got a snapshot: the history begins after it.
+    cluster.purge(0);
+    let joined = cluster.join(0);
+    cluster.wait_ready(joined);
+    cluster.wait_voter(joined);
+    let log = std::fs::read_to_string(cluster.log_of(0)).unwrap();
+    assert!(log.contains("sending a snapshot"), "the new node got the whole log");
+    let mut client = Client::connect(&cluster.addresses[joined].resp).unwrap();
+    let refused = client.run(&format!("FEED.SUBSCRIBE FROM {}", index - 1)).unwrap();
+    assert!(
+        refused.starts_with(&format!("-COMPACTED the history begins after index {index}, ")),
+        "{refused}"
+    );
+    assert_eq!(subscribe(&mut client, &format!("FROM {index}")), index);
+    connect(&cluster).run("SET d 4").unwrap();
+    assert_eq!(told_next(&mut client).1, [["d", "set", "string"]]);
 }
 
 #[test]
