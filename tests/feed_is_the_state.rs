@@ -197,6 +197,7 @@ fn a_replayed_feed_is_the_state() {
             known_max = known_max.max(reader.known.len());
         }
     }
-    assert!(index > COMMANDS as u64 / 4 && known_max > 20, "something happened");
+    let is_enough = index > COMMANDS as u64 / 4 && known_max > 10;
+    assert!(is_enough, "{index} entries, at most {known_max} keys: too little happened");
     eprintln!("{index} entries; {omitted} values were too large for the history");
 }
