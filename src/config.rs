@@ -15,6 +15,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::{
+    feed,
     session::settings::{self, Initial},
     store::DATABASES_MAX,
 };
@@ -128,6 +129,12 @@ pub struct Options {
     /// Memory for the cache of the page store [default: 8mb]
     #[arg(long, env = "KVORUM_PAGE_CACHE_BYTES", value_name = "SIZE")]
     pub page_cache_bytes: Option<String>,
+    /// Memory for the history of the change feed; 0 turns the feed off [default: 16mb]
+    #[arg(long, env = "KVORUM_FEED_HISTORY_BYTES", value_name = "SIZE")]
+    pub feed_history_bytes: Option<String>,
+    /// The longest value that is kept with its event in the change feed [default: 4kb]
+    #[arg(long, env = "KVORUM_FEED_VALUE_BYTES", value_name = "SIZE")]
+    pub feed_value_bytes: Option<String>,
     /// Commands are gathered into log entries of about this size [default: 1mb]
     #[arg(long, env = "KVORUM_ENTRY_BYTES_MAX", value_name = "SIZE")]
     pub entry_bytes_max: Option<String>,
@@ -178,6 +185,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// Limits of the sessions.
     pub settings: Initial,
+    /// Limits of the change feed.
+    pub feed: feed::Limits,
     /// Where Redis clients connect.
     pub resp: SocketAddr,
     /// Where the admin API listens.
@@ -244,6 +253,8 @@ impl Options {
             log_segment_bytes: self.log_segment_bytes.or(below.log_segment_bytes),
             log_cache_bytes: self.log_cache_bytes.or(below.log_cache_bytes),
             page_cache_bytes: self.page_cache_bytes.or(below.page_cache_bytes),
+            feed_history_bytes: self.feed_history_bytes.or(below.feed_history_bytes),
+            feed_value_bytes: self.feed_value_bytes.or(below.feed_value_bytes),
             entry_bytes_max: self.entry_bytes_max.or(below.entry_bytes_max),
             proposal_bytes_max: self.proposal_bytes_max.or(below.proposal_bytes_max),
             entry_proposals_max: self.entry_proposals_max.or(below.entry_proposals_max),
@@ -266,10 +277,15 @@ impl Options {
             return Err(invalid("join", "it is the HTTP address of a member, as http://HOST:PORT"));
         }
         let settings = self.settings(&dir, resp)?;
+        let feed = feed::Limits {
+            history_bytes_max: size("feed-history-bytes", &self.feed_history_bytes, 16 << 20, 0)? as usize,
+            value_bytes_max: size("feed-value-bytes", &self.feed_value_bytes, 4 << 10, 0)? as usize,
+        };
         let node = self.node(id, dir, peer_listen, bootstrap)?;
         Ok(Config {
             node,
             settings,
+            feed,
             resp,
             http,
             join: self.join,

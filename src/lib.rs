@@ -11,6 +11,7 @@ pub mod commands;
 pub mod config;
 pub mod error;
 pub mod extended;
+pub mod feed;
 pub mod glob;
 pub mod machine;
 pub mod proposal;

@@ -14,6 +14,7 @@ use crate::{
     args::Args,
     commands::{self, Run, Spec, fence},
     error::{Error, Result},
+    feed::{Draft, Feed},
     proposal::{Call, Pipeline, Request, Requests, Step, Watched},
     resp::Reply,
     store::{Chance, Ctx, DATABASES_MAX, Outcome, PageId, State, StateLoader, Ticket, View, Wake},
@@ -23,13 +24,17 @@ use crate::{
 /// `next_deadline_ms` asks for; until then they are dead all the same.
 const REAPED_MAX: usize = 1_000;
 
+/// What happened to claims, as the feed names it, when time or the end of a wait moved them on and no command did.
+const SETTLED: &str = "settled";
+
 /// The Redis state machine.
 pub struct Machine {
     state: RwLock<State>,
+    feed: Arc<Feed>,
     outlet: Option<Arc<dyn Outlet>>,
 }
 
-/// Who is told what leaves the machine beside replies.
+/// Who is told what leaves the machine beside replies and the feed.
 pub trait Outlet: Send + Sync {
     /// Waits ended, those of any node's clients. Called in the order of the log.
     fn woke(&self, wakes: Vec<Wake>);
@@ -43,13 +48,27 @@ impl Machine {
     /// An empty state. Databases come into being when they are written to; `databases` is how many the session
     /// offers, and no call may depend on it.
     pub fn new(databases: u32) -> Machine {
+        Machine::with_feed(databases, Feed::off())
+    }
+
+    /// As [`Machine::new`]; what happens to keys goes into `feed`.
+    pub fn with_feed(databases: u32, feed: Feed) -> Machine {
         assert!(databases <= DATABASES_MAX, "the configuration allows no more");
-        Machine { state: RwLock::new(State::new()), outlet: None }
+        let mut state = State::new();
+        if feed.is_on() {
+            state.note_touched(feed.value_bytes_max());
+        }
+        Machine { state: RwLock::new(state), feed: Arc::new(feed), outlet: None }
     }
 
     /// The same, with somebody to tell.
     pub fn with_outlet(self, outlet: Arc<dyn Outlet>) -> Machine {
         Machine { outlet: Some(outlet), ..self }
+    }
+
+    /// What happened to keys.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
     }
 
     /// The nodes that have waits under way, with their runs.
@@ -97,9 +116,12 @@ impl kvorum_raft::Machine for Machine {
     fn apply(&self, batch: Batch<'_, Pipeline>) {
         let mut answered = Vec::new();
         let mut state = self.state.write();
+        state.enter(batch.index);
         state.advance(batch.stamp_ms, batch.term);
-        state.reap(REAPED_MAX);
-        let mut applying = Applying { state: &mut state, seed: Chance::new(batch.index).next_u64() };
+        let mut draft = self.feed.draft(batch.index);
+        let seed = Chance::new(batch.index).next_u64();
+        let mut applying = Applying { state: &mut state, draft: draft.as_mut(), seed };
+        applying.reap();
         for proposal in batch.proposals {
             let requests = Requests::new(proposal.bytes);
             match proposal.local {
@@ -109,6 +131,10 @@ impl kvorum_raft::Machine for Machine {
         }
         let (garbage, wakes) = (state.take_garbage(), state.take_wakes());
         drop(state);
+        // Before the replies: who subscribes after a reply gets what comes after it.
+        if let Some(draft) = draft {
+            self.feed.publish(draft);
+        }
         if let Some(outlet) = &self.outlet
             && !wakes.is_empty()
         {
@@ -151,11 +177,25 @@ fn drop_aside<T: Send + 'static>(garbage: T) {
 /// One batch that is applied.
 struct Applying<'a> {
     state: &'a mut State,
+    /// The batch's events; None when nobody records them.
+    draft: Option<&'a mut Draft>,
     /// Chance for the next request; determined by the log index and the request's position in the batch.
     seed: u64,
 }
 
 impl Applying<'_> {
+    fn reap(&mut self) {
+        self.state.reap(REAPED_MAX);
+        self.note(SETTLED);
+    }
+
+    /// What was touched goes into the feed as what this command did.
+    fn note(&mut self, name: &str) {
+        if let Some(draft) = &mut self.draft {
+            draft.take(self.state, name);
+        }
+    }
+
     fn run_all(&mut self, requests: Requests<'_>, reply: &mut Reply) {
         for request in requests {
             self.run(request, reply);
@@ -219,6 +259,7 @@ impl Applying<'_> {
     fn with_ctx(&mut self, db: u32, run: impl FnOnce(&mut Ctx<'_>)) {
         if db < DATABASES_MAX {
             run(&mut Ctx::new(self.state, db, self.seed));
+            self.note(SETTLED);
         }
     }
 
@@ -232,6 +273,7 @@ impl Applying<'_> {
                 if let Err(error) = admitted.and_then(|()| write(&mut ctx, &args, reply)) {
                     reply.error(&error);
                 }
+                self.note(name_of(spec, &args));
             }
             _ => self.run_call(call, reply),
         }
@@ -242,7 +284,9 @@ impl Applying<'_> {
             Run::Write(write) => {
                 let mut ctx = Ctx::new(self.state, call.db, self.seed);
                 fence::admit(&ctx.view(), spec, &args, None)?;
-                write(&mut ctx, &args, reply)
+                let result = write(&mut ctx, &args, reply);
+                self.note(name_of(spec, &args));
+                result
             }
             Run::Read(read) => {
                 read(&View::new(self.state, call.db, self.state.now_ms(), self.seed), &args, reply)
@@ -262,7 +306,13 @@ fn watches_hold(state: &State, watched: &[Watched<'_>]) -> bool {
         .all(|watch| View::new(state, watch.db, state.now_ms(), 0).version(watch.key) == watch.version)
 }
 
-/// What runs a call, after the checks that hold for every call.
+/// The command that a call's events are put down to: FENCE only runs one.
+fn name_of(spec: &'static Spec, args: &Args<'_>) -> &'static str {
+    let fenced = args.get(3).filter(|_| spec.name == "FENCE").and_then(commands::lookup);
+    fenced.unwrap_or(spec).name
+}
+
+/// The row of a call, after the checks that hold for every call.
 fn resolve<'a>(call: &'a Call<'_>) -> Result<(&'static Spec, Args<'a>)> {
     if call.db >= DATABASES_MAX {
         return Err(Error::err("DB index is out of range"));
@@ -330,7 +380,10 @@ impl Loader for MachineLoader<'_> {
 
     fn finish(self: Box<Self>, head: &[u8]) -> Result<(), String> {
         let new = self.loader.finish(head)?;
-        drop_aside(self.machine.state.write().replace(new));
+        let applied = new.applied();
+        let old = self.machine.state.write().replace(new);
+        self.machine.feed.restart(applied);
+        drop_aside(old);
         if let Some(outlet) = &self.machine.outlet {
             let state = self.machine.state.read();
             outlet.replaced(&|ticket| state.outcome_of(ticket));

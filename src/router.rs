@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     error::Error,
+    feed::Feed,
     machine::Machine,
     proposal::{self, Pipeline, Step},
     resp::Protocol,
@@ -50,6 +51,11 @@ impl Router {
     /// Each database that has keys, the number of its keys, and of those with a deadline.
     pub fn database_sizes(&self) -> Vec<(u32, usize, usize)> {
         self.machine.database_sizes()
+    }
+
+    /// What happened to keys.
+    pub fn feed(&self) -> &Arc<Feed> {
+        self.machine.feed()
     }
 
     /// Sends a pipeline's writes into the log; its replies come through `pipeline.done`.

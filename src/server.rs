@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin,
     config::Config,
+    feed::Feed,
     machine::Machine,
     router::Router,
     session::{self, Shared, clients::Clients, settings::Settings, stats::Stats},
@@ -98,7 +99,8 @@ async fn start(
     http: SocketAddr,
     wakes: Arc<Wakes>,
 ) -> Result<Arc<Shared>, StartError> {
-    let machine = Arc::new(Machine::new(config.settings.databases).with_outlet(wakes.clone()));
+    let machine = Machine::with_feed(config.settings.databases, Feed::new(config.feed));
+    let machine = Arc::new(machine.with_outlet(wakes.clone()));
     let mut node_config = config.node.clone();
     for (name, address) in [("resp", resp), ("http", http)] {
         let reachable = reachable(config, address);
@@ -188,6 +190,7 @@ async fn hang_up_idle(shared: &Shared) {
                 .all()
                 .iter()
                 .filter(|client| client.idle_ms() > timeout_s.saturating_mul(1000))
+                .filter(|client| !client.identity.lock().is_subscribed)
                 .for_each(|client| client.hang_up());
         }
     }

@@ -32,7 +32,7 @@ const NOTICES_MAX: usize = 1_000;
 const NOTICE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a confirmation waits for something to travel with.
 const CONFIRM_PAUSE: Duration = Duration::from_millis(5);
-/// How often the leader looks for nodes that are gone.
+/// How often a node looks for waits of its earlier runs, and the leader for nodes that are gone.
 const WATCH_STEP: Duration = Duration::from_millis(500);
 /// A node that was not heard for so long has lost its waiting clients.
 const CONTACT_LOST_MS: u64 = 3_000;
@@ -151,9 +151,9 @@ impl Wakes {
         let _ = self.notices.send(notice);
     }
 
-    /// Says what has to be said, and watches over other nodes while this one leads. For ever.
+    /// Says what has to be said, and watches over the waits of this node's earlier runs and, while it leads, of nodes
+    /// that are gone. For ever.
     pub async fn run(&self, notices: Notices, router: &Router) {
-        self.say(Notice::Forget { node: self.node, but_boot: self.boot });
         tokio::join!(self.tell(notices, router), self.watch_nodes(router));
     }
 
@@ -198,7 +198,11 @@ impl Wakes {
     async fn watch_nodes(&self, router: &Router) {
         loop {
             tokio::time::sleep(WATCH_STEP).await;
-            let waiting: BTreeSet<u64> = router.waiting_nodes().into_iter().map(|(node, _)| node).collect();
+            let waiting = router.waiting_nodes();
+            if waiting.iter().any(|(node, boot)| *node == self.node && *boot != self.boot) {
+                self.say(Notice::Forget { node: self.node, but_boot: self.boot });
+            }
+            let waiting: BTreeSet<u64> = waiting.into_iter().map(|(node, _)| node).collect();
             if waiting.iter().all(|node| *node == self.node) {
                 continue;
             }

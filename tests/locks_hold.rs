@@ -249,8 +249,8 @@ fn a_wall_clock_that_jumps_ends_no_hold_early() {
     let mut b = client(&cluster, (leader + 1) % 3);
     for (jump_s, lock) in [(HOUR_S, "forward"), (-HOUR_S, "back")] {
         let asked = Instant::now();
-        let first = token(&a.call(&["LOCK.ACQUIRE", lock, "a", "PX", "3000"]).unwrap());
         a.call(&["SET", "k", "v", "PX", "3000"]).unwrap();
+        let first = token(&a.call(&["LOCK.ACQUIRE", lock, "a", "PX", "3000"]).unwrap());
         let before = a.run("TIME").unwrap();
         cluster.shift_clock(leader, jump_s);
         // It took effect: TIME is the node's own clock.

@@ -6,9 +6,10 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use kvorum::{
+    feed::{Feed, Filter, Limits},
     machine::Machine,
     proposal::{
         Call, Waited, put_call, put_cancel, put_confirm, put_forget_node, put_transaction, put_waiting_call,
@@ -17,6 +18,7 @@ use kvorum::{
 };
 use kvorum_raft::{Machine as _, PageWrite};
 use support::alone::apply_at;
+use tokio::sync::Notify;
 
 const BATCHES: u64 = 600;
 const STAMP_MS: u64 = 1_700_000_000_000;
@@ -39,7 +41,7 @@ impl Disk {
     }
 
     fn load(&self) -> Machine {
-        let machine = Machine::new(16);
+        let machine = machine();
         let mut loader = machine.loader();
         for (id, content) in &self.pages {
             loader.page(id, content).unwrap();
@@ -47,6 +49,30 @@ impl Disk {
         loader.finish(&self.head).unwrap();
         machine
     }
+}
+
+/// An empty one, whose change feed keeps all.
+fn machine() -> Machine {
+    let limits = Limits { history_bytes_max: 1 << 30, value_bytes_max: 4 << 10 };
+    Machine::with_feed(16, Feed::new(limits))
+}
+
+/// What the change feed tells of a database after an index.
+fn told(machine: &Machine, db: u32, after: u64) -> Vec<(u64, String)> {
+    let filter = Filter::new(db, Vec::new(), Vec::new());
+    let mut reader = machine.feed().subscribe(filter, Some(after), Arc::new(Notify::new())).unwrap();
+    let entries = std::iter::from_fn(|| {
+        loop {
+            match reader.next_entry().unwrap() {
+                Some(entry) => {
+                    return Some((entry.index, format!("{:?}", entry.events().collect::<Vec<_>>())));
+                }
+                None if reader.progress().is_none() => return None,
+                None => {}
+            }
+        }
+    });
+    entries.collect()
 }
 
 struct Batch {
@@ -364,7 +390,7 @@ fn random_log(chance: &mut fastrand::Rng) -> Vec<Batch> {
 /// Applies the log while checkpoints are taken; after some of them goes on with a machine that was loaded from
 /// the pages.
 fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> Machine {
-    let mut machine = Machine::new(16);
+    let mut machine = machine();
     let mut disk = Disk::default();
     // The checkpoint under way: the digest at its begin, its head and pages, and the next batch then.
     let mut running: Option<(u128, Vec<u8>, Vec<PageWrite>, usize)> = None;
@@ -410,11 +436,17 @@ fn same_log_same_state() {
         println!("KVORUM_SEED={seed}");
         let mut chance = fastrand::Rng::with_seed(seed);
         let log = random_log(&mut chance);
-        let plain = Machine::new(16);
+        let plain = machine();
         log.iter().for_each(|batch| batch.apply(&plain));
         let checkpointed = run_with_checkpoints(&log, &mut chance);
         assert_eq!(plain.database_sizes(), checkpointed.database_sizes());
         assert_eq!(plain.digest(), checkpointed.digest());
         assert_eq!(plain.next_deadline_ms(), checkpointed.next_deadline_ms());
+        let status = checkpointed.feed().status();
+        assert_eq!(status.last_index, BATCHES);
+        for db in [0, 3] {
+            let after = status.oldest_index;
+            assert_eq!(told(&plain, db, after), told(&checkpointed, db, after), "the same feed");
+        }
     }
 }

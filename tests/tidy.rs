@@ -43,6 +43,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("hub", 4),
     ("machine", 3),
     ("commands", 2),
+    ("feed", 2),
     ("proposal", 1),
     ("store", 1),
     ("resp", 1),

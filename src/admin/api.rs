@@ -111,4 +111,7 @@ pub struct Problem {
     pub status: u16,
     /// This very case in words.
     pub detail: String,
+    /// The lowest index to resume the change feed from, when that is the problem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_index: Option<u64>,
 }

@@ -114,9 +114,8 @@ pub(super) async fn acquire(
     let (db, waits) = (wish.db, wish.wait_ms > Some(0) && wish.token.is_none());
     match write(&shared, db, &wish.argv(kind, key)?, waits).await? {
         Value::Null => Err(Refusal {
-            status: StatusCode::CONFLICT,
             kind: "urn:kvorum:problem:taken",
-            detail: "others hold it".into(),
+            ..Refusal::new(StatusCode::CONFLICT, "others hold it")
         }),
         answer => Ok(Json(answer)),
     }
@@ -288,7 +287,7 @@ fn refusal_of(text: &str) -> Refusal {
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "urn:kvorum:problem:invalid"),
     };
     let detail = if word == "ERR" { detail.to_owned() } else { text.to_owned() };
-    Refusal { status, kind, detail }
+    Refusal { kind, ..Refusal::new(status, detail) }
 }
 
 impl From<Error> for Refusal {

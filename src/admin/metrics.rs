@@ -109,11 +109,16 @@ impl Collected {
     fn front(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let shared = &self.0;
         let stats = &shared.stats;
+        let feed = shared.router.feed().status();
         let gauges = [
             ("kvorum_clients", "Connected clients", shared.clients.len() as u64),
             ("kvorum_clients_max", "The most clients allowed", shared.settings.clients_max() as u64),
             ("process_resident_memory_bytes", "Resident memory", resident_bytes()),
             ("kvorum_uptime_seconds", "Time since the start", shared.started.elapsed().as_secs()),
+            ("kvorum_feed_subscribers", "Readers of the change feed", feed.readers as u64),
+            ("kvorum_feed_history_bytes", "Size of the feed's history", feed.history_bytes as u64),
+            ("kvorum_feed_oldest_index", "The lowest index to resume the feed from", feed.oldest_index),
+            ("kvorum_feed_last_index", "The last entry in the feed", feed.last_index),
         ];
         for (name, help, value) in gauges {
             plain(encoder, name, help, &ConstGauge::new(value as i64))?;

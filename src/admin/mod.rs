@@ -20,10 +20,11 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::session::Shared;
+use crate::{feed::Compacted, session::Shared};
 
 pub mod api;
 mod coordination;
+mod feed;
 pub mod join;
 mod metrics;
 
@@ -59,6 +60,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/checkpoint", post(checkpoint))
         .merge(coordination::routes("/v1/locks", coordination::LOCKS))
         .merge(coordination::routes("/v1/elections", coordination::ELECTIONS))
+        .route("/v1/feed", get(feed::feed))
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is no such resource"))
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method")
@@ -156,12 +158,22 @@ struct Refusal {
     status: StatusCode,
     kind: &'static str,
     detail: String,
+    oldest_index: Option<u64>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, detail: impl Into<String>) -> Refusal {
         // "about:blank" says that the status alone tells the kind of problem.
-        Refusal { status, kind: "about:blank", detail: detail.into() }
+        Refusal { status, kind: "about:blank", detail: detail.into(), oldest_index: None }
+    }
+
+    fn compacted(why: Compacted) -> Refusal {
+        Refusal {
+            status: StatusCode::GONE,
+            kind: "urn:kvorum:problem:compacted",
+            detail: why.to_string(),
+            oldest_index: Some(why.oldest),
+        }
     }
 }
 
@@ -174,7 +186,7 @@ impl From<AdminError> for Refusal {
             AdminError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "urn:kvorum:problem:unavailable"),
             AdminError::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, "urn:kvorum:problem:unknown-outcome"),
         };
-        Refusal { status, kind, detail: error.to_string() }
+        Refusal { status, kind, detail: error.to_string(), oldest_index: None }
     }
 }
 
@@ -185,6 +197,7 @@ impl IntoResponse for Refusal {
             title: self.status.canonical_reason().unwrap_or("error").to_owned(),
             status: self.status.as_u16(),
             detail: self.detail,
+            oldest_index: self.oldest_index,
         };
         let mut response = (self.status, Json(problem)).into_response();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -1,5 +1,6 @@
-//! Elections: ELECT.CAMPAIGN, ELECT.RENEW, ELECT.PROCLAIM, ELECT.RESIGN, ELECT.LEADER. The leader of an election holds
-//! it alone; its epoch is the number of the grant, and what it proclaims is the data of its hold.
+//! Elections: ELECT.CAMPAIGN, ELECT.RENEW, ELECT.PROCLAIM, ELECT.RESIGN, ELECT.LEADER, ELECT.LIST. The leader of an election holds
+//! it alone; its epoch is the number of the grant, and what it proclaims is the data of its hold. ELECT.OBSERVE is the
+//! session's (`session/observe.rs`).
 
 use super::{Keys, Spec, claim, claim::Options, key};
 use crate::{
@@ -38,6 +39,18 @@ pub const ROWS: &[Spec] = &[
         GROUP,
         SINCE,
         "Says who leads, in which epoch, and what the leader proclaims",
+    ),
+    Spec::session("ELECT.OBSERVE", -2).about(
+        &["pubsub", "noscript", "no_multi"],
+        GROUP,
+        SINCE,
+        "Tells who leads, at once and whenever that changes",
+    ),
+    Spec::session("ELECT.UNOBSERVE", -1).about(
+        &["pubsub", "noscript", "no_multi"],
+        GROUP,
+        SINCE,
+        "Stops observing elections",
     ),
     Spec::read("ELECT.LIST", -1, Keys::None, list).about(
         &["readonly", "touches_arbitrary_keys"],

@@ -51,7 +51,7 @@ pub const ROWS: &[Spec] = &[
         "Iterates over the leases",
     ),
     Spec::session("LEASE.BIND", -2).about(
-        &["fast"],
+        &["fast", "no_multi"],
         GROUP,
         SINCE,
         "Keeps a lease alive as long as this connection lives",

@@ -13,6 +13,7 @@ use crate::{
 pub mod claim;
 pub mod election;
 pub mod expire;
+pub mod feed;
 pub mod fence;
 pub mod generic;
 pub mod hash;
@@ -226,6 +227,7 @@ pub const FAMILIES: &[&[Spec]] = &[
     election::ROWS,
     lease::ROWS,
     fence::ROWS,
+    feed::ROWS,
     server::ROWS,
 ];
 

@@ -31,6 +31,8 @@ pub struct Identity {
     pub db: u32,
     pub resp3: bool,
     pub readonly: bool,
+    /// It listens for messages, so silence is no idleness.
+    pub is_subscribed: bool,
     pub no_evict: bool,
     pub no_touch: bool,
     /// The number of queued commands, when a transaction is open.
@@ -105,13 +107,13 @@ impl Client {
     pub fn describe(&self, out: &mut Vec<u8>) {
         use std::io::Write;
         let identity = self.identity.lock().clone();
-        let is_blocked = self.unblock.lock().is_some();
-        let flags = match (identity.queued, identity.readonly, identity.no_evict) {
-            _ if is_blocked => "b",
-            (Some(_), _, _) => "x",
-            (_, true, _) => "r",
-            (_, _, true) => "e",
-            _ => "N",
+        let flags = match () {
+            () if self.unblock.lock().is_some() => "b",
+            () if identity.queued.is_some() => "x",
+            () if identity.is_subscribed => "P",
+            () if identity.readonly => "r",
+            () if identity.no_evict => "e",
+            () => "N",
         };
         let query = self.query_bytes.load(Relaxed);
         let replies = self.reply_bytes.load(Relaxed);

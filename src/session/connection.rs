@@ -9,8 +9,14 @@ use crate::{
     resp::{Protocol, Reply},
 };
 
-pub(super) fn ping(_: &mut Session, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+pub(super) fn ping(session: &mut Session, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     match args.len() {
+        1 | 2 if session.is_listening_only() => {
+            // As a message, which is all that such a client expects.
+            reply.array(2);
+            reply.bulk(b"pong");
+            reply.bulk(args.get(1).unwrap_or_default());
+        }
         1 => reply.simple("PONG"),
         2 => reply.bulk(args.at(1)),
         _ => return Err(Error::Arity("ping".into())),
@@ -47,6 +53,7 @@ pub(super) fn quit(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Re
 
 pub(super) fn reset(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
     session.drop_transaction();
+    session.pushes.clear();
     session.db = 0;
     session.stale_reads = false;
     session.replies = Replies::On;

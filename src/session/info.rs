@@ -247,6 +247,11 @@ fn kvorum(shared: &Shared, status: &Status, out: &mut String) {
     let counters = shared.router.node().counters();
     field(out, "leader_changes", counters.leader_changes);
     field(out, "log_fsyncs", counters.log_fsyncs);
+    let feed = shared.router.feed().status();
+    field(out, "feed_subscribers", feed.readers);
+    field(out, "feed_history_bytes", feed.history_bytes);
+    field(out, "feed_oldest_index", feed.oldest_index);
+    field(out, "feed_last_index", feed.last_index);
 }
 
 /// A role's name for people and for the HTTP API.

@@ -3,7 +3,7 @@
 //! A session is one task and owns all its state. It waits in few places only: for bytes to arrive, for the
 //! barrier of its reads, for its writes to be applied, for what a command waits for, and for the client to take its
 //! replies; while it waits for any of these it reads nothing, so that a client that does not read its replies stops
-//! itself.
+//! itself. While it waits for bytes it also sends what its client is to be told unasked (`push.rs`).
 
 use std::{
     io,
@@ -26,9 +26,12 @@ pub mod clients;
 mod command;
 mod config;
 mod connection;
+mod feed;
 mod info;
 mod lease;
+mod observe;
 mod pipeline;
+mod push;
 mod server;
 pub mod settings;
 pub mod stats;
@@ -111,6 +114,7 @@ pub struct Session {
     unconfirmed: Vec<Arc<Confirmation>>,
     /// Leases that live as long as the connection.
     bound: Vec<lease::Bound>,
+    pushes: push::Pushes,
     out: Vec<u8>,
     /// Nothing more is executed; what is in `out` is sent.
     closing: bool,
@@ -144,6 +148,7 @@ impl Session {
             watched: WatchedKeys::new(),
             unconfirmed: Vec::new(),
             bound: Vec::new(),
+            pushes: push::Pushes::default(),
             out: Vec::new(),
             closing: false,
             scratch: pipeline::Scratch::default(),
@@ -158,7 +163,7 @@ impl Session {
                 // What arrives faster than it fits gets more room, up to what is needed for one argument.
                 buffer.reserve(buffer.len().clamp(IDLE_BYTES, 16 << 20));
             }
-            let count = reader.read_buf(&mut buffer).await?;
+            let count = self.next_bytes(reader, &mut buffer).await?;
             if count == 0 {
                 break;
             }
@@ -191,6 +196,17 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Reads what has arrived, and sends meanwhile what is to be pushed.
+    async fn next_bytes(&mut self, reader: &mut OwnedReadHalf, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        while !self.pushes.is_empty() {
+            tokio::select! {
+                count = reader.read_buf(buffer) => return count,
+                () = self.pushes.ready() => self.push().await?,
+            }
+        }
+        reader.read_buf(buffer).await
     }
 
     /// Sends all replies.

@@ -190,6 +190,10 @@ impl Session {
             }
         };
         self.client.last_row.store(row.index, std::sync::atomic::Ordering::Relaxed);
+        if let Some(error) = self.not_while_listening(row) {
+            self.ready(scratch, |_, reply| reply.error(&error));
+            return Class::Taken;
+        }
         if self.queue.is_some() && !row.in_transaction {
             scratch.count(row);
             let queued = self.enqueue(row, run, &decoder.argv(buffer, request));

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use super::{Session, client, command, config, connection, info, server, stats::Counters, transaction};
+use super::{
+    Session, client, command, config, connection, feed, info, observe, server, stats::Counters, transaction,
+};
 use crate::{
     args::Args,
     commands::{self, ReadFn, Spec},
@@ -39,6 +41,7 @@ pub enum Waiting {
     Wait,
     WaitAof,
     LeaseBind,
+    Observe,
 }
 
 /// A row with all that a session needs.
@@ -55,6 +58,8 @@ pub struct Row {
     pub in_transaction: bool,
     /// It may wait in the log for a grant.
     pub may_wait: bool,
+    /// Allowed while the client listens for messages in RESP2.
+    pub while_listening: bool,
     /// Counted on this node.
     pub counters: Counters,
     /// Rows of its subcommands.
@@ -99,6 +104,16 @@ fn row_of(index: usize, spec: &'static Spec) -> Row {
         run,
         in_transaction: matches!(spec.name, "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET"),
         may_wait: matches!(spec.run, commands::Run::Write(_)) && spec.flags.contains(&"blocking"),
+        while_listening: matches!(
+            spec.name,
+            "FEED.SUBSCRIBE"
+                | "FEED.UNSUBSCRIBE"
+                | "ELECT.OBSERVE"
+                | "ELECT.UNOBSERVE"
+                | "PING"
+                | "QUIT"
+                | "RESET"
+        ),
         counters: Counters::default(),
         subcommands: Vec::new(),
     }
@@ -170,7 +185,11 @@ fn function(name: &str) -> Option<Run> {
         "DEBUG" => Wait(Waiting::Debug),
         "DISCARD" => Now(transaction::discard),
         "ECHO" => Now(connection::echo),
+        "ELECT.OBSERVE" => Wait(Waiting::Observe),
+        "ELECT.UNOBSERVE" => Alone(observe::unobserve),
         "EXEC" => Exec,
+        "FEED.SUBSCRIBE" => Alone(feed::subscribe),
+        "FEED.UNSUBSCRIBE" => Alone(feed::unsubscribe),
         "HELLO" => Alone(connection::hello),
         "INFO" => Alone(info::info),
         "LEASE.BIND" => Wait(Waiting::LeaseBind),

@@ -115,7 +115,7 @@ impl Session {
             argv.iter().copied().collect()
         };
         let (db, queue) = (self.db, self.queue.get_or_insert_default());
-        if matches!(row.name.as_str(), "client|reply" | "debug" | "lease.bind") {
+        if matches!(row.name.as_str(), "client|reply" | "debug") || row.spec.flags.contains(&"no_multi") {
             queue.broken = true;
             return Err(Error::err("Command not allowed inside a transaction"));
         }
@@ -304,6 +304,7 @@ impl Session {
             Waiting::Wait => self.wait_replicas(argv).await,
             Waiting::WaitAof => self.wait_aof(argv).await,
             Waiting::LeaseBind => self.bind_lease(argv).await,
+            Waiting::Observe => self.observe(argv).await,
         }
     }
 }

@@ -107,16 +107,23 @@ impl Session {
         result
     }
 
-    async fn end_of(&self, wait: &mut Wait) -> End {
+    async fn end_of(&mut self, wait: &mut Wait) -> End {
         let (unblock, unblocked) = oneshot::channel();
         *self.client.unblock.lock() = Some(unblock);
-        let end = tokio::select! {
-            biased;
-            outcome = wait.outcome() => End::Outcome(outcome),
-            Ok(how) = unblocked => End::Unblocked(how),
-            () = hung_up(&self.client) => End::HungUp,
+        let (client, mut unblocked) = (self.client.clone(), unblocked);
+        let end = loop {
+            tokio::select! {
+                biased;
+                outcome = wait.outcome() => break End::Outcome(outcome),
+                Ok(how) = &mut unblocked => break End::Unblocked(how),
+                () = hung_up(&client) => break End::HungUp,
+                () = self.pushes.ready() => {}
+            }
+            if self.push().await.is_err() {
+                break End::HungUp;
+            }
         };
-        self.client.unblock.lock().take();
+        client.unblock.lock().take();
         end
     }
 }

@@ -58,6 +58,7 @@ impl State {
         put_varint(&mut out, self.token);
         put_varint(&mut out, self.term);
         put_varint(&mut out, self.led_since_ms);
+        put_varint(&mut out, self.applied);
         out
     }
 }
@@ -127,6 +128,7 @@ impl StateLoader {
         self.state.token = input.varint()?;
         self.state.term = input.varint()?;
         self.state.led_since_ms = input.varint()?;
+        self.state.applied = input.varint()?;
         input.end()?;
         let found: Vec<_> = self.state.databases.iter().map(Keyspace::len).collect();
         if found != expected {

@@ -20,6 +20,17 @@ use crate::error::{Error, Result};
 /// What all holders and waiters of one key may take together.
 pub const CLAIMS_BYTES_MAX: usize = 1 << 20;
 
+/// The only holder of an election.
+#[derive(Clone, Copy, Debug)]
+pub struct Leader<'a> {
+    /// Who leads.
+    pub candidate: &'a [u8],
+    /// The number of the grant.
+    pub epoch: u64,
+    /// What the leader proclaims; None if it was too large to be kept.
+    pub value: Option<&'a [u8]>,
+}
+
 /// Claims on one thing.
 ///
 /// Invariants:
@@ -60,6 +71,12 @@ impl Claims {
     /// The hold of an owner.
     pub fn of_owner(&self, owner: &[u8], now_ms: u64) -> Option<&Holder> {
         self.holders(now_ms).find(|holder| *holder.owner == *owner)
+    }
+
+    /// Who leads, if this is an election and somebody does.
+    pub fn leader(&self, now_ms: u64) -> Option<Leader<'_>> {
+        let holder = self.holders(now_ms).next().filter(|_| self.kind == ClaimKind::Election)?;
+        Some(Leader { candidate: &holder.owner, epoch: holder.token, value: Some(&holder.data) })
     }
 
     /// How many permits there are; 0 for any number.

@@ -2,7 +2,7 @@
 
 use super::{
     claim::{ClaimKind, Holder, Share, Span, Ticket, Until, Waiter},
-    claims::Claims,
+    claims::{Claims, Leader},
     codec::{Input, put_bytes, put_varint},
     digest::Digest,
     dirty::Dirty,
@@ -165,6 +165,25 @@ impl Ticket {
     /// Reads what `encode` wrote.
     pub fn decode(input: &mut Input<'_>) -> Result<Ticket, String> {
         Ok(Ticket { node: input.varint()?, boot: input.varint()?, number: input.varint()? })
+    }
+}
+
+impl<'a> Leader<'a> {
+    /// Appends its serial form; without the value if that is longer than `value_bytes_max`.
+    pub(super) fn encode(&self, value_bytes_max: usize, out: &mut Vec<u8>) {
+        put_bytes(out, self.candidate);
+        put_varint(out, self.epoch);
+        let value = self.value.filter(|value| value.len() <= value_bytes_max);
+        out.push(u8::from(value.is_some()));
+        put_bytes(out, value.unwrap_or_default());
+    }
+
+    /// Reads what `encode` wrote.
+    pub(super) fn decode(input: &mut Input<'a>) -> Result<Leader<'a>, String> {
+        let (candidate, epoch) = (input.bytes()?, input.varint()?);
+        let has_value = input.byte()? != 0;
+        let value = input.bytes()?;
+        Ok(Leader { candidate, epoch, value: has_value.then_some(value) })
     }
 }
 

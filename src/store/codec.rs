@@ -77,11 +77,25 @@ impl<'a> Input<'a> {
         Ok(bytes)
     }
 
+    /// Bytes with their length as four bytes, little-endian.
+    pub fn fixed_bytes(&mut self) -> Result<&'a [u8], String> {
+        let (len, rest) = self.rest.split_first_chunk::<4>().ok_or("a length is missing")?;
+        let (bytes, rest) =
+            rest.split_at_checked(u32::from_le_bytes(*len) as usize).ok_or("bytes are missing")?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
     /// A floating-point number, its eight bytes.
     pub fn double(&mut self) -> Result<f64, String> {
         let (bytes, rest) = self.rest.split_first_chunk::<8>().ok_or("a number is missing")?;
         self.rest = rest;
         Ok(f64::from_le_bytes(*bytes))
+    }
+
+    /// Whether nothing is left.
+    pub fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
     }
 
     /// All that is left.

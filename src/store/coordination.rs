@@ -15,6 +15,7 @@ use super::{
     record::{Body, Record},
     segments::Position,
     state::State,
+    touched::Touch,
 };
 use crate::error::Result;
 
@@ -99,13 +100,12 @@ impl State {
             // Detaching changes other records.
             let Some((place, at)) = self.place(db, &id) else { return };
             if let Value::Lease(lease) = self.take_object(db, &place, at).value {
-                self.notify(db, &id);
+                self.note(db, &id, Touch::Expired);
                 self.end_lease(db, &id, &lease, true);
             }
         } else {
-            if self.events.is_some() {
-                let key: Box<[u8]> = record.key().into();
-                self.notify(db, &key);
+            if let Some(touched) = &mut self.touched {
+                touched.push(db, record.key(), Touch::Expired);
             }
             self.erase(db, place, at);
         }
@@ -288,7 +288,7 @@ impl State {
             if let Some((place, at)) = self.place(db, key) {
                 self.next_version();
                 self.erase(db, &place, at);
-                self.notify(db, key);
+                self.note(db, key, if ran_out { Touch::Expired } else { Touch::Changed });
             }
         }
     }
@@ -331,7 +331,7 @@ impl State {
         db: u32,
         key: &[u8],
         ticket: Ticket,
-        change: impl FnOnce(&mut Claims),
+        change: impl FnOnce(&mut Claims, &mut Turn<'_>),
     ) {
         let knows = |state: &State, db: u32, key: &[u8]| {
             state.record(db, key).and_then(Record::claims).is_some_and(|claims| claims.knows(ticket))
@@ -342,7 +342,7 @@ impl State {
             self.ticketed.iter().find(|(db, key)| knows(self, *db, key)).cloned()
         };
         if let Some((db, key)) = place {
-            self.change_claims(db, &key, |claims, _| change(claims));
+            self.change_claims(db, &key, change);
         }
     }
 

@@ -175,12 +175,16 @@ impl<'a> Ctx<'a> {
 
     /// Somebody who waited under a ticket is not there any more.
     pub fn cancel(&mut self, key: &[u8], ticket: Ticket) {
-        self.state.change_ticketed(self.db, key, ticket, |claims| claims.cancel(ticket));
+        self.state.change_ticketed(self.db, key, ticket, |claims, _| claims.cancel(ticket));
     }
 
     /// Somebody who waited under a ticket knows that it was granted.
     pub fn confirm(&mut self, key: &[u8], ticket: Ticket) {
-        self.state.change_ticketed(self.db, key, ticket, |claims| claims.confirm(ticket));
+        self.state.change_ticketed(self.db, key, ticket, |claims, turn| {
+            claims.confirm(ticket);
+            // Nobody can see it.
+            turn.changed = false;
+        });
     }
 
     /// A node does not wait any more, but for one run of it.
@@ -249,7 +253,7 @@ impl<'a> Ctx<'a> {
             };
             self.replace(key, &place, record);
         }
-        self.state.notify(self.db, key);
+        self.state.notify_string(self.db, key, value, deadline);
     }
 
     /// Puts a record in the place of what was there, if anything.

@@ -4,6 +4,7 @@
 //! segments (`keyspace.rs`, `segments.rs`); a segment is a page, and large values have pages of their own
 //! (`object.rs`). `checkpoint.rs` takes the pages out and builds a state from them.
 
+mod capture;
 mod chain;
 mod checkpoint;
 mod claim;
@@ -30,12 +31,14 @@ mod sorted_set;
 mod state;
 mod strings;
 pub mod table;
+mod touched;
 mod view;
 
+pub use capture::{Captured, Content, capture, capture_string};
 pub use chain::End;
 pub use checkpoint::StateLoader;
 pub use claim::{Answer, ClaimKind, Holder, LeaseId, Outcome, Share, Span, Ticket, Turn, Until, Wake, Wish};
-pub use claims::Claims;
+pub use claims::{Claims, Leader};
 pub use ctx::{Ctx, Deadline};
 pub use digest::Digest;
 pub use dirty::{Dirty, Mark, PageId};
@@ -47,8 +50,9 @@ pub use object::{Kind, Object, Pages, Typed, Value};
 pub use record::Record;
 pub use set::Set;
 pub use sorted_set::{Edge, SortedSet};
-pub use state::{DATABASES_MAX, Event, Garbage, State};
+pub use state::{DATABASES_MAX, Garbage, State};
 pub use table::Table;
+pub use touched::{Mention, Touch, Touched};
 pub use view::View;
 
 #[cfg(test)]

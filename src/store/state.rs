@@ -14,22 +14,11 @@ use super::{
     object::{Object, Pages, Value},
     record::{Body, Record},
     segments::Position,
+    touched::{Touch, Touched},
 };
 
 /// More databases than anybody has: a call that names a higher one fails.
 pub const DATABASES_MAX: u32 = 1 << 14;
-
-/// What happened to a key, for those who wait for keys or watch them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// It was created, changed or deleted.
-    Touched {
-        /// Its database.
-        db: u32,
-        /// The key.
-        key: Box<[u8]>,
-    },
-}
 
 /// A database and a key in it.
 type KeyOfDb = (u32, Box<[u8]>);
@@ -73,8 +62,10 @@ pub struct State {
     /// Waits that ended since they were last taken.
     pub(crate) wakes: Vec<Wake>,
     pub(crate) dirty: Dirty,
-    /// What happened since they were last taken; None while nobody wants to know.
-    pub(crate) events: Option<Vec<Event>>,
+    /// The index of the last log entry.
+    pub(crate) applied: u64,
+    /// What was touched since it was last forgotten; None while nobody wants to know.
+    pub(crate) touched: Option<Touched>,
     /// Content that was deleted and is costly to drop.
     pub(crate) garbage: Vec<Garbage>,
 }
@@ -108,7 +99,8 @@ impl State {
             guarded: HashMap::new(),
             wakes: Vec::new(),
             dirty: Dirty::default(),
-            events: None,
+            applied: 0,
+            touched: None,
             garbage: Vec::new(),
         }
     }
@@ -123,6 +115,33 @@ impl State {
         self.now_ms = self.now_ms.max(stamp_ms);
         if term != self.term {
             (self.term, self.led_since_ms) = (term, self.now_ms);
+        }
+    }
+
+    /// The index of the last log entry that was applied.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// The log entry at `index` is about to be applied.
+    pub fn enter(&mut self, index: u64) {
+        self.applied = index;
+    }
+
+    /// From now on it is noted what is touched; strings of up to `string_bytes_max` with it.
+    pub fn note_touched(&mut self, string_bytes_max: usize) {
+        self.touched = Some(Touched::new(string_bytes_max));
+    }
+
+    /// What was touched since it was last forgotten.
+    pub fn touched(&self) -> Option<&Touched> {
+        self.touched.as_ref().filter(|touched| !touched.is_empty())
+    }
+
+    /// Forgets what was touched.
+    pub fn forget_touched(&mut self) {
+        if let Some(touched) = &mut self.touched {
+            touched.clear();
         }
     }
 
@@ -141,9 +160,9 @@ impl State {
         std::mem::take(&mut self.garbage)
     }
 
-    /// Becomes `new`; gives the old state back. Whoever wants events goes on to get them.
+    /// Becomes `new`; gives the old state back. What is touched goes on to be noted.
     pub fn replace(&mut self, mut new: State) -> State {
-        new.events = self.events.as_ref().map(|_| Vec::new());
+        new.touched = self.touched.as_ref().map(Touched::emptied);
         std::mem::replace(self, new)
     }
 
@@ -166,9 +185,26 @@ impl State {
         self.revision
     }
 
+    /// A key was created, changed or deleted.
+    #[inline]
     pub(crate) fn notify(&mut self, db: u32, key: &[u8]) {
-        if let Some(events) = &mut self.events {
-            events.push(Event::Touched { db, key: key.into() });
+        self.note(db, key, Touch::Changed);
+    }
+
+    /// A key was set to a string.
+    #[inline]
+    pub(crate) fn notify_string(&mut self, db: u32, key: &[u8], string: &[u8], deadline: Option<u64>) {
+        match &mut self.touched {
+            Some(touched) if deadline.is_none_or(|deadline| deadline >= self.now_ms) => {
+                touched.push_string(db, key, string);
+            }
+            _ => self.notify(db, key),
+        }
+    }
+
+    pub(crate) fn note(&mut self, db: u32, key: &[u8], touch: Touch) {
+        if let Some(touched) = &mut self.touched {
+            touched.push(db, key, touch);
         }
     }
 
@@ -297,8 +333,8 @@ impl State {
         self.ticketed.retain(|(of, _)| *of != db);
         self.attached.retain(|(of, _), _| *of != db);
         self.guarded.retain(|(of, _), _| *of != db);
-        if self.events.is_some() {
-            old.iter().for_each(|(_, record)| self.notify(db, record.key()));
+        if old.len() > 0 {
+            self.note(db, b"", Touch::Flushed);
         }
         self.garbage.push(Garbage(Deleted::Keyspace(old)));
     }

@@ -122,6 +122,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The index of the last log entry that the state has.
+    pub fn applied(&self) -> u64 {
+        self.state.applied()
+    }
+
     /// Whether any key of any database is guarded.
     pub fn has_guards(&self) -> bool {
         !self.state.guarded.is_empty()

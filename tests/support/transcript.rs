@@ -18,13 +18,15 @@
 //!   after a line `< a`.
 //! - `@client <name>`: what follows is sent on the connection of this name; the first is `a`.
 //! - `@sleep <ms>`: waits.
+//! - `@receive`: what follows comes unasked. Messages of the change feed without events are left out, wherever
+//!   they come: when they come is not promised.
 //! - `@needs session`: not for the machine alone; stands at the top.
 //!
 //! Every script begins with an empty database.
 
 use std::{collections::HashMap, fmt::Write as _, path::Path, time::Duration};
 
-use super::resp::{Client, Value, encode};
+use super::resp::{Client, Value, encode, split};
 
 #[derive(Clone, Debug)]
 pub enum Line {
@@ -38,6 +40,7 @@ pub enum Line {
     Client(String),
     Sleep(u64),
     NeedsSession,
+    /// A command and its reply; without a command, a message.
     Command {
         number: usize,
         line: String,
@@ -82,6 +85,9 @@ impl Script {
                     "let" => Line::Let(rest.into()),
                     "later" => Line::Later,
                     "client" => Line::Client(rest.into()),
+                    "receive" => {
+                        Line::Command { number: index + 1, line: String::new(), reply: String::new() }
+                    }
                     "sleep" => Line::Sleep(rest.parse().expect("milliseconds after @sleep")),
                     "needs" if rest == "session" => Line::NeedsSession,
                     _ => panic!("line {}: unknown directive @{word}", index + 1),
@@ -124,6 +130,7 @@ impl Script {
                 Line::Client(name) => writeln!(out, "@client {name}"),
                 Line::Sleep(ms) => writeln!(out, "@sleep {ms}"),
                 Line::NeedsSession => writeln!(out, "@needs session"),
+                Line::Command { line, reply, .. } if line.is_empty() => write!(out, "@receive\n{reply}"),
                 Line::Command { line, reply, .. } => write!(out, "> {line}\n{reply}"),
                 Line::Reply { client, reply, .. } => write!(out, "< {client}\n{reply}"),
             };
@@ -232,7 +239,7 @@ fn named(text: &str, names: &[(String, String)]) -> String {
 
 impl How<'_> {
     fn ask(self, line: &str) -> Ask<'_> {
-        match (self.receives, self.later) {
+        match (self.receives || line.is_empty(), self.later) {
             (true, _) => Ask::Receive,
             (_, true) => Ask::Send(line),
             _ => Ask::Call(line),
@@ -284,12 +291,31 @@ impl Connections {
         let address = &self.addresses[self.clients.len() % self.addresses.len()];
         let client =
             self.clients.entry(name.into()).or_insert_with(|| Client::connect(address).expect("a server"));
-        let reply = match ask {
-            Ask::Call(line) => client.call(&super::resp::split(line)).map(Some),
-            Ask::Send(line) => client.send(&encode(&super::resp::split(line))).map(|()| None),
-            Ask::Receive => client.receive().map(Some),
+        let sent = match ask {
+            Ask::Call(line) | Ask::Send(line) => client.send(&encode(&split(line))),
+            Ask::Receive => Ok(()),
         };
-        reply.unwrap_or_else(|error| panic!("{name}: {error}"))
+        sent.unwrap_or_else(|error| panic!("{name}: {error}"));
+        if matches!(ask, Ask::Send(_)) {
+            return None;
+        }
+        loop {
+            let value = client.receive().unwrap_or_else(|error| panic!("{name}: {error}"));
+            if !is_empty_message(&value) {
+                return Some(value);
+            }
+        }
+    }
+}
+
+/// Whether this is a message of the change feed that only says how far the log is.
+pub fn is_empty_message(value: &Value) -> bool {
+    match value {
+        Value::Aggregate(_, Some(parts)) => {
+            matches!(&parts[..], [Value::Bulk(_, Some(name)), _, Value::Aggregate(_, Some(events))]
+                if name == b"feed" && events.is_empty())
+        }
+        _ => false,
     }
 }
 

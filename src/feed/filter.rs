@@ -1,0 +1,141 @@
+//! What a reader wants to see, and who wants to see a key: found by the key, not by asking every reader, because
+//! there may be ten thousand of them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::event::Event;
+
+/// The keys that a reader wants to see: those that are named, those that begin with a prefix; all when neither is
+/// given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    db: u32,
+    /// In order.
+    keys: Vec<Box<[u8]>>,
+    prefixes: Vec<Box<[u8]>>,
+}
+
+impl Filter {
+    /// A filter on one database.
+    pub fn new(db: u32, mut keys: Vec<Box<[u8]>>, mut prefixes: Vec<Box<[u8]>>) -> Filter {
+        keys.sort_unstable();
+        keys.dedup();
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        Filter { db, keys, prefixes }
+    }
+
+    fn takes_all(&self) -> bool {
+        self.keys.is_empty() && self.prefixes.is_empty()
+    }
+
+    /// Whether an event is to be shown. One about all keys always is.
+    pub fn matches(&self, event: &Event<'_>) -> bool {
+        event.db == self.db
+            && event.key.is_none_or(|key| {
+                self.takes_all()
+                    || self.keys.binary_search_by(|wanted| (**wanted).cmp(key)).is_ok()
+                    || self.prefixes.iter().any(|prefix| key.starts_with(prefix))
+            })
+    }
+}
+
+/// Readers that want to see the same.
+#[derive(Debug, Default)]
+struct Group {
+    ids: Vec<u64>,
+    /// The last entry that they were told of: once is enough.
+    told: u64,
+}
+
+impl Group {
+    fn tell(&mut self, index: u64, each: impl FnMut(u64)) {
+        if std::mem::replace(&mut self.told, index) != index {
+            self.ids.iter().copied().for_each(each);
+        }
+    }
+}
+
+/// Readers by key.
+type Readers = HashMap<Box<[u8]>, Group>;
+
+/// Who wants to see what.
+#[derive(Debug, Default)]
+pub(super) struct Interests {
+    by_db: HashMap<u32, OfDatabase>,
+}
+
+#[derive(Debug, Default)]
+struct OfDatabase {
+    /// All readers of the database, with their filters.
+    readers: BTreeMap<u64, Arc<Filter>>,
+    /// Those that take all keys.
+    of_all: Group,
+    by_key: Readers,
+    /// By the length of the prefix: there are few lengths.
+    by_prefix: BTreeMap<usize, Readers>,
+}
+
+fn add(readers: &mut Readers, key: &[u8], id: u64) {
+    readers.entry(key.into()).or_default().ids.push(id);
+}
+
+fn remove(readers: &mut Readers, key: &[u8], id: u64) {
+    if let Some(group) = readers.get_mut(key) {
+        group.ids.retain(|other| *other != id);
+        if group.ids.is_empty() {
+            readers.remove(key);
+        }
+    }
+}
+
+impl Interests {
+    pub fn add(&mut self, id: u64, filter: Arc<Filter>) {
+        let of_db = self.by_db.entry(filter.db).or_default();
+        if filter.takes_all() {
+            of_db.of_all.ids.push(id);
+        }
+        filter.keys.iter().for_each(|key| add(&mut of_db.by_key, key, id));
+        for prefix in &filter.prefixes {
+            add(of_db.by_prefix.entry(prefix.len()).or_default(), prefix, id);
+        }
+        of_db.readers.insert(id, filter);
+    }
+
+    pub fn remove(&mut self, id: u64, filter: &Filter) {
+        let Some(of_db) = self.by_db.get_mut(&filter.db) else { return };
+        of_db.of_all.ids.retain(|other| *other != id);
+        filter.keys.iter().for_each(|key| remove(&mut of_db.by_key, key, id));
+        for prefix in &filter.prefixes {
+            if let Some(readers) = of_db.by_prefix.get_mut(&prefix.len()) {
+                remove(readers, prefix, id);
+                if readers.is_empty() {
+                    of_db.by_prefix.remove(&prefix.len());
+                }
+            }
+        }
+        of_db.readers.remove(&id);
+        if of_db.readers.is_empty() {
+            self.by_db.remove(&filter.db);
+        }
+    }
+
+    /// Calls `each` with everybody who wants to see an event of the entry at `index`; with some perhaps twice.
+    /// Events of an entry come one after the other.
+    pub fn tell(&mut self, index: u64, event: &Event<'_>, mut each: impl FnMut(u64)) {
+        let Some(of_db) = self.by_db.get_mut(&event.db) else { return };
+        let Some(key) = event.key else { return of_db.readers.keys().copied().for_each(each) };
+        of_db.of_all.tell(index, &mut each);
+        if let Some(group) = of_db.by_key.get_mut(key) {
+            group.tell(index, &mut each);
+        }
+        for (&len, readers) in of_db.by_prefix.range_mut(..=key.len()) {
+            if let Some(group) = readers.get_mut(&key[..len]) {
+                group.tell(index, &mut each);
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What a key holds at one moment, as bytes that outlive it: for the change feed, which shows a value long after
+//! it was replaced. A small value is kept in its serial form, which costs a copy, and read when somebody wants
+//! to see it; a large one is not kept.
+
+use super::{
+    claims::Leader,
+    codec::{Input, put_bytes},
+    object::Value,
+    record::Body,
+    view::View,
+};
+
+/// Forms of a value. That of an object is `OBJECT` and its type's tag, which is never 0.
+const NOT_KEPT: u8 = 0;
+const STRING: u8 = 1;
+const OBJECT: u8 = 1;
+const LEADER: u8 = 255;
+
+/// What a key held.
+#[derive(Debug)]
+pub struct Captured<'a> {
+    /// As TYPE names it; None if there was no such key.
+    pub type_name: Option<&'a str>,
+    form: u8,
+    bytes: &'a [u8],
+}
+
+/// A value that was kept.
+#[derive(Debug)]
+pub enum Content<'a> {
+    /// The bytes of a string.
+    String(&'a [u8]),
+    /// A list, hash, set or sorted set.
+    Object(Value),
+    /// Who leads an election.
+    Leader(Leader<'a>),
+}
+
+/// Appends what `key` holds, of an election who leads: its type, empty for none; then the form, the length in four bytes, the value. A
+/// value of more than `value_bytes_max` is not kept, and neither is one of a type that has no content to show.
+pub fn capture(view: &View<'_>, key: &[u8], value_bytes_max: usize, out: &mut Vec<u8>) {
+    let Some(record) = view.find(key) else { return put_bytes(out, b"") };
+    put_bytes(out, record.type_name().as_bytes());
+    let start = out.len();
+    out.extend_from_slice(&[NOT_KEPT, 0, 0, 0, 0]);
+    if let Some(bytes) = record.string() {
+        if bytes.len() <= value_bytes_max {
+            out[start] = STRING;
+            out.extend_from_slice(bytes);
+        }
+    } else if let Some(leader) = record.claims().and_then(|claims| claims.leader(view.now_ms)) {
+        out[start] = LEADER;
+        leader.encode(value_bytes_max, out);
+    } else if let Body::Object(object) = record.body()
+        && is_shown(&object.value)
+    {
+        let kind = object.value.kind();
+        if kind.object().is_none() && kind.head_bytes() <= value_bytes_max {
+            out[start] = OBJECT + object.value.tag();
+            kind.encode_head(out);
+        }
+    }
+    let len = (out.len() - start - 5) as u32;
+    out[start + 1..start + 5].copy_from_slice(&len.to_le_bytes());
+}
+
+/// Appends what a key holds that holds this string, whatever its length.
+pub fn capture_string(string: &[u8], out: &mut Vec<u8>) {
+    put_bytes(out, b"string");
+    out.push(STRING);
+    out.extend_from_slice(&(string.len() as u32).to_le_bytes());
+    out.extend_from_slice(string);
+}
+
+fn is_shown(value: &Value) -> bool {
+    matches!(value, Value::List(_) | Value::Hash(_) | Value::Set(_) | Value::SortedSet(_))
+}
+
+impl<'a> Captured<'a> {
+    /// Reads what [`capture`] wrote.
+    pub fn read(input: &mut Input<'a>) -> Result<Captured<'a>, String> {
+        let type_name = std::str::from_utf8(input.bytes()?).map_err(|error| error.to_string())?;
+        if type_name.is_empty() {
+            return Ok(Captured { type_name: None, form: NOT_KEPT, bytes: b"" });
+        }
+        let form = input.byte()?;
+        let bytes = input.fixed_bytes()?;
+        Ok(Captured { type_name: Some(type_name), form, bytes })
+    }
+
+    /// The value; None if there was no such key or it was not kept.
+    pub fn content(&self) -> Result<Option<Content<'a>>, String> {
+        Ok(match self.form {
+            NOT_KEPT => None,
+            STRING => Some(Content::String(self.bytes)),
+            LEADER => Some(Content::Leader(Leader::decode(&mut Input::new(self.bytes))?)),
+            form => Some(Content::Object(Value::decode_head(form - OBJECT, &mut Input::new(self.bytes))?)),
+        })
+    }
+}
