@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use crate::network::Network;
+use crate::network::{Network, Proxy};
 
 /// How long an administrative request may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,6 +55,8 @@ struct Node {
     peer_proxy: SocketAddr,
     /// Where clients find it.
     client_proxy: SocketAddr,
+    /// Open while it has a process.
+    proxies: Vec<Proxy>,
     /// How it gets into the cluster.
     membership: [String; 2],
     child: Option<Child>,
@@ -146,11 +148,17 @@ impl Cluster {
 
     /// Gives a new node its addresses.
     fn place(&self, id: u64, membership: [String; 2]) -> Result<()> {
-        let (resp, http, peer) = (free_address()?, free_address()?, free_address()?);
-        let peer_proxy = self.network.before_peer(id, peer)?;
-        let client_proxy = self.network.before_clients(id, resp)?;
-        let node =
-            Node { resp, http, peer, peer_proxy, client_proxy, membership, child: None, state: State::Down };
+        let node = Node {
+            resp: free_address()?,
+            http: free_address()?,
+            peer: free_address()?,
+            peer_proxy: free_address()?,
+            client_proxy: free_address()?,
+            proxies: Vec::new(),
+            membership,
+            child: None,
+            state: State::Down,
+        };
         self.nodes().insert(id, node);
         Ok(())
     }
@@ -180,6 +188,10 @@ impl Cluster {
         self.network.is_process_of(child.id(), id);
         node.child = Some(child);
         node.state = State::Running;
+        node.proxies = vec![
+            self.network.open(id, node.peer_proxy, node.peer, true)?,
+            self.network.open(id, node.client_proxy, node.resp, false)?,
+        ];
         Ok(())
     }
 
@@ -269,6 +281,7 @@ impl Cluster {
         let Some(status) = child.try_wait().context("a child can be waited for")? else { return Ok(None) };
         self.network.has_ended(child.id());
         node.child = None;
+        node.proxies.clear();
         node.state = State::Down;
         Ok(Some(status))
     }

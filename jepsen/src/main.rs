@@ -20,6 +20,7 @@ mod nemesis;
 mod network;
 mod plot;
 mod run;
+mod socket;
 mod suite;
 mod verdict;
 mod workload;

@@ -3,12 +3,12 @@
 //! can be blocked. Clients are node 0.
 //!
 //! All nodes know one address of each peer, so a proxy has to find out who has connected: the kernel knows which
-//! process has the other end of a loopback connection (/proc/net/tcp, /proc/PID/fd).
+//! process has the other end of a loopback connection (sock_diag, /proc/PID/fd).
 
 use std::{
     collections::HashMap,
     io,
-    net::SocketAddr,
+    net::{SocketAddr, SocketAddrV4},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,7 +25,10 @@ use tokio::{
     },
     runtime::Runtime,
     sync::watch,
+    task::AbortHandle,
 };
+
+use crate::socket;
 
 /// The number of all clients together, as a node.
 pub(crate) const CLIENTS: u64 = 0;
@@ -33,6 +36,9 @@ pub(crate) const CLIENTS: u64 = 0;
 /// How often and after which pauses a connection's owner is looked up: its entry may come a moment late.
 const LOOKUPS: usize = 5;
 const LOOKUP_PAUSE: Duration = Duration::from_millis(5);
+/// The same for a port that is taken.
+const BIND_ATTEMPTS: usize = 50;
+const BIND_PAUSE: Duration = Duration::from_millis(20);
 
 /// What happens to what flows from one node to another.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,6 +81,15 @@ pub(crate) struct Network {
     runtime: Runtime,
 }
 
+/// Listens until it is dropped; its connections go on.
+pub(crate) struct Proxy(AbortHandle);
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     links: Mutex<Links>,
@@ -105,24 +120,27 @@ impl Network {
         lock(&self.shared.processes).remove(&pid);
     }
 
-    /// A proxy before `node`'s address for its peers.
-    pub(crate) fn before_peer(&self, node: u64, address: SocketAddr) -> Result<SocketAddr> {
-        self.proxy(node, address, true)
-    }
-
-    /// A proxy before `node`'s address for clients.
-    pub(crate) fn before_clients(&self, node: u64, address: SocketAddr) -> Result<SocketAddr> {
-        self.proxy(node, address, false)
-    }
-
-    fn proxy(&self, node: u64, address: SocketAddr, is_for_peers: bool) -> Result<SocketAddr> {
-        let listener = self
-            .runtime
-            .block_on(TcpListener::bind("127.0.0.1:0"))
-            .context("cannot open a port for a proxy")?;
-        let here = listener.local_addr().context("a proxy's address")?;
-        self.runtime.spawn(serve(self.shared.clone(), listener, node, address, is_for_peers));
-        Ok(here)
+    /// Opens `here` before `node`'s address, which its peers or clients use, until the proxy is dropped: where no
+    /// process listens, the kernel has to refuse.
+    pub(crate) fn open(
+        &self,
+        node: u64,
+        here: SocketAddr,
+        address: SocketAddr,
+        is_for_peers: bool,
+    ) -> Result<Proxy> {
+        // The one that was here before may be closing still.
+        let mut listener = self.runtime.block_on(TcpListener::bind(here));
+        for _ in 0..BIND_ATTEMPTS {
+            if listener.is_ok() {
+                break;
+            }
+            std::thread::sleep(BIND_PAUSE);
+            listener = self.runtime.block_on(TcpListener::bind(here));
+        }
+        let listener = listener.context("cannot open a proxy's port")?;
+        let serving = serve(self.shared.clone(), listener, node, address, is_for_peers);
+        Ok(Proxy(self.runtime.spawn(serving).abort_handle()))
     }
 
     /// Changes the weather of links.
@@ -159,8 +177,8 @@ impl Shared {
     }
 
     /// The node whose process has the other end of a connection.
-    fn owner(&self, port: u16) -> Option<u64> {
-        let inode = socket_inode(port)?;
+    fn owner(&self, other: SocketAddrV4, here: SocketAddrV4) -> Option<u64> {
+        let inode = socket::inode(other, here)?;
         let wanted = format!("socket:[{inode}]");
         let processes: Vec<(u32, u64)> = lock(&self.processes).iter().map(|(pid, id)| (*pid, *id)).collect();
         let is_owner = |pid: u32| {
@@ -173,16 +191,8 @@ impl Shared {
     }
 }
 
-/// The inode of the loopback socket that is bound to `port` and connected.
-fn socket_inode(port: u16) -> Option<String> {
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let local = format!("0100007F:{port:04X}");
-    table.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        (fields.get(1) == Some(&local.as_str())).then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
-    })
-}
-
+/// Accepts one connection after the other: whoever tries again without a pause has to wait, and does not keep this
+/// process busy with looking up who it is.
 async fn serve(
     shared: Arc<Shared>,
     listener: TcpListener,
@@ -195,22 +205,34 @@ async fn serve(
             tokio::time::sleep(LOOKUP_PAUSE).await;
             continue;
         };
-        let shared = shared.clone();
+        let from = if is_for_peers { owner_of(&shared, &stream, other).await } else { Some(CLIENTS) };
+        // A process that has ended meanwhile has no use for an answer.
+        let Some(from) = from else { continue };
+        let (there, back) = (shared.link(from, node), shared.link(node, from));
+        if is_refused(&there) || is_refused(&back) {
+            tokio::time::sleep(LOOKUP_PAUSE).await;
+            continue;
+        }
         tokio::spawn(async move {
-            let from = if is_for_peers { owner_of(&shared, other.port()).await } else { Some(CLIENTS) };
-            // A process that has ended meanwhile has no use for an answer.
-            if let Some(from) = from {
-                // What goes wrong here is what both ends see: the connection closes.
-                let _ = carry(stream, address, shared.link(from, node), shared.link(node, from)).await;
-            }
+            // What goes wrong here is what both ends see: the connection closes.
+            let _ = carry(stream, address, there, back).await;
         });
     }
 }
 
-async fn owner_of(shared: &Arc<Shared>, port: u16) -> Option<u64> {
+fn is_refused(link: &Link) -> bool {
+    let is_refused = link.weather.borrow().refused > 0;
+    link.closed.fetch_add(u64::from(is_refused), Ordering::Relaxed);
+    is_refused
+}
+
+async fn owner_of(shared: &Arc<Shared>, stream: &TcpStream, other: SocketAddr) -> Option<u64> {
+    let (SocketAddr::V4(other), SocketAddr::V4(here)) = (other, stream.local_addr().ok()?) else {
+        return None;
+    };
     for _ in 0..LOOKUPS {
         let lookup = shared.clone();
-        if let Ok(Some(node)) = tokio::task::spawn_blocking(move || lookup.owner(port)).await {
+        if let Ok(Some(node)) = tokio::task::spawn_blocking(move || lookup.owner(other, here)).await {
             return Some(node);
         }
         tokio::time::sleep(LOOKUP_PAUSE).await;
@@ -221,10 +243,6 @@ async fn owner_of(shared: &Arc<Shared>, port: u16) -> Option<u64> {
 /// One connection from its beginning to its end. `there` is the link from the one who has connected.
 async fn carry(stream: TcpStream, address: SocketAddr, there: Arc<Link>, back: Arc<Link>) -> io::Result<()> {
     let (mut weather, mut weather_back) = (there.weather.subscribe(), back.weather.subscribe());
-    if weather.borrow().refused > 0 || weather_back.borrow().refused > 0 {
-        there.closed.fetch_add(1, Ordering::Relaxed);
-        return Ok(());
-    }
     // Neither a SYN nor its answer gets through a block.
     for (weather, link) in [(&mut weather, &there), (&mut weather_back, &back)] {
         if weather.borrow().blocked > 0 {
@@ -285,7 +303,7 @@ mod tests {
     use super::*;
 
     /// An echo behind a proxy; this process is node 7.
-    fn echo() -> (Network, SocketAddr) {
+    fn echo() -> (Network, Proxy, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
@@ -301,8 +319,9 @@ mod tests {
         });
         let network = Network::new().unwrap();
         network.is_process_of(std::process::id(), 7);
-        let proxy = network.before_peer(3, address).unwrap();
-        (network, proxy)
+        let here = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let proxy = network.open(3, here, address, true).unwrap();
+        (network, proxy, here)
     }
 
     fn talk(stream: &mut TcpStream, ms: u64) -> io::Result<()> {
@@ -314,7 +333,7 @@ mod tests {
     #[test]
     fn each_direction_is_blocked_alone_and_what_was_held_arrives_later() {
         for link in [(7, 3), (3, 7)] {
-            let (network, address) = echo();
+            let (network, _proxy, address) = echo();
             let mut stream = TcpStream::connect(address).unwrap();
             talk(&mut stream, 5_000).unwrap();
             network.change(&[link], |weather| weather.blocked += 1);
@@ -329,7 +348,7 @@ mod tests {
 
     #[test]
     fn connections_are_cut_and_refused() {
-        let (network, address) = echo();
+        let (network, _proxy, address) = echo();
         let mut stream = TcpStream::connect(address).unwrap();
         talk(&mut stream, 5_000).unwrap();
         network.change(&[(7, 3)], |weather| (weather.cuts, weather.refused) = (weather.cuts + 1, 1));
