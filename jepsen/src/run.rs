@@ -34,8 +34,6 @@ const MOVE_ODDS: u32 = 40;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long clients go on after the faults have ended.
 const AFTERMATH: Duration = Duration::from_secs(2);
-/// Longer than any deadline of a key that a workload sets.
-const SETTLE: Duration = Duration::from_millis(3_200);
 /// Processes from here on are those of the last look.
 pub(crate) const LAST_PROCESS: i64 = 1_000_000;
 
@@ -282,7 +280,7 @@ impl Load {
 
     /// Reads through every node what the workload wants to see in the end, and all that there is.
     fn look_at_the_end(&self, env: &Env) {
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(self.workload.settles_within());
         let mut process = LAST_PROCESS;
         for (node, address) in self.cluster.client_addresses() {
             for (f, value) in self.workload.last() {

@@ -25,14 +25,14 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    fn writes(self) -> Option<i64> {
+    pub(super) fn writes(self) -> Option<i64> {
         match self {
             Action::Read(_) => None,
             Action::Write(value) | Action::Cas(_, value) => Some(value),
         }
     }
 
-    fn sees(self) -> Option<i64> {
+    pub(super) fn sees(self) -> Option<i64> {
         match self {
             Action::Read(value) => value,
             Action::Write(_) => None,

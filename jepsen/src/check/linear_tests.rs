@@ -143,7 +143,7 @@ fn real_history(random: &mut fastrand::Rng, count: usize, clients: usize) -> Vec
                     Read(seen) => *seen = value,
                     Write(new) if random.u8(..4) == 0 && value.is_some() => {
                         calls[index].action = Cas(value.unwrap(), *new);
-                        value = calls[index].action.written();
+                        value = calls[index].action.writes();
                     }
                     Write(new) => value = Some(*new),
                     Cas(..) => unreachable!("made above"),
@@ -157,15 +157,6 @@ fn real_history(random: &mut fastrand::Rng, count: usize, clients: usize) -> Vec
         }
     }
     calls
-}
-
-impl Action {
-    fn written(self) -> Option<i64> {
-        match self {
-            Read(_) => None,
-            Write(value) | Cas(_, value) => Some(value),
-        }
-    }
 }
 
 #[test]

@@ -4,7 +4,10 @@
 //! A value is `[key, value]`, of a CAS `[key, [old, new]]`. A CAS that found another value has failed and says what
 //! it found, `[key, [old, new], found]`: that is a read.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Instant,
+};
 
 use serde_json::Value;
 
@@ -63,7 +66,7 @@ pub(crate) fn check(operations: &[Operation], deadline: Instant) -> Judgement {
             Answer::Linearizable => {}
             Answer::Undecided(why) => judgement.undecided.push(format!("key {name}: {why}")),
             Answer::Impossible { call, values } => {
-                let (anomaly, others) = key.diagnose(call, limits);
+                let (anomaly, others) = key.diagnose(call);
                 let culprit = key.owners[call];
                 let values: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
                 let detail = format!(
@@ -84,12 +87,8 @@ pub(crate) fn check(operations: &[Operation], deadline: Instant) -> Judgement {
 
 impl Key<'_> {
     /// The name of what is wrong with a call, and who else has to do with it.
-    fn diagnose(&self, call: usize, limits: Limits) -> (&'static str, Vec<usize>) {
-        let seen = match self.calls[call].action {
-            Action::Read(value) => value,
-            Action::Cas(old, _) => Some(old),
-            Action::Write(_) => None,
-        };
+    fn diagnose(&self, call: usize) -> (&'static str, Vec<usize>) {
+        let seen = self.calls[call].action.sees();
         let writer = |value: i64| self.owners.iter().filter(move |owner| written(owner) == Some(value));
         if let Some(value) = seen {
             if let Some((_, failed)) = self.failed.iter().find(|(failed, _)| *failed == value) {
@@ -103,24 +102,20 @@ impl Key<'_> {
         if matches!(self.calls[call].action, Action::Cas(..)) {
             return ("lost update", others);
         }
-        // Without a stale read all is well; a write that is lost stays lost for those who read later.
-        let mut rest = self.calls.clone();
-        rest.remove(call);
-        let is_stale = check_one(&rest, limits) == Answer::Linearizable
-            && self
-                .calls
-                .iter()
-                .any(|other| other.start > self.calls[call].end && self.is_newer(other, call));
-        (if is_stale { "stale read" } else { "lost write" }, others)
+        (if self.is_overtaken(seen, call) { "stale read" } else { "lost write" }, others)
     }
 
-    /// Whether a later call saw another value than an impossible one.
-    fn is_newer(&self, later: &Call, call: usize) -> bool {
-        match (later.action, self.calls[call].action) {
-            (Action::Read(later), Action::Read(value)) => later != value,
-            (Action::Cas(old, _), Action::Read(value)) => Some(old) != value,
-            _ => false,
-        }
+    /// Whether a write that came after the one of `seen`, and was done before `call` began, was seen by anybody: then
+    /// it is not lost.
+    fn is_overtaken(&self, seen: Option<i64>, call: usize) -> bool {
+        let seen_by_some: HashSet<i64> = self.calls.iter().filter_map(|call| call.action.sees()).collect();
+        let written = |value| self.calls.iter().find(move |other| other.action.writes() == Some(value));
+        let old = seen.and_then(written);
+        seen_by_some
+            .into_iter()
+            .filter(|value| Some(*value) != seen)
+            .filter_map(written)
+            .any(|newer| newer.end < self.calls[call].start && old.is_none_or(|old| old.end < newer.start))
     }
 }
 

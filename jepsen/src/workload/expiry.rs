@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ use crate::{
 
 /// Reads look at so many of the newest keys.
 const KEYS: u64 = 30;
+const TTL_MS: std::ops::Range<u64> = 200..3_000;
 /// How far a deadline may be off: the clock's slew, and its steps of a millisecond.
 const EARLY_MS: u64 = 20;
 /// How long after its deadline a key may be seen: the clock of a new leader may lag by an election.
@@ -35,7 +36,7 @@ impl Workload for Expiry {
         let keys = self.keys.load(Ordering::Relaxed);
         if keys == 0 || random.u8(..4) == 0 {
             let key = self.keys.fetch_add(1, Ordering::Relaxed);
-            return ("set", json!([key, random.u64(200..3_000)]));
+            return ("set", json!([key, random.u64(TTL_MS)]));
         }
         ("read", json!([random.u64(keys.saturating_sub(KEYS)..keys), null]))
     }
@@ -47,6 +48,10 @@ impl Workload for Expiry {
             return Ok(value.clone());
         }
         Ok(json!([value[0], connection.call(&["GET", &key])? != Reply::Nil]))
+    }
+
+    fn settles_within(&self) -> Duration {
+        Duration::from_millis(TTL_MS.end + EARLY_MS)
     }
 
     fn last(&self) -> Vec<(&'static str, Value)> {

@@ -10,7 +10,10 @@ mod lock;
 mod register;
 mod set;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -44,6 +47,11 @@ pub(crate) trait Workload: Send + Sync {
 
     /// Carries it out; gives the value with what was read.
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended>;
+
+    /// Longer than any deadline of a key that it sets: only then the nodes' contents stand still.
+    fn settles_within(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// What is read through every node in the end.
     fn last(&self) -> Vec<(&'static str, Value)>;
