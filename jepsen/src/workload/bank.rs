@@ -38,7 +38,7 @@ impl Workload for Bank {
         if random.u8(..3) == 0 {
             return ("read", json!(null));
         }
-        let from = random.i64(..ACCOUNTS);
+        let from = random.i64(0..ACCOUNTS);
         let to = (from + random.i64(1..ACCOUNTS)) % ACCOUNTS;
         ("transfer", json!({"from": from, "to": to, "amount": random.i64(1..20)}))
     }
