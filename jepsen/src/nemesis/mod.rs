@@ -72,6 +72,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("checkpoint", process::checkpoint),
     ("flip-log", |env, random, _| disk::damage(env, random, disk::Damage::Flip)),
     ("truncate-log", |env, random, _| disk::damage(env, random, disk::Damage::Truncate)),
+    ("lost-tail", disk::lost_tail),
     ("clock", |_, _, _| bail!("not done: it needs faketime, which this harness does not use")),
 ];
 

@@ -17,7 +17,7 @@ const DELAY_MS: (u64, u64) = (10, 120);
 const LOSS_PAUSE_MS: std::ops::Range<u64> = 50..300;
 
 /// Both directions between every node of `ours` and every one of `theirs`.
-fn between(ours: &[u64], theirs: &[u64]) -> Links {
+pub(super) fn between(ours: &[u64], theirs: &[u64]) -> Links {
     ours.iter().flat_map(|a| theirs.iter().flat_map(move |b| [(*a, *b), (*b, *a)])).collect()
 }
 
