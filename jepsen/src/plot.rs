@@ -24,6 +24,9 @@ const MOST_MS: f64 = 10_000.0;
 /// Operations of a timeline.
 const TIMELINE_MAX: usize = 150;
 const ROW: f64 = 22.0;
+/// Characters that fit.
+const TITLE_MAX: usize = 150;
+const LABEL_MAX: usize = 140;
 
 fn colour(kind: Kind) -> &'static str {
     match kind {
@@ -214,7 +217,7 @@ pub(crate) fn timeline(operations: &[Operation], finding: &Finding) -> String {
     let from = shown.iter().map(|operation| operation.start_ns).min().unwrap_or(0);
     let seconds = (last.saturating_sub(from)) as f64 / 1e9;
     let height = TOP + BOTTOM + ROW * shown.len() as f64;
-    let title = format!("{}: {}", finding.anomaly, finding.detail);
+    let title: String = format!("{}: {}", finding.anomaly, finding.detail).chars().take(TITLE_MAX).collect();
     let mut picture = Picture::new(seconds, height, &title);
     for (row, operation) in shown.iter().enumerate() {
         let y = TOP + ROW * row as f64;
@@ -230,7 +233,7 @@ pub(crate) fn timeline(operations: &[Operation], finding: &Finding) -> String {
         );
         let node = operation.node.unwrap_or_default();
         let label = format!("{} on node {node}: {} {}", operation.process, operation.f, operation.output);
-        let label: String = label.chars().take(140).collect();
+        let label: String = label.chars().take(LABEL_MAX).collect();
         picture.text((start + 2.0).min(WIDTH * 0.7), y + 12.0, &label);
         picture.text(4.0, y + 12.0, &operation.start.to_string());
     }

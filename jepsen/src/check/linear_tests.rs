@@ -113,14 +113,14 @@ fn it_agrees_with_trying_everything() {
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut good = 0;
-    for _ in 0..30_000 {
+    for _ in 0..10_000 {
         let calls = random_history(&mut random);
         let expected = brute_force(&calls, &mut vec![false; calls.len()], None);
         let answer = check(&calls, limits());
         assert_eq!(answer == Answer::Linearizable, expected, "{calls:?}: {answer:?}");
         good += usize::from(expected);
     }
-    assert!((1_000..29_000).contains(&good), "both kinds occur: {good}");
+    assert!((300..9_700).contains(&good), "both kinds occur: {good}");
 }
 
 /// A history that a real register could have made, with `clients` calls under way at a time.
