@@ -252,3 +252,64 @@ impl Verdict {
         out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::history::tests::history;
+
+    fn judged(lines: &[(i64, Kind, &str, Value)]) -> Verdict {
+        let plan = Plan {
+            workload: "set".into(),
+            nemeses: vec!["loss".into()],
+            time_s: 1,
+            rate: 1.0,
+            seed: 1,
+            nodes: 2,
+            clients: 1,
+            broken: None,
+        };
+        let events = history(lines);
+        verdict(plan, &events, &history::operations(&events), &nemesis::shadows(&events)).unwrap()
+    }
+
+    fn done(f: &'static str, value: Value) -> [(i64, Kind, &'static str, Value); 2] {
+        [(1, Kind::Invoke, f, value.clone()), (1, Kind::Ok, f, value)]
+    }
+
+    /// A run of two nodes, with one fault.
+    fn lines(effect: bool) -> Vec<(i64, Kind, &'static str, Value)> {
+        let mut lines = vec![
+            (NEMESIS, Kind::Info, "start", json!({"nemesis": "loss", "fault": "loss"})),
+            (
+                NEMESIS,
+                Kind::Info,
+                "stop",
+                json!({"nemesis": "loss", "fault": "loss", "effect": effect, "detail": "why"}),
+            ),
+            (NEMESIS, Kind::Info, "healed", json!({"whole": true, "ms": 1})),
+        ];
+        lines.extend(done("add", json!([1, 1])));
+        lines.extend(done("read", json!([1, [1]])));
+        (0..4).for_each(|_| lines.extend(done("contents", json!({"content": {}}))));
+        lines
+    }
+
+    #[test]
+    fn a_run_is_clean_only_if_its_faults_happened_and_nothing_was_noticed() {
+        assert!(judged(&lines(true)).valid);
+        let idle = judged(&lines(false));
+        assert_eq!(
+            (idle.valid, &idle.missing[..]),
+            (false, &["no fault of nemesis loss took effect".into()][..])
+        );
+        let mut crashed = lines(true);
+        let finding = json!({"anomaly": "unexpected exit", "detail": "node 1"});
+        crashed.push((NEMESIS, Kind::Info, "finding", finding));
+        assert!(!judged(&crashed).valid);
+        let cut_short: Vec<_> = lines(true).into_iter().filter(|line| line.2 != "healed").collect();
+        assert!(!judged(&cut_short).valid);
+    }
+}
