@@ -170,7 +170,8 @@ fn heal(env: &Env) -> bool {
     let started = Instant::now();
     cluster.network.heal();
     env.look_for_exits();
-    for node in cluster.ids() {
+    let refused = env.refused();
+    for node in cluster.ids().into_iter().filter(|node| !refused.contains(node)) {
         let mended = match cluster.state(node) {
             State::Running => Ok(()),
             State::Paused => cluster.resume(node),
@@ -181,6 +182,7 @@ fn heal(env: &Env) -> bool {
         }
     }
     let is_whole = cluster.wait_until(PATIENCE, |cluster| {
+        refused.iter().for_each(|node| remove(cluster, *node));
         forget_strangers(cluster);
         cluster.ids().iter().all(|node| cluster.is_ready(*node))
     });
@@ -195,6 +197,14 @@ fn heal(env: &Env) -> bool {
     is_whole
 }
 
+/// Removes a member whose data is damaged, as documented; tried again by the caller.
+fn remove(cluster: &Cluster, node: u64) {
+    let Some(leader) = cluster.leader().filter(|_| cluster.ids().contains(&node)) else { return };
+    if cluster.administer(leader, "DELETE", &format!("/v1/cluster/members/{node}"), None).is_ok() {
+        cluster.forget(node);
+    }
+}
+
 /// A removal whose outcome was not known may have been done: such a node is no member, and never ready.
 fn forget_strangers(cluster: &Cluster) {
     let Some(status) = cluster.leader().and_then(|leader| cluster.status(leader)) else { return };
@@ -205,8 +215,8 @@ fn forget_strangers(cluster: &Cluster) {
         .filter_map(|member| member["id"].as_u64())
         .collect();
     for node in cluster.ids().into_iter().filter(|node| !members.contains(node)) {
-        let has_been_member = cluster.status(node).is_some_and(|status| !status["cluster_id"].is_null());
-        if has_been_member && !members.is_empty() {
+        let is_new = cluster.status(node).is_some_and(|status| status["cluster_id"].is_null());
+        if !is_new && !members.is_empty() {
             cluster.forget(node);
         }
     }

@@ -130,7 +130,9 @@ fn is_repaired(env: &Env, id: u64, what: &mut Value) -> Result<bool> {
     let deadline = Instant::now() + READY_PATIENCE;
     loop {
         if let Some(status) = env.cluster.ended(id)? {
-            if status.code() != Some(DATA_DAMAGED) {
+            if status.code() == Some(DATA_DAMAGED) {
+                env.has_refused(id, true);
+            } else {
                 let detail = format!("node {id} with damage {what}: {status}");
                 env.record("finding", json!({"anomaly": "unexpected exit", "detail": detail}));
             }
@@ -150,6 +152,7 @@ fn is_repaired(env: &Env, id: u64, what: &mut Value) -> Result<bool> {
 
 fn replace(env: &Env, random: &mut fastrand::Rng, id: u64, what: &mut Value) -> Result<()> {
     membership::remove(env, random, id)?;
+    env.has_refused(id, false);
     what["joined"] = membership::grow(env, random, Duration::ZERO)?["joined"].clone();
     Ok(())
 }

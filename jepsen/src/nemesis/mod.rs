@@ -39,6 +39,8 @@ pub(crate) struct Env {
     /// No new faults are begun, and those under way end early.
     pub(crate) stop: AtomicBool,
     claimed: Mutex<BTreeSet<u64>>,
+    /// Nodes that refused to start with damage that a fault did to them, and are members still.
+    refused: Mutex<BTreeSet<u64>>,
 }
 
 /// Breaks something for about `hold`, and mends it. Gives what was done, with the evidence.
@@ -139,7 +141,13 @@ impl Drop for Claim<'_> {
 
 impl Env {
     pub(crate) fn new(cluster: Arc<Cluster>, recorder: Arc<Recorder>) -> Env {
-        Env { cluster, recorder, stop: AtomicBool::new(false), claimed: Mutex::default() }
+        Env {
+            cluster,
+            recorder,
+            stop: AtomicBool::new(false),
+            claimed: Mutex::default(),
+            refused: Mutex::default(),
+        }
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -175,6 +183,20 @@ impl Env {
             std::thread::sleep(POLL);
         }
         None
+    }
+
+    /// Nodes whose replacement could not be finished: the cluster was not able to remove them, or the run ended.
+    pub(crate) fn refused(&self) -> BTreeSet<u64> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn has_refused(&self, node: u64, has: bool) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if has {
+            refused.insert(node)
+        } else {
+            refused.remove(&node)
+        };
     }
 
     /// Notices nodes that ended though no fault has them, and starts them again.
