@@ -182,8 +182,11 @@ fn latencies(operations: &[Operation]) -> (f64, f64, f64) {
 }
 
 fn silence(operations: &[Operation]) -> u64 {
-    let load = operations.iter().filter(|operation| operation.is_ok() && operation.process < LAST_PROCESS);
-    let mut ends: Vec<u64> = load.map(|operation| operation.end_ns).collect();
+    let load = || operations.iter().filter(|operation| operation.process < LAST_PROCESS);
+    let mut ends: Vec<u64> =
+        load().filter(|operation| operation.is_ok()).map(|operation| operation.end_ns).collect();
+    // Up to the end, if nothing was done any more.
+    ends.extend(load().map(|operation| operation.end_ns).max());
     ends.sort_unstable();
     ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0) / 1_000_000
 }
