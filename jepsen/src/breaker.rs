@@ -1,0 +1,161 @@
+//! A server that is wrong on purpose: a proxy between clients and a node which breaks one promise now and then. A
+//! harness that does not notice is worth nothing.
+
+use std::{
+    collections::HashMap,
+    io::Write as _,
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use redis_protocol::resp2::types::OwnedFrame;
+
+use crate::client::{Frames, encode};
+
+/// One in so many requests is answered wrongly.
+const ODDS: u32 = 25;
+/// How old an answer is that is given as a new one, at least.
+const STALE: Duration = Duration::from_millis(300);
+/// How long a connection may be silent.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Which promise is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Break {
+    /// GET, SMEMBERS and LRANGE are answered from a cache.
+    StaleReads,
+    /// SET and SADD are acknowledged and not done.
+    LostWrites,
+    /// INCR and RPUSH are done twice, as by a retry after a lost confirmation.
+    DuplicateWrites,
+    /// SET and RPUSH are done and answered as not applied.
+    FalseErrors,
+}
+
+/// Answers of reads, by request: when, and what.
+type Cache = HashMap<Vec<String>, (Instant, OwnedFrame)>;
+
+/// Breaks promises before the nodes.
+pub(crate) struct Breaker {
+    kind: Break,
+    /// The address of the breaker before each address.
+    before: Mutex<HashMap<SocketAddr, SocketAddr>>,
+    cache: Arc<Mutex<Cache>>,
+}
+
+impl Breaker {
+    pub(crate) fn new(kind: Break) -> Breaker {
+        Breaker { kind, before: Mutex::default(), cache: Arc::default() }
+    }
+
+    /// Where to connect instead of to `address`. Its thread lives as long as the process.
+    pub(crate) fn before(&self, address: SocketAddr) -> Result<SocketAddr> {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(here) = before.get(&address) {
+            return Ok(*here);
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").context("cannot open a port for a breaker")?;
+        let here = listener.local_addr().context("a breaker's address")?;
+        let (kind, cache) = (self.kind, self.cache.clone());
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let cache = cache.clone();
+                // A connection that breaks is closed on both sides: that is all that there is to tell.
+                std::thread::spawn(move || serve(client, address, kind, &cache));
+            }
+        });
+        before.insert(address, here);
+        Ok(here)
+    }
+}
+
+fn words(frame: OwnedFrame) -> Vec<String> {
+    let OwnedFrame::Array(parts) = frame else { return Vec::new() };
+    let word = |part| match part {
+        OwnedFrame::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        _ => String::new(),
+    };
+    parts.into_iter().map(word).collect()
+}
+
+fn put(out: &mut Vec<u8>, frame: &OwnedFrame) {
+    match frame {
+        OwnedFrame::SimpleString(text) => {
+            out.push(b'+');
+            out.extend_from_slice(text);
+            out.extend_from_slice(b"\r\n");
+        }
+        OwnedFrame::Error(text) => out.extend_from_slice(format!("-{text}\r\n").as_bytes()),
+        OwnedFrame::Integer(integer) => out.extend_from_slice(format!(":{integer}\r\n").as_bytes()),
+        OwnedFrame::BulkString(bytes) => {
+            out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+            out.extend_from_slice(bytes);
+            out.extend_from_slice(b"\r\n");
+        }
+        OwnedFrame::Array(frames) => {
+            out.extend_from_slice(format!("*{}\r\n", frames.len()).as_bytes());
+            frames.iter().for_each(|frame| put(out, frame));
+        }
+        OwnedFrame::Null => out.extend_from_slice(b"$-1\r\n"),
+    }
+}
+
+fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cache>) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    let server = TcpStream::connect(address).map_err(text)?;
+    client.set_nodelay(true).map_err(text)?;
+    server.set_nodelay(true).map_err(text)?;
+    let (mut client, mut server) = (Frames::new(client), Frames::new(server));
+    let mut in_transaction = false;
+    while let Some(request) = client.next(Some(Instant::now() + IDLE))? {
+        let request = words(request);
+        let name = request.first().map_or("", String::as_str);
+        let is_alone = !in_transaction && fastrand::u32(..ODDS) == 0;
+        in_transaction = (in_transaction || name == "MULTI") && name != "EXEC";
+        let mut ask = |request: &[String]| {
+            let mut bytes = Vec::new();
+            encode(&mut bytes, request);
+            server.stream().write_all(&bytes).map_err(text)?;
+            server.next(Some(Instant::now() + IDLE))?.ok_or_else(|| "closed".to_owned())
+        };
+        let is_plain_set = name == "SET" && request.len() == 3;
+        let answer = match (kind, name) {
+            (Break::StaleReads, "GET" | "SMEMBERS" | "LRANGE") if !in_transaction => {
+                let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+                let old = cache.get(&request).filter(|(since, _)| is_alone && since.elapsed() > STALE);
+                match old.map(|(_, answer)| answer.clone()) {
+                    Some(answer) => answer,
+                    None => {
+                        let answer = ask(&request)?;
+                        let is_old = |since: &Instant| since.elapsed() > 10 * STALE;
+                        if cache.get(&request).is_none_or(|(since, _)| is_old(since)) {
+                            cache.insert(request.clone(), (Instant::now(), answer.clone()));
+                        }
+                        answer
+                    }
+                }
+            }
+            (Break::LostWrites, "SET") if is_alone && is_plain_set => {
+                OwnedFrame::SimpleString(b"OK".to_vec())
+            }
+            (Break::LostWrites, "SADD") if is_alone => OwnedFrame::Integer(1),
+            (Break::DuplicateWrites, "INCR" | "RPUSH") if is_alone => {
+                let first = ask(&request)?;
+                ask(&request)?;
+                first
+            }
+            (Break::FalseErrors, "SET" | "RPUSH") if is_alone => {
+                ask(&request)?;
+                OwnedFrame::Error("CLUSTERDOWN no leader is known".into())
+            }
+            _ => ask(&request)?,
+        };
+        let mut bytes = Vec::new();
+        put(&mut bytes, &answer);
+        client.stream().write_all(&bytes).map_err(text)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Judges histories. Checkers know nothing of nodes and faults: they see operations, and name what cannot be.
+
+pub(crate) mod append;
+#[cfg(test)]
+mod append_tests;
+pub(crate) mod contents;
+pub(crate) mod cycles;
+pub(crate) mod growth;
+pub(crate) mod linear;
+#[cfg(test)]
+mod linear_tests;
+pub(crate) mod register;
+
+use serde::{Deserialize, Serialize};
+
+/// The most findings of one name that are told.
+const TOLD_MAX: usize = 5;
+
+/// Something that a correct server cannot do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Finding {
+    /// The name under which it is known.
+    pub(crate) anomaly: String,
+    pub(crate) detail: String,
+    /// Indexes of the invocations that show it.
+    pub(crate) operations: Vec<usize>,
+}
+
+impl Finding {
+    pub(crate) fn new(anomaly: &str, detail: impl Into<String>, operations: &[usize]) -> Finding {
+        Finding { anomaly: anomaly.to_owned(), detail: detail.into(), operations: operations.to_vec() }
+    }
+}
+
+/// What a checker says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Judgement {
+    pub(crate) findings: Vec<Finding>,
+    /// What could not be decided, and why. A run with one is not clean.
+    pub(crate) undecided: Vec<String>,
+}
+
+impl Judgement {
+    pub(crate) fn found(&mut self, anomaly: &str, detail: impl Into<String>, operations: &[usize]) {
+        self.findings.push(Finding::new(anomaly, detail, operations));
+    }
+
+    /// Leaves a few findings of each name, and says how many more there are.
+    pub(crate) fn shorten(&mut self) {
+        let all = std::mem::take(&mut self.findings);
+        for finding in &all {
+            let told = self.findings.iter().filter(|told| told.anomaly == finding.anomaly).count();
+            if told < TOLD_MAX {
+                self.findings.push(finding.clone());
+            } else if told == TOLD_MAX {
+                let count = all.iter().filter(|other| other.anomaly == finding.anomaly).count() - TOLD_MAX;
+                self.findings.push(Finding::new(&finding.anomaly, format!("and {count} more"), &[]));
+            }
+        }
+    }
+
+    /// The names of all findings, each once.
+    #[cfg(test)]
+    pub(crate) fn names(&self) -> std::collections::BTreeSet<&str> {
+        self.findings.iter().map(|finding| finding.anomaly.as_str()).collect()
+    }
+}

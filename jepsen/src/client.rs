@@ -1,0 +1,216 @@
+//! A client's connection: requests out, replies in, and what a failure says about the request.
+//!
+//! Strict about outcomes: `UNCERTAIN`, a timeout, a broken connection and a reply that makes no sense mean that
+//! nobody knows; every other error means that nothing was done, and the checkers hold the server to it.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use redis_protocol::resp2::{decode::decode, types::OwnedFrame};
+
+/// A reply larger than this is a fault of the server, or of the proxy before it.
+const REPLY_BYTES_MAX: usize = 64 << 20;
+
+/// Why an operation was not done, or may not have been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Certainly not done.
+    Fail(String),
+    /// Nobody knows.
+    Info(String),
+}
+
+impl Failure {
+    /// For a step that changes nothing, whatever came of it.
+    pub(crate) fn harmless(self) -> Failure {
+        match self {
+            Failure::Fail(why) | Failure::Info(why) => Failure::Fail(why),
+        }
+    }
+
+    fn of_reply(text: &str) -> Failure {
+        match text.split(' ').next() {
+            Some("UNCERTAIN") => Failure::Info(text.to_owned()),
+            _ => Failure::Fail(text.to_owned()),
+        }
+    }
+}
+
+pub(crate) type Outcome<T> = Result<T, Failure>;
+
+/// A reply that is no error, but perhaps inside an array.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    Nil,
+    Integer(i64),
+    Text(String),
+    Array(Vec<Reply>),
+    Error(String),
+}
+
+impl From<OwnedFrame> for Reply {
+    fn from(frame: OwnedFrame) -> Reply {
+        match frame {
+            OwnedFrame::SimpleString(bytes) | OwnedFrame::BulkString(bytes) => {
+                Reply::Text(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            OwnedFrame::Error(text) => Reply::Error(text),
+            OwnedFrame::Integer(integer) => Reply::Integer(integer),
+            OwnedFrame::Array(frames) => Reply::Array(frames.into_iter().map(Reply::from).collect()),
+            OwnedFrame::Null => Reply::Nil,
+        }
+    }
+}
+
+impl Reply {
+    /// An integer, or a text that is one; None for nil.
+    pub(crate) fn number(&self) -> Outcome<Option<i64>> {
+        match self {
+            Reply::Nil => Ok(None),
+            Reply::Integer(integer) => Ok(Some(*integer)),
+            Reply::Text(text) => {
+                text.parse().map(Some).map_err(|_| Failure::Info(format!("no number: {text:?}")))
+            }
+            other => Err(other.unexpected()),
+        }
+    }
+
+    /// The elements, all numbers; nil is the same as none.
+    pub(crate) fn numbers(&self) -> Outcome<Vec<i64>> {
+        match self {
+            Reply::Nil => Ok(Vec::new()),
+            Reply::Array(elements) => {
+                let numbers = elements.iter().map(|element| {
+                    element.number().and_then(|number| number.ok_or_else(|| element.unexpected()))
+                });
+                numbers.collect()
+            }
+            other => Err(other.unexpected()),
+        }
+    }
+
+    /// A reply that this request cannot have: it was done, but what was done is not known.
+    pub(crate) fn unexpected(&self) -> Failure {
+        Failure::Info(format!("unexpected reply {self:?}"))
+    }
+}
+
+/// A request as an array of bulk strings.
+pub(crate) fn encode(out: &mut Vec<u8>, words: &[impl AsRef<str>]) {
+    out.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
+    for word in words {
+        let word = word.as_ref();
+        out.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+    }
+}
+
+/// Bytes that come in, and the frames among them.
+pub(crate) struct Frames {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Frames {
+    pub(crate) fn new(stream: TcpStream) -> Frames {
+        Frames { stream, buffer: Vec::new() }
+    }
+
+    pub(crate) fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// The next frame; None when the other side has closed. `deadline` bounds all reads together.
+    pub(crate) fn next(&mut self, deadline: Option<Instant>) -> Result<Option<OwnedFrame>, String> {
+        loop {
+            if let Some((frame, len)) = decode(&self.buffer).map_err(|error| error.to_string())? {
+                self.buffer.drain(..len);
+                return Ok(Some(frame));
+            }
+            if self.buffer.len() > REPLY_BYTES_MAX {
+                return Err("the reply is too large".into());
+            }
+            if let Some(deadline) = deadline {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err("timeout".into());
+                }
+                self.stream.set_read_timeout(Some(left)).map_err(|error| error.to_string())?;
+            }
+            let mut chunk = [0; 16 << 10];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok(None),
+                Ok(len) => self.buffer.extend_from_slice(&chunk[..len]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err("timeout".into()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+}
+
+/// One connection. After an unknown outcome it is broken: a late reply must not be taken for another's.
+pub(crate) struct Connection {
+    frames: Frames,
+    pub(crate) timeout: Duration,
+    pub(crate) node: u64,
+    pub(crate) is_broken: bool,
+}
+
+impl Connection {
+    pub(crate) fn open(node: u64, address: SocketAddr, timeout: Duration) -> Result<Connection, String> {
+        let stream = TcpStream::connect_timeout(&address, timeout).map_err(|error| error.to_string())?;
+        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        stream.set_write_timeout(Some(timeout)).map_err(|error| error.to_string())?;
+        Ok(Connection { frames: Frames::new(stream), timeout, node, is_broken: false })
+    }
+
+    /// One command, one reply.
+    pub(crate) fn call(&mut self, words: &[impl AsRef<str>]) -> Outcome<Reply> {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, words);
+        match self.exchange(&bytes, 1)?.remove(0) {
+            Reply::Error(text) => Err(Failure::of_reply(&text)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// The commands in MULTI and EXEC, in one write. None when a watched key has changed.
+    pub(crate) fn transaction(&mut self, commands: &[Vec<String>]) -> Outcome<Option<Vec<Reply>>> {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &["MULTI"]);
+        commands.iter().for_each(|command| encode(&mut bytes, command));
+        encode(&mut bytes, &["EXEC"]);
+        let mut replies = self.exchange(&bytes, commands.len() + 2)?;
+        match replies.pop().expect("as many replies as commands") {
+            Reply::Error(text) => Err(Failure::of_reply(&text)),
+            Reply::Nil => Ok(None),
+            Reply::Array(replies) if replies.len() == commands.len() => {
+                match replies.iter().find(|reply| matches!(reply, Reply::Error(_))) {
+                    Some(reply) => Err(reply.unexpected()),
+                    None => Ok(Some(replies)),
+                }
+            }
+            other => Err(other.unexpected()),
+        }
+    }
+
+    fn exchange(&mut self, bytes: &[u8], count: usize) -> Outcome<Vec<Reply>> {
+        let deadline = Instant::now() + self.timeout;
+        let replies =
+            self.frames.stream().write_all(bytes).map_err(|error| error.to_string()).and_then(|()| {
+                (0..count)
+                    .map(|_| {
+                        let frame = self.frames.next(Some(deadline))?;
+                        frame.map(Reply::from).ok_or_else(|| "the connection was closed".to_owned())
+                    })
+                    .collect::<Result<Vec<_>, String>>()
+            });
+        replies.map_err(|why| {
+            self.is_broken = true;
+            Failure::Info(why)
+        })
+    }
+}

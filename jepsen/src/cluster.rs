@@ -1,0 +1,394 @@
+//! Real `kvorum serve` processes behind proxies, touched by signals and sockets alone. They end with the value
+//! that holds them, by their process ids; and with this process, if it is killed (the parent-death signal).
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    net::{SocketAddr, TcpListener},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde_json::{Value, json};
+
+use crate::network::{Network, Proxy};
+
+/// How long an administrative request may take.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Ports below those that the kernel gives to outgoing connections: a node that is down does not lose its own.
+const PORTS: std::ops::Range<u16> = 11_000..32_000;
+
+/// Small limits, so that checkpoints, purges and snapshots happen in every run.
+const OPTIONS: &[&str] = &[
+    "--checkpoint-log-bytes",
+    "128kb",
+    "--log-entries-kept",
+    "50",
+    "--log-segment-bytes",
+    "4mb",
+    "--request-timeout-ms",
+    "1000",
+    "--threads",
+    "2",
+];
+
+/// What a node's process is at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    /// By SIGSTOP.
+    Paused,
+    Down,
+}
+
+struct Node {
+    resp: SocketAddr,
+    http: SocketAddr,
+    peer: SocketAddr,
+    /// Where its peers find it.
+    peer_proxy: SocketAddr,
+    /// Where clients find it.
+    client_proxy: SocketAddr,
+    /// Open while it has a process.
+    proxies: Vec<Proxy>,
+    /// How it gets into the cluster.
+    membership: [String; 2],
+    child: Option<Child>,
+    state: State,
+}
+
+/// All nodes of a run. Ids count from 1 and are never used again.
+pub(crate) struct Cluster {
+    pub(crate) network: Network,
+    nodes: Mutex<BTreeMap<u64, Node>>,
+    spawner: Spawner,
+    binary: PathBuf,
+    dir: PathBuf,
+    next_id: Mutex<u64>,
+}
+
+/// The thread that starts processes: they get the parent-death signal when it ends, so it lives to the end.
+struct Spawner(mpsc::Sender<(Command, mpsc::Sender<std::io::Result<Child>>)>);
+
+impl Spawner {
+    fn new() -> Spawner {
+        let (sender, orders) = mpsc::channel::<(Command, mpsc::Sender<std::io::Result<Child>>)>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in orders {
+                // Nobody waits any more when the run is being torn down.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        Spawner(sender)
+    }
+
+    fn spawn(&self, mut command: Command) -> Result<Child> {
+        // SAFETY: prctl is async-signal-safe and touches nothing of this process's memory.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        let (sender, answer) = mpsc::channel();
+        self.0.send((command, sender)).map_err(|_| anyhow!("the spawning thread has ended"))?;
+        answer.recv().context("the spawning thread has ended")?.context("cannot start a node")
+    }
+}
+
+/// A loopback address that nobody uses at this moment.
+fn free_address() -> Result<SocketAddr> {
+    for _ in 0..1_000 {
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", fastrand::u16(PORTS))) {
+            return listener.local_addr().context("a bound listener has an address");
+        }
+    }
+    bail!("there is no free port")
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(HTTP_TIMEOUT));
+    config.build().into()
+}
+
+impl Cluster {
+    /// Starts `size` nodes, which form a cluster by themselves.
+    pub(crate) fn start(binary: &Path, dir: &Path, size: u64) -> Result<Cluster> {
+        let cluster = Cluster {
+            network: Network::new()?,
+            nodes: Mutex::default(),
+            spawner: Spawner::new(),
+            binary: binary.to_owned(),
+            dir: dir.to_owned(),
+            next_id: Mutex::new(size + 1),
+        };
+        for id in 1..=size {
+            cluster.place(id, ["--peers".into(), String::new()])?;
+        }
+        let peers: Vec<String> =
+            cluster.nodes().iter().map(|(id, node)| format!("{id}={}", node.peer_proxy)).collect();
+        for node in cluster.nodes().values_mut() {
+            node.membership[1] = peers.join(",");
+        }
+        for id in 1..=size {
+            cluster.start_node(id)?;
+        }
+        Ok(cluster)
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<u64, Node>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a new node its addresses.
+    fn place(&self, id: u64, membership: [String; 2]) -> Result<()> {
+        let node = Node {
+            resp: free_address()?,
+            http: free_address()?,
+            peer: free_address()?,
+            peer_proxy: free_address()?,
+            client_proxy: free_address()?,
+            proxies: Vec::new(),
+            membership,
+            child: None,
+            state: State::Down,
+        };
+        self.nodes().insert(id, node);
+        Ok(())
+    }
+
+    /// Starts a node's process, the first time or again.
+    pub(crate) fn start_node(&self, id: u64) -> Result<()> {
+        let mut nodes = self.nodes();
+        let node = nodes.get_mut(&id).with_context(|| format!("there is no node {id}"))?;
+        if node.child.is_some() {
+            bail!("node {id} runs already");
+        }
+        let log = File::options().create(true).append(true).open(self.log_of(id));
+        let mut command = Command::new(&self.binary);
+        command
+            .args(["serve", "--id", &id.to_string(), "--data"])
+            .arg(self.data_of(id))
+            .args(["--resp", &node.resp.to_string(), "--http", &node.http.to_string()])
+            .args(["--peer", &node.peer.to_string(), "--advertise-peer", &node.peer_proxy.to_string()])
+            .args(&node.membership)
+            .args(OPTIONS)
+            // A Ctrl-C is for this process, which then ends its nodes.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.context("cannot open the node's log")?);
+        let child = self.spawner.spawn(command)?;
+        self.network.is_process_of(child.id(), id);
+        node.child = Some(child);
+        node.state = State::Running;
+        node.proxies = vec![
+            self.network.open(id, node.peer_proxy, node.peer, true)?,
+            self.network.open(id, node.client_proxy, node.resp, false)?,
+        ];
+        Ok(())
+    }
+
+    /// Starts a node with an id of its own, which asks a member to be added. Gives the id.
+    pub(crate) fn join(&self, through: u64) -> Result<u64> {
+        let url = format!("http://{}", self.http(through)?);
+        let id = {
+            let mut next = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
+            *next += 1;
+            *next - 1
+        };
+        self.place(id, ["--join".into(), url])?;
+        self.start_node(id)?;
+        Ok(id)
+    }
+
+    pub(crate) fn data_of(&self, id: u64) -> PathBuf {
+        self.dir.join("data").join(format!("node{id}"))
+    }
+
+    /// What the node has written to stderr.
+    pub(crate) fn log_of(&self, id: u64) -> PathBuf {
+        self.dir.join(format!("node{id}.log"))
+    }
+
+    pub(crate) fn ids(&self) -> Vec<u64> {
+        self.nodes().keys().copied().collect()
+    }
+
+    pub(crate) fn running(&self) -> Vec<u64> {
+        let nodes = self.nodes();
+        nodes.iter().filter(|(_, node)| node.state == State::Running).map(|(id, _)| *id).collect()
+    }
+
+    pub(crate) fn state(&self, id: u64) -> State {
+        self.nodes().get(&id).map_or(State::Down, |node| node.state)
+    }
+
+    /// Where clients reach the nodes, running or not.
+    pub(crate) fn client_addresses(&self) -> Vec<(u64, SocketAddr)> {
+        self.nodes().iter().map(|(id, node)| (*id, node.client_proxy)).collect()
+    }
+
+    fn http(&self, id: u64) -> Result<SocketAddr> {
+        self.nodes().get(&id).map(|node| node.http).with_context(|| format!("there is no node {id}"))
+    }
+
+    /// Sends a signal; asserts that the process was there to get it.
+    fn signal(&self, id: u64, signal: i32) -> Result<u32> {
+        let nodes = self.nodes();
+        let child = nodes.get(&id).and_then(|node| node.child.as_ref());
+        let pid = child.with_context(|| format!("node {id} does not run"))?.id();
+        // SAFETY: the process is a child that was not waited for, so the id is still its own.
+        if unsafe { libc::kill(pid as libc::pid_t, signal) } != 0 {
+            bail!("node {id} cannot be signalled: {}", std::io::Error::last_os_error());
+        }
+        Ok(pid)
+    }
+
+    /// kill -9. Ok when it is certain that the process died of it.
+    pub(crate) fn kill(&self, id: u64) -> Result<()> {
+        self.signal(id, libc::SIGKILL)?;
+        let status = self.wait(id, HTTP_TIMEOUT)?;
+        if status.signal() != Some(libc::SIGKILL) {
+            bail!("node {id} ended by itself: {status}");
+        }
+        Ok(())
+    }
+
+    /// Waits for a node's process to end.
+    pub(crate) fn wait(&self, id: u64, patience: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = self.ended(id)? {
+                return Ok(status);
+            }
+            std::thread::sleep(POLL);
+        }
+        bail!("node {id} has not ended within {patience:?}")
+    }
+
+    /// How a node's process has ended, if it has.
+    pub(crate) fn ended(&self, id: u64) -> Result<Option<ExitStatus>> {
+        let mut nodes = self.nodes();
+        let node = nodes.get_mut(&id).with_context(|| format!("there is no node {id}"))?;
+        let child = node.child.as_mut().with_context(|| format!("node {id} does not run"))?;
+        let Some(status) = child.try_wait().context("a child can be waited for")? else { return Ok(None) };
+        self.network.has_ended(child.id());
+        node.child = None;
+        node.proxies.clear();
+        node.state = State::Down;
+        Ok(Some(status))
+    }
+
+    /// SIGTERM; Ok when it stopped in good order.
+    pub(crate) fn stop(&self, id: u64, patience: Duration) -> Result<()> {
+        self.signal(id, libc::SIGTERM)?;
+        let status = self.wait(id, patience)?;
+        if !status.success() {
+            bail!("node {id} did not stop in good order: {status}");
+        }
+        Ok(())
+    }
+
+    /// SIGSTOP. Ok when the kernel says that the process is stopped.
+    pub(crate) fn pause(&self, id: u64) -> Result<()> {
+        let pid = self.signal(id, libc::SIGSTOP)?;
+        let deadline = Instant::now() + HTTP_TIMEOUT;
+        while Instant::now() < deadline {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+                if let Some(node) = self.nodes().get_mut(&id) {
+                    node.state = State::Paused;
+                }
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        bail!("node {id} was not stopped by SIGSTOP")
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&self, id: u64) -> Result<()> {
+        self.signal(id, libc::SIGCONT)?;
+        if let Some(node) = self.nodes().get_mut(&id) {
+            node.state = State::Running;
+        }
+        Ok(())
+    }
+
+    /// Forgets a node that is no member any more; its process is killed.
+    pub(crate) fn forget(&self, id: u64) {
+        // It may have been down already.
+        let _ = self.kill(id);
+        self.nodes().remove(&id);
+    }
+
+    /// `GET /v1/cluster` of a node.
+    pub(crate) fn status(&self, id: u64) -> Option<Value> {
+        let url = format!("http://{}/v1/cluster", self.http(id).ok()?);
+        agent().get(url).call().ok()?.body_mut().read_json().ok()
+    }
+
+    /// Whether a node says that it serves.
+    pub(crate) fn is_ready(&self, id: u64) -> bool {
+        let Ok(address) = self.http(id) else { return false };
+        agent().get(format!("http://{address}/readyz")).call().is_ok_and(|answer| answer.status() == 200)
+    }
+
+    /// A request of an operator to one node. Err says why it was not done, or is not known to be.
+    pub(crate) fn administer(&self, id: u64, method: &str, path: &str, body: Option<Value>) -> Result<Value> {
+        let url = format!("http://{}{path}", self.http(id)?);
+        let answer = match (method, body) {
+            ("DELETE", _) => agent().delete(url).call(),
+            (_, Some(body)) => agent().post(url).send_json(body),
+            (_, None) => agent().post(url).send_empty(),
+        };
+        let mut answer = answer.context("no answer")?;
+        let body: Value = answer.body_mut().read_json().unwrap_or(json!(null));
+        if !answer.status().is_success() {
+            bail!("{method} {path}: {}: {}", answer.status(), body["detail"].as_str().unwrap_or_default());
+        }
+        Ok(body)
+    }
+
+    /// The node that leads in the highest term that a running node knows of.
+    pub(crate) fn leader(&self) -> Option<u64> {
+        let statuses = self.running().into_iter().filter_map(|id| Some((id, self.status(id)?)));
+        let leaders = statuses.filter(|(_, status)| status["role"] == "leader");
+        leaders.max_by_key(|(_, status)| status["term"].as_u64()).map(|(id, _)| id)
+    }
+
+    /// Waits until `is_so`; gives whether it came to be.
+    pub(crate) fn wait_until(&self, patience: Duration, mut is_so: impl FnMut(&Cluster) -> bool) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            if is_so(self) {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Ends every process.
+    pub(crate) fn end(&self) {
+        for id in self.ids() {
+            // Those that are down have no process.
+            let _ = self.kill(id);
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

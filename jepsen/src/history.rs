@@ -1,0 +1,291 @@
+//! The history of a run: every operation's invocation and completion, and every fault, in one order. Written as
+//! JSON lines while the run goes on, and as EDN, which Jepsen's own checkers read, at its end.
+//!
+//! An event's index is given under one lock, after an invocation was made up and before it is sent, and after
+//! a completion was received: so the order of indexes is an order of real time, and checkers need no clock.
+//!
+//! Strings that begin with a colon are keywords in EDN.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    fs::File,
+    io::{BufRead as _, BufReader, BufWriter, Write as _},
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The process of the events that are faults.
+pub(crate) const NEMESIS: i64 = -1;
+
+/// What happened to an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Invoke,
+    /// Done.
+    Ok,
+    /// Certainly not done.
+    Fail,
+    /// Nobody knows.
+    Info,
+}
+
+/// One line of the history.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Event {
+    pub(crate) index: usize,
+    /// Since the start of the run.
+    pub(crate) time_ns: u64,
+    /// A client between two unknown outcomes; [`NEMESIS`] for faults.
+    pub(crate) process: i64,
+    #[serde(rename = "type")]
+    pub(crate) kind: Kind,
+    pub(crate) f: String,
+    pub(crate) value: Value,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+}
+
+/// An invocation with its completion.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    pub(crate) process: i64,
+    pub(crate) f: String,
+    pub(crate) input: Value,
+    /// What the completion says; the input where there is none.
+    pub(crate) output: Value,
+    /// Never `Invoke`.
+    pub(crate) outcome: Kind,
+    pub(crate) start: usize,
+    /// The index of the completion; `usize::MAX` when the outcome is unknown, for it may still happen.
+    pub(crate) end: usize,
+    pub(crate) start_ns: u64,
+    /// When the client stopped waiting, also without an answer.
+    pub(crate) end_ns: u64,
+    pub(crate) node: Option<u64>,
+    pub(crate) error: Option<String>,
+}
+
+impl Operation {
+    pub(crate) fn is_ok(&self) -> bool {
+        self.outcome == Kind::Ok
+    }
+
+    /// Whether it may have changed something.
+    pub(crate) fn may_have_happened(&self) -> bool {
+        self.outcome != Kind::Fail
+    }
+}
+
+/// Every client operation, in the order of invocation.
+pub(crate) fn operations(events: &[Event]) -> Vec<Operation> {
+    let mut operations: Vec<Operation> = Vec::new();
+    let mut open: HashMap<i64, usize> = HashMap::new();
+    for event in events.iter().filter(|event| event.process != NEMESIS) {
+        if event.kind == Kind::Invoke {
+            open.insert(event.process, operations.len());
+            operations.push(Operation {
+                process: event.process,
+                f: event.f.clone(),
+                input: event.value.clone(),
+                output: event.value.clone(),
+                outcome: Kind::Info,
+                start: event.index,
+                end: usize::MAX,
+                start_ns: event.time_ns,
+                end_ns: event.time_ns,
+                node: event.node,
+                error: None,
+            });
+        } else if let Some(operation) = open.remove(&event.process).map(|at| &mut operations[at]) {
+            operation.outcome = event.kind;
+            operation.output = event.value.clone();
+            operation.end_ns = event.time_ns;
+            operation.error.clone_from(&event.error);
+            if event.kind != Kind::Info {
+                operation.end = event.index;
+            }
+        }
+    }
+    operations
+}
+
+/// Takes events from all threads.
+pub(crate) struct Recorder {
+    started: Instant,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    events: Vec<Event>,
+    file: BufWriter<File>,
+}
+
+impl Recorder {
+    pub(crate) fn create(path: &Path) -> Result<Recorder> {
+        let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let inner = Mutex::new(Inner { events: Vec::new(), file: BufWriter::new(file) });
+        Ok(Recorder { started: Instant::now(), inner })
+    }
+
+    /// Appends one event; a line that cannot be written is missing in the file only, which `finish` notices.
+    pub(crate) fn record(
+        &self,
+        process: i64,
+        kind: Kind,
+        f: &str,
+        value: Value,
+        node: Option<u64>,
+        error: Option<String>,
+    ) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let event = Event {
+            index: inner.events.len(),
+            time_ns: u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            process,
+            kind,
+            f: f.to_owned(),
+            value,
+            node,
+            error,
+        };
+        let line = serde_json::to_string(&event).expect("an event has no maps with other keys than strings");
+        let _ = writeln!(inner.file, "{line}");
+        inner.events.push(event);
+    }
+
+    /// How many events of a kind there are.
+    pub(crate) fn count(&self, kind: Kind) -> usize {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.events.iter().filter(|event| event.process != NEMESIS && event.kind == kind).count()
+    }
+
+    /// All events; the file is complete.
+    pub(crate) fn finish(&self) -> Result<Vec<Event>> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.file.flush().context("cannot write the history")?;
+        Ok(inner.events.clone())
+    }
+}
+
+/// Reads the JSON lines of a run.
+pub(crate) fn read(path: &Path) -> Result<Vec<Event>> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let mut events = Vec::new();
+    for (number, line) in BufReader::new(file).lines().enumerate() {
+        let line = line.with_context(|| format!("cannot read {}", path.display()))?;
+        let event: Event = serde_json::from_str(&line)
+            .with_context(|| format!("{}, line {}", path.display(), number + 1))?;
+        anyhow::ensure!(event.index == number, "{}, line {}: index", path.display(), number + 1);
+        events.push(event);
+    }
+    Ok(events)
+}
+
+/// Writes the history as Jepsen does, one map a line.
+pub(crate) fn write_edn(path: &Path, events: &[Event]) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let mut file = BufWriter::new(file);
+    for event in events {
+        writeln!(file, "{}", event_edn(event)).context("cannot write the history")?;
+    }
+    file.flush().context("cannot write the history")
+}
+
+fn event_edn(event: &Event) -> String {
+    let process = if event.process == NEMESIS { ":nemesis".into() } else { event.process.to_string() };
+    let kind = match event.kind {
+        Kind::Invoke => "invoke",
+        Kind::Ok => "ok",
+        Kind::Fail => "fail",
+        Kind::Info => "info",
+    };
+    let mut out = format!(
+        "{{:index {}, :time {}, :type :{kind}, :process {process}, :f :{}, :value ",
+        event.index, event.time_ns, event.f
+    );
+    put_edn(&mut out, &event.value);
+    if let Some(node) = event.node {
+        let _ = write!(out, ", :node {node}");
+    }
+    if let Some(error) = &event.error {
+        out.push_str(", :error ");
+        put_edn(&mut out, &Value::String(error.clone()));
+    }
+    out.push('}');
+    out
+}
+
+fn put_edn(out: &mut String, value: &Value) {
+    match value {
+        Value::Null => out.push_str("nil"),
+        Value::String(text) if text.starts_with(':') => out.push_str(text),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            let _ = write!(out, "{value}");
+        }
+        Value::Array(values) => {
+            out.push('[');
+            for (index, value) in values.iter().enumerate() {
+                if index > 0 {
+                    out.push(' ');
+                }
+                put_edn(out, value);
+            }
+            out.push(']');
+        }
+        Value::Object(map) => {
+            out.push('{');
+            for (index, (key, value)) in map.iter().enumerate() {
+                let _ = write!(out, "{}:{key} ", if index > 0 { ", " } else { "" });
+                put_edn(out, value);
+            }
+            out.push('}');
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A history in the order of its lines: process, kind, f, value.
+    pub(crate) fn history(lines: &[(i64, Kind, &str, Value)]) -> Vec<Event> {
+        let event = |(index, (process, kind, f, value)): (usize, &(i64, Kind, &str, Value))| Event {
+            index,
+            time_ns: index as u64 * 1_000_000,
+            process: *process,
+            kind: *kind,
+            f: (*f).to_owned(),
+            value: value.clone(),
+            node: None,
+            error: None,
+        };
+        lines.iter().enumerate().map(event).collect()
+    }
+
+    #[test]
+    fn a_history_survives_the_file_and_reads_as_edn() {
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Recorder::create(&dir.path().join("h")).unwrap();
+        recorder.record(3, Kind::Invoke, "txn", json!([[":append", 1, 2], [":r", 1, null]]), Some(2), None);
+        recorder.record(3, Kind::Info, "txn", json!({"a": "b"}), None, Some("timeout".into()));
+        let events = recorder.finish().unwrap();
+        let read = read(&dir.path().join("h")).unwrap();
+        assert_eq!(format!("{events:?}"), format!("{read:?}"));
+        let edn = event_edn(&events[0]);
+        assert!(edn.ends_with(":f :txn, :value [[:append 1 2] [:r 1 nil]], :node 2}"), "{edn}");
+        assert!(event_edn(&events[1]).ends_with(":value {:a \"b\"}, :error \"timeout\"}"));
+        let operations = operations(&events);
+        assert_eq!((operations.len(), operations[0].end), (1, usize::MAX));
+    }
+}

@@ -1,0 +1,275 @@
+//! Faults: what is broken, for how long, and the proof that it was. A fault that cannot be shown to have taken
+//! effect says why; a run in which none of a kind did is not clean.
+//!
+//! Each nemesis has a thread and a stream of chance of its own, so that several overlap as the seed has it. Faults
+//! of processes claim their nodes: nobody kills what another has paused.
+
+mod disk;
+mod membership;
+mod network;
+mod process;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::Cluster,
+    history::{Event, Kind, NEMESIS, Recorder},
+};
+
+/// How long a fault lasts: longer than a lease and an election, which take 1.2 s.
+const HOLD_MS: std::ops::Range<u64> = 1_500..4_000;
+/// How long a cluster is left alone between two faults of one nemesis.
+const REST_MS: std::ops::Range<u64> = 500..2_000;
+const POLL: Duration = Duration::from_millis(20);
+
+/// What a fault is given.
+pub(crate) struct Env {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) recorder: Arc<Recorder>,
+    /// No new faults are begun, and those under way end early.
+    pub(crate) stop: AtomicBool,
+    claimed: Mutex<BTreeSet<u64>>,
+    /// Nodes that refused to start with damage that a fault did to them, and are members still.
+    refused: Mutex<BTreeSet<u64>>,
+}
+
+/// Breaks something for about `hold`, and mends it. Gives what was done, with the evidence.
+type Fault = fn(&Env, &mut fastrand::Rng, Duration) -> Result<Value>;
+
+/// Every fault by name.
+const FAULTS: &[(&str, Fault)] = &[
+    ("kill-one", |env, random, hold| process::kill(env, random, hold, process::Who::One)),
+    ("kill-leader", |env, random, hold| process::kill(env, random, hold, process::Who::Leader)),
+    ("kill-minority", |env, random, hold| process::kill(env, random, hold, process::Who::Minority)),
+    ("kill-majority", |env, random, hold| process::kill(env, random, hold, process::Who::Majority)),
+    ("kill-all", |env, random, hold| process::kill(env, random, hold, process::Who::All)),
+    ("pause-one", |env, random, hold| process::pause(env, random, hold, process::Who::One)),
+    ("pause-leader", |env, random, hold| process::pause(env, random, hold, process::Who::Leader)),
+    ("pause-majority", |env, random, hold| process::pause(env, random, hold, process::Who::Majority)),
+    ("pause-all", |env, random, hold| process::pause(env, random, hold, process::Who::All)),
+    ("rolling-restart", process::rolling_restart),
+    ("partition-one", |env, random, hold| network::partition(env, random, hold, network::one)),
+    ("partition-leader", |env, random, hold| network::partition(env, random, hold, network::leader)),
+    ("partition-halves", |env, random, hold| network::partition(env, random, hold, network::halves)),
+    ("partition-ring", |env, random, hold| network::partition(env, random, hold, network::ring)),
+    ("partition-bridge", |env, random, hold| network::partition(env, random, hold, network::bridge)),
+    ("partition-oneway", |env, random, hold| network::partition(env, random, hold, network::one_way)),
+    ("partition-clients", |env, random, hold| network::partition(env, random, hold, network::clients)),
+    ("delay", network::delay),
+    ("loss", network::loss),
+    ("grow", membership::grow),
+    ("shrink", membership::shrink),
+    ("replace", membership::replace),
+    ("transfer", membership::transfer),
+    ("checkpoint", process::checkpoint),
+    ("flip-log", |env, random, _| disk::damage(env, random, disk::Damage::Flip)),
+    ("truncate-log", |env, random, _| disk::damage(env, random, disk::Damage::Truncate)),
+    ("lost-tail", disk::lost_tail),
+    ("clock", |_, _, _| bail!("not done: it needs faketime, which this harness does not use")),
+];
+
+/// Names for several faults, which follow each other in an order of the seed.
+const GROUPS: &[(&str, &[&str])] = &[
+    ("kill", &["kill-one", "kill-leader", "kill-minority", "kill-majority", "kill-all"]),
+    ("pause", &["pause-one", "pause-leader", "pause-majority", "pause-all"]),
+    (
+        "partition",
+        &[
+            "partition-one",
+            "partition-leader",
+            "partition-halves",
+            "partition-ring",
+            "partition-bridge",
+            "partition-oneway",
+            "partition-clients",
+        ],
+    ),
+    ("membership", &["grow", "shrink", "replace"]),
+    ("disk", &["flip-log", "truncate-log"]),
+];
+
+/// A fault or a group of them.
+pub(crate) struct Nemesis {
+    pub(crate) name: String,
+    faults: Vec<(&'static str, Fault)>,
+}
+
+/// All names, of groups first.
+pub(crate) fn names() -> Vec<&'static str> {
+    GROUPS.iter().map(|(name, _)| *name).chain(FAULTS.iter().map(|(name, _)| *name)).collect()
+}
+
+/// The names that together stand for all faults: groups, and the faults that are in none.
+pub(crate) fn leaders() -> Vec<&'static str> {
+    let is_in_group = |name: &str| GROUPS.iter().any(|(_, faults)| faults.contains(&name));
+    names().into_iter().filter(|name| !is_in_group(name)).collect()
+}
+
+/// The nemesis of that name.
+pub(crate) fn named(name: &str) -> Option<Nemesis> {
+    let group = GROUPS.iter().find(|(group, _)| *group == name).map(|(_, faults)| *faults);
+    let wanted = group.unwrap_or(std::slice::from_ref(&name));
+    let faults = FAULTS.iter().filter(|(fault, _)| wanted.contains(fault)).copied();
+    Some(Nemesis { name: name.to_owned(), faults: faults.collect() })
+        .filter(|nemesis| !nemesis.faults.is_empty())
+}
+
+/// The victims of a fault, until it ends.
+pub(crate) struct Claim<'a> {
+    env: &'a Env,
+    pub(crate) nodes: Vec<u64>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut claimed = self.env.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.nodes.iter().for_each(|node| {
+            claimed.remove(node);
+        });
+    }
+}
+
+impl Env {
+    pub(crate) fn new(cluster: Arc<Cluster>, recorder: Arc<Recorder>) -> Env {
+        Env {
+            cluster,
+            recorder,
+            stop: AtomicBool::new(false),
+            claimed: Mutex::default(),
+            refused: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps, but not beyond the end of the run.
+    pub(crate) fn sleep(&self, duration: Duration) {
+        let deadline = Instant::now() + duration;
+        while Instant::now() < deadline && !self.is_stopped() {
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Takes nodes for a fault, out of those that run and that no other fault has.
+    pub(crate) fn claim(&self, choose: impl FnOnce(Vec<u64>) -> Vec<u64>) -> Result<Claim<'_>> {
+        let running = self.cluster.running();
+        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        let nodes = choose(running.into_iter().filter(|node| !claimed.contains(node)).collect());
+        if nodes.is_empty() {
+            bail!("no node was free for it");
+        }
+        claimed.extend(&nodes);
+        Ok(Claim { env: self, nodes })
+    }
+
+    /// Waits, while a fault lasts, for another leader than `old`.
+    pub(crate) fn leader_other_than(&self, old: u64, until: Instant) -> Option<u64> {
+        while Instant::now() < until && !self.is_stopped() {
+            if let Some(leader) = self.cluster.leader().filter(|leader| *leader != old) {
+                return Some(leader);
+            }
+            std::thread::sleep(POLL);
+        }
+        None
+    }
+
+    /// Nodes whose replacement could not be finished: the cluster was not able to remove them, or the run ended.
+    pub(crate) fn refused(&self) -> BTreeSet<u64> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn has_refused(&self, node: u64, has: bool) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if has {
+            refused.insert(node)
+        } else {
+            refused.remove(&node)
+        };
+    }
+
+    /// Notices nodes that ended though no fault has them, and starts them again.
+    pub(crate) fn look_for_exits(&self) {
+        let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        for node in self.cluster.running().into_iter().filter(|node| !claimed.contains(node)) {
+            if let Ok(Some(status)) = self.cluster.ended(node) {
+                let detail = format!("node {node} ended by itself: {status}");
+                self.record("finding", json!({"anomaly": "unexpected exit", "detail": detail}));
+                // If it cannot be started, it is missing at the end.
+                let _ = self.cluster.start_node(node);
+            }
+        }
+    }
+
+    pub(crate) fn record(&self, f: &str, value: Value) {
+        self.recorder.record(NEMESIS, Kind::Info, f, value, None, None);
+    }
+}
+
+impl Nemesis {
+    /// Breaks and mends until the run ends.
+    pub(crate) fn run(mut self, env: &Env, mut random: fastrand::Rng) {
+        random.shuffle(&mut self.faults);
+        for (name, fault) in self.faults.iter().cycle() {
+            env.sleep(Duration::from_millis(random.u64(REST_MS)));
+            if env.is_stopped() {
+                return;
+            }
+            let hold = Duration::from_millis(random.u64(HOLD_MS));
+            env.record("start", json!({"nemesis": self.name, "fault": name}));
+            let (effect, detail) = match fault(env, &mut random, hold) {
+                Ok(detail) => (true, detail),
+                Err(error) => (false, json!(format!("{error:#}"))),
+            };
+            env.record(
+                "stop",
+                json!({"nemesis": self.name, "fault": name, "effect": effect, "detail": detail}),
+            );
+        }
+    }
+}
+
+/// A fault in a history: its name, when it began and ended, and whether it took effect.
+#[derive(Clone, Debug)]
+pub(crate) struct Shadow {
+    pub(crate) nemesis: String,
+    pub(crate) fault: String,
+    pub(crate) from_ns: u64,
+    pub(crate) to_ns: u64,
+    pub(crate) effect: bool,
+    pub(crate) detail: Value,
+}
+
+/// All faults of a history.
+pub(crate) fn shadows(events: &[Event]) -> Vec<Shadow> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut begun: BTreeMap<String, u64> = BTreeMap::new();
+    let mut shadows = Vec::new();
+    for event in events.iter().filter(|event| event.process == NEMESIS) {
+        let nemesis = text(&event.value["nemesis"]);
+        match event.f.as_str() {
+            "start" => {
+                begun.insert(nemesis, event.time_ns);
+            }
+            "stop" => {
+                let from_ns = begun.remove(&nemesis).unwrap_or(event.time_ns);
+                let (fault, effect) = (text(&event.value["fault"]), event.value["effect"] == json!(true));
+                let detail = event.value["detail"].clone();
+                shadows.push(Shadow { nemesis, fault, from_ns, to_ns: event.time_ns, effect, detail });
+            }
+            _ => {}
+        }
+    }
+    shadows
+}

@@ -1,0 +1,361 @@
+//! TCP proxies before every node: one that its peers use, one that clients use. What flows from a node A to a node B
+//! passes the link (A, B), in whichever of the two connections between them it flows, so that one direction alone
+//! can be blocked. Clients are node 0.
+//!
+//! All nodes know one address of each peer, so a proxy has to find out who has connected: the kernel knows which
+//! process has the other end of a loopback connection (sock_diag, /proc/PID/fd).
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{SocketAddr, SocketAddrV4},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    runtime::Runtime,
+    sync::watch,
+    task::AbortHandle,
+};
+
+use crate::socket;
+
+/// The number of all clients together, as a node.
+pub(crate) const CLIENTS: u64 = 0;
+
+/// How often and after which pauses a connection's owner is looked up: its entry may come a moment late.
+const LOOKUPS: usize = 5;
+const LOOKUP_PAUSE: Duration = Duration::from_millis(5);
+/// The same for a port that is taken.
+const BIND_ATTEMPTS: usize = 50;
+const BIND_PAUSE: Duration = Duration::from_millis(20);
+
+/// What happens to what flows from one node to another.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Weather {
+    /// By how many faults nothing gets through; what was sent meanwhile comes late, as TCP would send it again.
+    pub(crate) blocked: u32,
+    /// By how many faults new connections are closed at once.
+    pub(crate) refused: u32,
+    /// Each piece waits this long, at least and at most; zero for no wait.
+    pub(crate) delay_ms: (u64, u64),
+    /// How often all connections of the link were closed.
+    pub(crate) cuts: u64,
+}
+
+/// One direction between two nodes, and what its weather has done.
+#[derive(Default)]
+pub(crate) struct Link {
+    weather: watch::Sender<Weather>,
+    held: AtomicU64,
+    closed: AtomicU64,
+    delayed: AtomicU64,
+}
+
+/// What weather has done on links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Toll {
+    /// Pieces and connection attempts that waited for a block to end.
+    pub(crate) held: u64,
+    /// Connections closed or refused.
+    pub(crate) closed: u64,
+    /// Pieces that came late.
+    pub(crate) delayed: u64,
+}
+
+type Links = HashMap<(u64, u64), Arc<Link>>;
+
+/// All links, and the runtime that moves the bytes.
+pub(crate) struct Network {
+    shared: Arc<Shared>,
+    runtime: Runtime,
+}
+
+/// Listens until it is dropped; its connections go on.
+pub(crate) struct Proxy(AbortHandle);
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    links: Mutex<Links>,
+    /// Which node a process is.
+    processes: Mutex<HashMap<u32, u64>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Network {
+    pub(crate) fn new() -> Result<Network> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .context("cannot start the proxies' runtime")?;
+        Ok(Network { shared: Arc::default(), runtime })
+    }
+
+    /// From here on connections of process `pid` are those of `node`.
+    pub(crate) fn is_process_of(&self, pid: u32, node: u64) {
+        lock(&self.shared.processes).insert(pid, node);
+    }
+
+    pub(crate) fn has_ended(&self, pid: u32) {
+        lock(&self.shared.processes).remove(&pid);
+    }
+
+    /// Opens `here` before `node`'s address, which its peers or clients use, until the proxy is dropped: where no
+    /// process listens, the kernel has to refuse.
+    pub(crate) fn open(
+        &self,
+        node: u64,
+        here: SocketAddr,
+        address: SocketAddr,
+        is_for_peers: bool,
+    ) -> Result<Proxy> {
+        // The one that was here before may be closing still.
+        let mut listener = self.runtime.block_on(TcpListener::bind(here));
+        for _ in 0..BIND_ATTEMPTS {
+            if listener.is_ok() {
+                break;
+            }
+            std::thread::sleep(BIND_PAUSE);
+            listener = self.runtime.block_on(TcpListener::bind(here));
+        }
+        let listener = listener.context("cannot open a proxy's port")?;
+        let serving = serve(self.shared.clone(), listener, node, address, is_for_peers);
+        Ok(Proxy(self.runtime.spawn(serving).abort_handle()))
+    }
+
+    /// Changes the weather of links.
+    pub(crate) fn change(&self, links: &[(u64, u64)], change: impl Fn(&mut Weather)) {
+        for (from, to) in links {
+            self.shared.link(*from, *to).weather.send_modify(&change);
+        }
+    }
+
+    /// What the weather has done on links up to this moment.
+    pub(crate) fn toll(&self, links: &[(u64, u64)]) -> Toll {
+        links.iter().fold(Toll::default(), |toll, (from, to)| {
+            let link = self.shared.link(*from, *to);
+            Toll {
+                held: toll.held + link.held.load(Ordering::Relaxed),
+                closed: toll.closed + link.closed.load(Ordering::Relaxed),
+                delayed: toll.delayed + link.delayed.load(Ordering::Relaxed),
+            }
+        })
+    }
+
+    /// Fair weather everywhere.
+    pub(crate) fn heal(&self) {
+        for link in lock(&self.shared.links).values() {
+            link.weather
+                .send_modify(|weather| *weather = Weather { cuts: weather.cuts, ..Weather::default() });
+        }
+    }
+}
+
+impl Shared {
+    fn link(&self, from: u64, to: u64) -> Arc<Link> {
+        lock(&self.links).entry((from, to)).or_default().clone()
+    }
+
+    /// The node whose process has the other end of a connection.
+    fn owner(&self, other: SocketAddrV4, here: SocketAddrV4) -> Option<u64> {
+        let inode = socket::inode(other, here)?;
+        let wanted = format!("socket:[{inode}]");
+        let processes: Vec<(u32, u64)> = lock(&self.processes).iter().map(|(pid, id)| (*pid, *id)).collect();
+        let is_owner = |pid: u32| {
+            let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            files
+                .filter_map(|file| std::fs::read_link(file.path()).ok())
+                .any(|target| target.to_str() == Some(&wanted))
+        };
+        processes.into_iter().find(|(pid, _)| is_owner(*pid)).map(|(_, node)| node)
+    }
+}
+
+/// Accepts one connection after the other: whoever tries again without a pause has to wait, and does not keep this
+/// process busy with looking up who it is.
+async fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    node: u64,
+    address: SocketAddr,
+    is_for_peers: bool,
+) {
+    loop {
+        let Ok((stream, other)) = listener.accept().await else {
+            tokio::time::sleep(LOOKUP_PAUSE).await;
+            continue;
+        };
+        let from = if is_for_peers { owner_of(&shared, &stream, other).await } else { Some(CLIENTS) };
+        // A process that has ended meanwhile has no use for an answer.
+        let Some(from) = from else { continue };
+        let (there, back) = (shared.link(from, node), shared.link(node, from));
+        if is_refused(&there) || is_refused(&back) {
+            tokio::time::sleep(LOOKUP_PAUSE).await;
+            continue;
+        }
+        tokio::spawn(async move {
+            // What goes wrong here is what both ends see: the connection closes.
+            let _ = carry(stream, address, there, back).await;
+        });
+    }
+}
+
+fn is_refused(link: &Link) -> bool {
+    let is_refused = link.weather.borrow().refused > 0;
+    link.closed.fetch_add(u64::from(is_refused), Ordering::Relaxed);
+    is_refused
+}
+
+async fn owner_of(shared: &Arc<Shared>, stream: &TcpStream, other: SocketAddr) -> Option<u64> {
+    let (SocketAddr::V4(other), SocketAddr::V4(here)) = (other, stream.local_addr().ok()?) else {
+        return None;
+    };
+    for _ in 0..LOOKUPS {
+        let lookup = shared.clone();
+        if let Ok(Some(node)) = tokio::task::spawn_blocking(move || lookup.owner(other, here)).await {
+            return Some(node);
+        }
+        tokio::time::sleep(LOOKUP_PAUSE).await;
+    }
+    None
+}
+
+/// One connection from its beginning to its end. `there` is the link from the one who has connected.
+async fn carry(stream: TcpStream, address: SocketAddr, there: Arc<Link>, back: Arc<Link>) -> io::Result<()> {
+    let (mut weather, mut weather_back) = (there.weather.subscribe(), back.weather.subscribe());
+    // Neither a SYN nor its answer gets through a block.
+    for (weather, link) in [(&mut weather, &there), (&mut weather_back, &back)] {
+        if weather.borrow().blocked > 0 {
+            link.held.fetch_add(1, Ordering::Relaxed);
+            let _ = weather.wait_for(|weather| weather.blocked == 0).await;
+        }
+    }
+    let onward = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    onward.set_nodelay(true)?;
+    let (from_here, to_here) = stream.into_split();
+    let (from_there, to_there) = onward.into_split();
+    tokio::select! {
+        ended = pump(from_here, to_there, &there) => ended,
+        ended = pump(from_there, to_here, &back) => ended,
+    }
+}
+
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, link: &Link) -> io::Result<()> {
+    let mut weather = link.weather.subscribe();
+    let cuts = weather.borrow().cuts;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let len = tokio::select! {
+            read = from.read(&mut buffer) => read?,
+            _ = weather.wait_for(|weather| weather.cuts != cuts) => {
+                link.closed.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+        };
+        if len == 0 {
+            return Ok(());
+        }
+        let (least, most) = weather.borrow().delay_ms;
+        if most > 0 {
+            link.delayed.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(least..=most))).await;
+        }
+        if weather.borrow().blocked > 0 {
+            link.held.fetch_add(1, Ordering::Relaxed);
+            let through = weather.wait_for(|weather| weather.blocked == 0 || weather.cuts != cuts).await;
+            if through.is_ok_and(|weather| weather.cuts != cuts) {
+                link.closed.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        to.write_all(&buffer[..len]).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    /// An echo behind a proxy; this process is node 7.
+    fn echo() -> (Network, Proxy, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let mut byte = [0];
+                    while stream.read_exact(&mut byte).is_ok() {
+                        stream.write_all(&byte).unwrap();
+                    }
+                });
+            }
+        });
+        let network = Network::new().unwrap();
+        network.is_process_of(std::process::id(), 7);
+        let here = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let proxy = network.open(3, here, address, true).unwrap();
+        (network, proxy, here)
+    }
+
+    fn talk(stream: &mut TcpStream, ms: u64) -> io::Result<()> {
+        stream.set_read_timeout(Some(Duration::from_millis(ms)))?;
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])
+    }
+
+    #[test]
+    fn each_direction_is_blocked_alone_and_what_was_held_arrives_later() {
+        for link in [(7, 3), (3, 7)] {
+            let (network, _proxy, address) = echo();
+            let mut stream = TcpStream::connect(address).unwrap();
+            talk(&mut stream, 5_000).unwrap();
+            network.change(&[link], |weather| weather.blocked += 1);
+            assert!(talk(&mut stream, 100).is_err());
+            assert_eq!(network.toll(&[link]), Toll { held: 1, ..Toll::default() });
+            assert_eq!(network.toll(&[(link.1, link.0)]), Toll::default());
+            network.change(&[link], |weather| weather.blocked -= 1);
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+        }
+    }
+
+    #[test]
+    fn connections_are_cut_and_refused() {
+        let (network, _proxy, address) = echo();
+        let mut stream = TcpStream::connect(address).unwrap();
+        talk(&mut stream, 5_000).unwrap();
+        network.change(&[(7, 3)], |weather| (weather.cuts, weather.refused) = (weather.cuts + 1, 1));
+        assert!(talk(&mut stream, 5_000).is_err());
+        assert!(talk(&mut TcpStream::connect(address).unwrap(), 5_000).is_err());
+        assert!(network.toll(&[(7, 3)]).closed >= 2);
+        network.heal();
+        talk(&mut TcpStream::connect(address).unwrap(), 5_000).unwrap();
+    }
+}

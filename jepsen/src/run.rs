@@ -1,0 +1,337 @@
+//! One run: a cluster, clients that record what they do, faults, the end of all faults, and a look at what is left
+//! on every node. Judging is another step ([`crate::verdict`]).
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    breaker::{Break, Breaker},
+    client::{Connection, Failure},
+    cluster::{Cluster, State},
+    contents,
+    history::{Kind, Recorder},
+    nemesis::{self, Env, Nemesis},
+    workload::{self, Ended, Workload},
+};
+
+/// How long clients wait for a reply: longer than the server, which gives up after 1 s.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// One operation in so many begins with a new connection, to any node.
+const MOVE_ODDS: u32 = 40;
+/// How long a healthy cluster may take to form, and a healed one to be whole again.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long clients go on after the faults have ended.
+const AFTERMATH: Duration = Duration::from_secs(2);
+/// Processes from here on are those of the last look.
+pub(crate) const LAST_PROCESS: i64 = 1_000_000;
+
+/// What a run is; kept beside its history.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) workload: String,
+    pub(crate) nemeses: Vec<String>,
+    pub(crate) time_s: u64,
+    /// Operations a second, of all clients together.
+    pub(crate) rate: f64,
+    pub(crate) seed: u64,
+    pub(crate) nodes: u64,
+    pub(crate) clients: usize,
+    /// What is wrong with the server on purpose.
+    pub(crate) broken: Option<String>,
+}
+
+/// The files of a run.
+pub(crate) fn plan_file(dir: &Path) -> PathBuf {
+    dir.join("plan.json")
+}
+
+pub(crate) fn history_file(dir: &Path) -> PathBuf {
+    dir.join("history.jsonl")
+}
+
+/// What clients share.
+struct Load {
+    workload: Arc<dyn Workload>,
+    cluster: Arc<Cluster>,
+    recorder: Arc<Recorder>,
+    breaker: Option<Breaker>,
+    stop: AtomicBool,
+    clients: usize,
+    interval: Duration,
+}
+
+/// Runs a plan; its directory must be empty or missing. `is_asked_to_stop` ends it early, and in order.
+pub(crate) fn run(
+    plan: &Plan,
+    broken: Option<Break>,
+    binary: &Path,
+    dir: &Path,
+    is_asked_to_stop: fn() -> bool,
+) -> Result<()> {
+    let workload =
+        workload::named(&plan.workload).with_context(|| format!("no workload {}", plan.workload))?;
+    let nemeses =
+        plan.nemeses.iter().map(|name| nemesis::named(name).with_context(|| format!("no nemesis {name}")));
+    let nemeses: Vec<Nemesis> = nemeses.collect::<Result<_>>()?;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    if std::fs::read_dir(dir).context("cannot list the directory")?.next().is_some() {
+        bail!("{} is not empty", dir.display());
+    }
+    std::fs::write(plan_file(dir), serde_json::to_string_pretty(plan)?).context("cannot write the plan")?;
+    let recorder = Arc::new(Recorder::create(&history_file(dir))?);
+    let cluster = Arc::new(Cluster::start(binary, dir, plan.nodes)?);
+    let is_ready = |cluster: &Cluster| cluster.ids().iter().all(|node| cluster.is_ready(*node));
+    if !cluster.wait_until(PATIENCE, |cluster| is_asked_to_stop() || is_ready(cluster)) {
+        bail!("the cluster did not form within {PATIENCE:?}; see the nodes' logs in {}", dir.display());
+    }
+    let load = Arc::new(Load {
+        workload,
+        cluster: cluster.clone(),
+        recorder: recorder.clone(),
+        breaker: broken.map(Breaker::new),
+        stop: AtomicBool::new(false),
+        clients: plan.clients,
+        interval: Duration::from_secs_f64(plan.clients as f64 / plan.rate),
+    });
+    load.prepare()?;
+    let env = Arc::new(Env::new(cluster.clone(), recorder.clone()));
+    let mut random = fastrand::Rng::with_seed(plan.seed);
+    let clients: Vec<_> = (0..plan.clients)
+        .map(|number| {
+            let (load, random) = (load.clone(), random.fork());
+            std::thread::spawn(move || load.client(number, random))
+        })
+        .collect();
+    let nemeses: Vec<_> = nemeses
+        .into_iter()
+        .map(|nemesis| {
+            let (env, random) = (env.clone(), random.fork());
+            std::thread::spawn(move || nemesis.run(&env, random))
+        })
+        .collect();
+    watch(&env, plan, is_asked_to_stop);
+    env.stop.store(true, Ordering::Relaxed);
+    let mut panicked = nemeses.into_iter().filter_map(|nemesis| nemesis.join().err()).count();
+    let is_whole = heal(&env);
+    if is_whole {
+        std::thread::sleep(AFTERMATH);
+    }
+    load.stop.store(true, Ordering::Relaxed);
+    panicked += clients.into_iter().filter_map(|client| client.join().err()).count();
+    if is_whole {
+        load.look_at_the_end(&env);
+    }
+    cluster.end();
+    recorder.finish()?;
+    if panicked > 0 {
+        bail!("{panicked} threads of the harness panicked");
+    }
+    if is_asked_to_stop() {
+        bail!("stopped early; the history up to there is in {}", dir.display());
+    }
+    Ok(())
+}
+
+/// Waits for the end of the run, shows how it goes, and notices nodes that end by themselves.
+fn watch(env: &Env, plan: &Plan, is_asked_to_stop: fn() -> bool) {
+    let started = Instant::now();
+    let mut told = 0;
+    while started.elapsed() < Duration::from_secs(plan.time_s) && !is_asked_to_stop() {
+        std::thread::sleep(Duration::from_millis(100));
+        env.look_for_exits();
+        if started.elapsed().as_secs() >= told + 10 {
+            told = started.elapsed().as_secs();
+            let count = |kind| env.recorder.count(kind);
+            eprintln!(
+                "{told:>5} s: {} ok, {} failed, {} unknown",
+                count(Kind::Ok),
+                count(Kind::Fail),
+                count(Kind::Info)
+            );
+        }
+    }
+}
+
+/// Ends all faults; gives whether every member serves again.
+fn heal(env: &Env) -> bool {
+    let cluster = &env.cluster;
+    let started = Instant::now();
+    cluster.network.heal();
+    env.look_for_exits();
+    let refused = env.refused();
+    for node in cluster.ids().into_iter().filter(|node| !refused.contains(node)) {
+        let mended = match cluster.state(node) {
+            State::Running => Ok(()),
+            State::Paused => cluster.resume(node),
+            State::Down => cluster.start_node(node),
+        };
+        if let Err(error) = mended {
+            env.record("finding", json!({"anomaly": "unexpected exit", "detail": format!("{error:#}")}));
+        }
+    }
+    let is_whole = cluster.wait_until(PATIENCE, |cluster| {
+        refused.iter().for_each(|node| remove(cluster, *node));
+        forget_strangers(cluster);
+        cluster.ids().iter().all(|node| cluster.is_ready(*node))
+    });
+    env.look_for_exits();
+    if !is_whole {
+        let late: Vec<u64> = cluster.ids().into_iter().filter(|node| !cluster.is_ready(*node)).collect();
+        let detail = format!("nodes {late:?} are not ready {PATIENCE:?} after the last fault");
+        env.record("finding", json!({"anomaly": "permanent unavailability", "detail": detail}));
+    }
+    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    env.record("healed", json!({"whole": is_whole, "ms": ms}));
+    is_whole
+}
+
+/// Removes a member whose data is damaged, as documented; tried again by the caller.
+fn remove(cluster: &Cluster, node: u64) {
+    let Some(leader) = cluster.leader().filter(|_| cluster.ids().contains(&node)) else { return };
+    if cluster.administer(leader, "DELETE", &format!("/v1/cluster/members/{node}"), None).is_ok() {
+        cluster.forget(node);
+    }
+}
+
+/// A removal whose outcome was not known may have been done: such a node is no member, and never ready.
+fn forget_strangers(cluster: &Cluster) {
+    let Some(status) = cluster.leader().and_then(|leader| cluster.status(leader)) else { return };
+    let members: Vec<u64> = status["members"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|member| member["id"].as_u64())
+        .collect();
+    for node in cluster.ids().into_iter().filter(|node| !members.contains(node)) {
+        let is_new = cluster.status(node).is_some_and(|status| status["cluster_id"].is_null());
+        if !is_new && !members.is_empty() {
+            cluster.forget(node);
+        }
+    }
+}
+
+impl Load {
+    fn addresses(&self) -> Vec<(u64, SocketAddr)> {
+        let addresses = self.cluster.client_addresses().into_iter();
+        let broken = |address| match &self.breaker {
+            Some(breaker) => breaker.before(address).ok(),
+            None => Some(address),
+        };
+        addresses.filter_map(|(node, address)| Some((node, broken(address)?))).collect()
+    }
+
+    /// A connection on which a node has answered.
+    fn connect(node: u64, address: SocketAddr) -> Option<Connection> {
+        // PING shows that the proxy has reached the node; it is no operation, so its failure is none.
+        let mut probe = Connection::open(node, address, CONNECT_TIMEOUT).ok()?;
+        probe.call(&["PING"]).ok()?;
+        probe.timeout = REPLY_TIMEOUT;
+        Some(probe)
+    }
+
+    fn prepare(&self) -> Result<()> {
+        let (node, address) = self.cluster.client_addresses()[0];
+        let mut connection = Load::connect(node, address).context("the first node does not answer")?;
+        match self.workload.prepare(&mut connection) {
+            Ok(()) => Ok(()),
+            Err(failure) => bail!("the workload could not be prepared: {failure:?}"),
+        }
+    }
+
+    fn client(&self, number: usize, mut random: fastrand::Rng) {
+        let mut process = number as i64;
+        let mut connection: Option<Connection> = None;
+        let mut next = Instant::now() + self.interval.mul_f64(random.f64());
+        while !self.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(
+                next.saturating_duration_since(Instant::now()).min(Duration::from_millis(100)),
+            );
+            if Instant::now() < next {
+                continue;
+            }
+            next = next.max(Instant::now() - self.interval) + self.interval.mul_f64(0.5 + random.f64());
+            if connection.as_ref().is_none_or(|open| open.is_broken) || random.u32(..MOVE_ODDS) == 0 {
+                let address = random.choice(self.addresses());
+                connection = address.and_then(|(node, address)| Load::connect(node, address));
+            }
+            let Some(open) = &mut connection else { continue };
+            let (f, value) = self.workload.next(&mut random);
+            if self.operate(process, open, f, &value) == Kind::Info {
+                process += self.clients as i64;
+            }
+        }
+    }
+
+    /// One operation, recorded. A process whose outcome is not known is over.
+    fn operate(&self, process: i64, connection: &mut Connection, f: &str, value: &Value) -> Kind {
+        let node = Some(connection.node);
+        self.recorder.record(process, Kind::Invoke, f, value.clone(), node, None);
+        let (kind, value, error) = match self.workload.invoke(connection, f, value) {
+            Ok(done) => (Kind::Ok, done, None),
+            Err(Ended::Otherwise(found)) => (Kind::Fail, found, None),
+            Err(Ended::Failure(Failure::Fail(why))) => (Kind::Fail, value.clone(), Some(why)),
+            Err(Ended::Failure(Failure::Info(why))) => (Kind::Info, value.clone(), Some(why)),
+        };
+        self.recorder.record(process, kind, f, value, node, error);
+        kind
+    }
+
+    /// Reads through every node what the workload wants to see in the end, and all that there is.
+    fn look_at_the_end(&self, env: &Env) {
+        std::thread::sleep(self.workload.settles_within());
+        let mut process = LAST_PROCESS;
+        for (node, address) in self.cluster.client_addresses() {
+            for (f, value) in self.workload.last() {
+                let is_done = self.insist(|| {
+                    let Some(mut connection) = Load::connect(node, address) else { return false };
+                    process += 1;
+                    self.operate(process, &mut connection, f, &value) == Kind::Ok
+                });
+                if !is_done {
+                    let detail = format!("{f} {value} has no answer on node {node} after the last fault");
+                    env.record("finding", json!({"anomaly": "permanent unavailability", "detail": detail}));
+                    return;
+                }
+            }
+        }
+        for (node, address) in self.cluster.client_addresses() {
+            for is_local in [false, true] {
+                process += 1;
+                let level = json!({"local": is_local});
+                self.recorder.record(process, Kind::Invoke, "contents", level.clone(), Some(node), None);
+                let content = Load::connect(node, address)
+                    .ok_or_else(|| Failure::Info("no connection".into()))
+                    .and_then(|mut connection| contents::read(&mut connection, is_local));
+                let (kind, value, error) = match content {
+                    Ok(content) => (Kind::Ok, json!({"local": is_local, "content": content}), None),
+                    Err(failure) => (Kind::Info, level, Some(format!("{failure:?}"))),
+                };
+                self.recorder.record(process, kind, "contents", value, Some(node), error);
+            }
+        }
+    }
+
+    /// Tries again for a while.
+    fn insist(&self, mut attempt: impl FnMut() -> bool) -> bool {
+        let deadline = Instant::now() + PATIENCE / 3;
+        while !attempt() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        true
+    }
+}

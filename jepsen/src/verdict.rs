@@ -1,0 +1,318 @@
+//! The verdict over a run that is done: from its plan and its history alone, so that it can be given again. A run is
+//! clean only if nothing was found, everything was decided, every nemesis took effect, and clients got work done.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    check::{Finding, Judgement, contents},
+    history::{self, Event, Kind, NEMESIS, Operation},
+    nemesis::{self, Shadow},
+    plot,
+    run::{LAST_PROCESS, Plan, history_file, plan_file},
+    workload,
+};
+
+/// How long all checkers together may take.
+const CHECK_TIME: Duration = Duration::from_secs(120);
+/// The most kinds of errors that are told.
+const ERRORS_MAX: usize = 12;
+
+/// How often a function was invoked, and how that ended.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Count {
+    pub(crate) ok: usize,
+    pub(crate) fail: usize,
+    pub(crate) info: usize,
+}
+
+/// What became of one kind of fault.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Faults {
+    pub(crate) begun: usize,
+    pub(crate) effective: usize,
+    /// Why the others had no effect.
+    pub(crate) reasons: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Verdict {
+    pub(crate) valid: bool,
+    pub(crate) plan: Plan,
+    pub(crate) findings: Vec<Finding>,
+    /// What could not be decided.
+    pub(crate) undecided: Vec<String>,
+    /// What the run did not do, so that it proves less than it should.
+    pub(crate) missing: Vec<String>,
+    pub(crate) counts: BTreeMap<String, Count>,
+    /// What failed and unknown operations said, most frequent first.
+    pub(crate) errors: Vec<(String, usize)>,
+    pub(crate) faults: BTreeMap<String, Faults>,
+    /// Of operations that were done, in milliseconds: median, 99 %, greatest.
+    pub(crate) latency_ms: (f64, f64, f64),
+    /// The longest time in which no operation was done.
+    pub(crate) silence_ms: u64,
+}
+
+/// Judges the run in `dir`, and writes the verdict, the history as EDN, and the pictures there.
+pub(crate) fn judge(dir: &Path) -> Result<Verdict> {
+    let plan = std::fs::read_to_string(plan_file(dir)).context("cannot read the run's plan")?;
+    let plan: Plan = serde_json::from_str(&plan).context("the run's plan")?;
+    let events = history::read(&history_file(dir))?;
+    let operations = history::operations(&events);
+    let shadows = nemesis::shadows(&events);
+    let verdict = verdict(plan, &events, &operations, &shadows)?;
+    history::write_edn(&dir.join("history.edn"), &events)?;
+    let write = |name: &str, text: String| {
+        std::fs::write(dir.join(name), text).with_context(|| format!("cannot write {name}"))
+    };
+    write("verdict.json", serde_json::to_string_pretty(&verdict)?)?;
+    write("verdict.txt", verdict.text())?;
+    let load: Vec<Operation> =
+        operations.iter().filter(|operation| operation.process < LAST_PROCESS).cloned().collect();
+    write("latency.svg", plot::latency(&load, &shadows))?;
+    write("rate.svg", plot::rate(&load, &shadows))?;
+    for (number, finding) in
+        verdict.findings.iter().filter(|it| !it.operations.is_empty()).take(3).enumerate()
+    {
+        write(&format!("anomaly-{}.svg", number + 1), plot::timeline(&operations, finding))?;
+    }
+    Ok(verdict)
+}
+
+fn verdict(plan: Plan, events: &[Event], operations: &[Operation], shadows: &[Shadow]) -> Result<Verdict> {
+    let workload =
+        workload::named(&plan.workload).with_context(|| format!("no workload {}", plan.workload))?;
+    let (looks, work): (Vec<Operation>, Vec<Operation>) =
+        operations.iter().cloned().partition(|operation| operation.f == "contents");
+    let mut judgement = workload.check(&work, Instant::now() + CHECK_TIME);
+    judgement.findings.extend(contents::check(&looks).findings);
+    judgement.findings.extend(noticed(events)?);
+    judgement.shorten();
+    let Judgement { findings, undecided } = judgement;
+    let mut counts: BTreeMap<String, Count> = BTreeMap::new();
+    let mut errors: BTreeMap<String, usize> = BTreeMap::new();
+    for operation in operations {
+        let count = counts.entry(operation.f.clone()).or_default();
+        match operation.outcome {
+            Kind::Ok => count.ok += 1,
+            Kind::Fail => count.fail += 1,
+            Kind::Info | Kind::Invoke => count.info += 1,
+        }
+        if let Some(error) = &operation.error {
+            *errors.entry(error.clone()).or_default() += 1;
+        }
+    }
+    let mut errors: Vec<_> = errors.into_iter().collect();
+    errors.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    errors.truncate(ERRORS_MAX);
+    let mut faults: BTreeMap<String, Faults> = BTreeMap::new();
+    for shadow in shadows {
+        let of = faults.entry(shadow.fault.clone()).or_default();
+        of.begun += 1;
+        of.effective += usize::from(shadow.effect);
+        let reason = shadow.detail.as_str().filter(|_| !shadow.effect).map(str::to_owned);
+        of.reasons.extend(reason.filter(|reason| !of.reasons.contains(reason)));
+    }
+    let missing = missing(&plan, events, &counts, &looks, shadows);
+    let valid = findings.is_empty() && undecided.is_empty() && missing.is_empty();
+    let (latency_ms, silence_ms) = (latencies(operations), silence(operations));
+    Ok(Verdict { valid, plan, findings, undecided, missing, counts, errors, faults, latency_ms, silence_ms })
+}
+
+/// What the runner found while the run went on.
+fn noticed(events: &[Event]) -> Result<Vec<Finding>> {
+    let noticed = events.iter().filter(|event| event.process == NEMESIS && event.f == "finding");
+    let findings = noticed.map(|event| {
+        let text = |name: &str| event.value[name].as_str().unwrap_or_default().to_owned();
+        Finding { anomaly: text("anomaly"), detail: text("detail"), operations: Vec::new() }
+    });
+    Ok(findings.collect())
+}
+
+fn missing(
+    plan: &Plan,
+    events: &[Event],
+    counts: &BTreeMap<String, Count>,
+    looks: &[Operation],
+    shadows: &[Shadow],
+) -> Vec<String> {
+    let mut missing = Vec::new();
+    for nemesis in &plan.nemeses {
+        if !shadows.iter().any(|shadow| shadow.nemesis == *nemesis && shadow.effect) {
+            missing.push(format!("no fault of nemesis {nemesis} took effect"));
+        }
+    }
+    for (f, count) in counts.iter().filter(|(_, count)| count.ok == 0) {
+        missing.push(format!("no {f} was done ({} failed, {} unknown)", count.fail, count.info));
+    }
+    if counts.is_empty() {
+        missing.push("there was no load".into());
+    }
+    if !events.iter().any(|event| event.process == NEMESIS && event.f == "healed") {
+        missing.push("the run did not come to its end".into());
+    }
+    for look in looks.iter().filter(|look| !look.is_ok()) {
+        let node = look.node.unwrap_or_default();
+        let why = look.error.as_deref().unwrap_or_default();
+        missing.push(format!("the contents of node {node} could not be read: {why}"));
+    }
+    if looks.len() < 4 {
+        missing.push("the contents of the nodes were not compared".into());
+    }
+    missing
+}
+
+fn latencies(operations: &[Operation]) -> (f64, f64, f64) {
+    let done = operations.iter().filter(|operation| operation.is_ok());
+    let mut ns: Vec<u64> = done.map(|operation| operation.end_ns - operation.start_ns).collect();
+    ns.sort_unstable();
+    let at = |share: f64| {
+        let place = (ns.len() as f64 * share) as usize;
+        ns.get(place.min(ns.len().saturating_sub(1))).map_or(0.0, |ns| *ns as f64 / 1e6)
+    };
+    (at(0.5), at(0.99), at(1.0))
+}
+
+fn silence(operations: &[Operation]) -> u64 {
+    let load = || operations.iter().filter(|operation| operation.process < LAST_PROCESS);
+    let mut ends: Vec<u64> =
+        load().filter(|operation| operation.is_ok()).map(|operation| operation.end_ns).collect();
+    // Up to the end, if nothing was done any more.
+    ends.extend(load().map(|operation| operation.end_ns).max());
+    ends.sort_unstable();
+    ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0) / 1_000_000
+}
+
+impl Verdict {
+    /// Operations of all functions.
+    pub(crate) fn total(&self) -> Count {
+        self.counts.values().fold(Count::default(), |all, count| Count {
+            ok: all.ok + count.ok,
+            fail: all.fail + count.fail,
+            info: all.info + count.info,
+        })
+    }
+
+    /// Faults that were begun, and those that took effect.
+    pub(crate) fn faults(&self) -> (usize, usize) {
+        self.faults.values().fold((0, 0), |all, faults| (all.0 + faults.begun, all.1 + faults.effective))
+    }
+
+    /// For a person.
+    pub(crate) fn text(&self) -> String {
+        let plan = &self.plan;
+        let mut out = String::new();
+        let nemeses = if plan.nemeses.is_empty() { "none".into() } else { plan.nemeses.join(",") };
+        let word = if self.valid { "CLEAN" } else { "NOT CLEAN" };
+        let _ = writeln!(
+            out,
+            "{word}: workload {}, nemesis {nemeses}, {} s, {} ops/s, seed {}, {} nodes{}",
+            plan.workload,
+            plan.time_s,
+            plan.rate,
+            plan.seed,
+            plan.nodes,
+            plan.broken.as_ref().map_or(String::new(), |broken| format!(", BROKEN ON PURPOSE: {broken}"))
+        );
+        for finding in &self.findings {
+            let _ = write!(out, "  FOUND {}: {}", finding.anomaly, finding.detail);
+            let _ = match &finding.operations[..] {
+                [] => writeln!(out),
+                operations => writeln!(out, " (history lines {operations:?}, from 0)"),
+            };
+        }
+        for undecided in &self.undecided {
+            let _ = writeln!(out, "  UNDECIDED {undecided}");
+        }
+        for missing in &self.missing {
+            let _ = writeln!(out, "  MISSING {missing}");
+        }
+        let _ = writeln!(out, "operations (ok, failed, unknown):");
+        for (f, count) in &self.counts {
+            let _ = writeln!(out, "  {f}: {}, {}, {}", count.ok, count.fail, count.info);
+        }
+        for (error, count) in &self.errors {
+            let _ = writeln!(out, "  {count} x {error}");
+        }
+        let (median, high, most) = self.latency_ms;
+        let _ = writeln!(out, "latency: median {median:.1} ms, 99 % {high:.1} ms, greatest {most:.1} ms");
+        let _ = writeln!(out, "longest time without an operation done: {} ms", self.silence_ms);
+        let _ = writeln!(out, "faults (begun, effective):");
+        for (fault, faults) in &self.faults {
+            let _ = writeln!(out, "  {fault}: {}, {}", faults.begun, faults.effective);
+            for reason in &faults.reasons {
+                let _ = writeln!(out, "    without effect: {reason}");
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::history::tests::history;
+
+    fn judged(lines: &[(i64, Kind, &str, Value)]) -> Verdict {
+        let plan = Plan {
+            workload: "set".into(),
+            nemeses: vec!["loss".into()],
+            time_s: 1,
+            rate: 1.0,
+            seed: 1,
+            nodes: 2,
+            clients: 1,
+            broken: None,
+        };
+        let events = history(lines);
+        verdict(plan, &events, &history::operations(&events), &nemesis::shadows(&events)).unwrap()
+    }
+
+    fn done(f: &'static str, value: Value) -> [(i64, Kind, &'static str, Value); 2] {
+        [(1, Kind::Invoke, f, value.clone()), (1, Kind::Ok, f, value)]
+    }
+
+    /// A run of two nodes, with one fault.
+    fn lines(effect: bool) -> Vec<(i64, Kind, &'static str, Value)> {
+        let mut lines = vec![
+            (NEMESIS, Kind::Info, "start", json!({"nemesis": "loss", "fault": "loss"})),
+            (
+                NEMESIS,
+                Kind::Info,
+                "stop",
+                json!({"nemesis": "loss", "fault": "loss", "effect": effect, "detail": "why"}),
+            ),
+            (NEMESIS, Kind::Info, "healed", json!({"whole": true, "ms": 1})),
+        ];
+        lines.extend(done("add", json!([1, 1])));
+        lines.extend(done("read", json!([1, [1]])));
+        (0..4).for_each(|_| lines.extend(done("contents", json!({"content": {}}))));
+        lines
+    }
+
+    #[test]
+    fn a_run_is_clean_only_if_its_faults_happened_and_nothing_was_noticed() {
+        assert!(judged(&lines(true)).valid);
+        let idle = judged(&lines(false));
+        assert_eq!(
+            (idle.valid, &idle.missing[..]),
+            (false, &["no fault of nemesis loss took effect".into()][..])
+        );
+        let mut crashed = lines(true);
+        let finding = json!({"anomaly": "unexpected exit", "detail": "node 1"});
+        crashed.push((NEMESIS, Kind::Info, "finding", finding));
+        assert!(!judged(&crashed).valid);
+        let cut_short: Vec<_> = lines(true).into_iter().filter(|line| line.2 != "healed").collect();
+        assert!(!judged(&cut_short).valid);
+    }
+}

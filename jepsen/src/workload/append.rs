@@ -1,0 +1,73 @@
+//! Transactions of one to four appends to lists and reads of them: RPUSH and LRANGE in MULTI; one alone goes
+//! without MULTI.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use serde_json::{Value, json};
+
+use super::{Ended, Workload};
+use crate::{
+    check::{Judgement, append},
+    client::{Connection, Failure, Reply},
+    history::Operation,
+};
+
+/// How many keys are in use at a time, and how many steps are made up for all of them before the next.
+const KEYS: u64 = 3;
+const GENERATION: u64 = 360;
+
+#[derive(Default)]
+pub(crate) struct Append {
+    steps: AtomicU64,
+}
+
+fn command(step: &Value) -> Vec<String> {
+    let key = format!("append:{}", step[1]);
+    match step[0].as_str() {
+        Some(":append") => vec!["RPUSH".into(), key, step[2].to_string()],
+        _ => vec!["LRANGE".into(), key, "0".into(), "-1".into()],
+    }
+}
+
+impl Workload for Append {
+    fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value) {
+        let steps = (0..random.u8(1..=4)).map(|_| {
+            let number = self.steps.fetch_add(1, Ordering::Relaxed);
+            let key = number / GENERATION * KEYS + random.u64(..KEYS);
+            if random.bool() { json!([":append", key, number]) } else { json!([":r", key, null]) }
+        });
+        ("txn", steps.collect())
+    }
+
+    fn invoke(&self, connection: &mut Connection, _: &str, value: &Value) -> Result<Value, Ended> {
+        let steps = value.as_array().cloned().unwrap_or_default();
+        let replies = match &steps[..] {
+            [step] => vec![connection.call(&command(step))?],
+            steps => {
+                let commands: Vec<_> = steps.iter().map(command).collect();
+                connection.transaction(&commands)?.ok_or_else(|| Failure::Info("EXEC gave nil".into()))?
+            }
+        };
+        let mut done = steps;
+        for (step, reply) in done.iter_mut().zip(&replies) {
+            match (step[0].as_str(), reply) {
+                (Some(":append"), Reply::Integer(_)) => {}
+                (Some(":r"), Reply::Array(_)) => step[2] = json!(reply.numbers()?),
+                _ => return Err(reply.unexpected().into()),
+            }
+        }
+        Ok(Value::Array(done))
+    }
+
+    fn last(&self) -> Vec<(&'static str, Value)> {
+        let keys = (self.steps.load(Ordering::Relaxed) / GENERATION + 1) * KEYS;
+        (0..keys).map(|key| ("txn", json!([[":r", key, null]]))).collect()
+    }
+
+    fn check(&self, operations: &[Operation], _: Instant) -> Judgement {
+        append::check(operations)
+    }
+}

@@ -1,0 +1,100 @@
+//! What clients do. A workload makes up operations, carries one out on a connection, and judges all of them. It is
+//! shared by all clients; keys are used for a while and then left, so that no key's history grows without end.
+
+mod append;
+mod bank;
+mod counter;
+mod expiry;
+mod ids;
+mod lock;
+mod register;
+mod set;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    check::Judgement,
+    client::{Connection, Failure, Outcome},
+    history::Operation,
+};
+
+/// How an operation ended, when it was not simply done.
+pub(crate) enum Ended {
+    Failure(Failure),
+    /// Nothing was done, and the value says what was found instead.
+    Otherwise(Value),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Ended {
+        Ended::Failure(failure)
+    }
+}
+
+pub(crate) trait Workload: Send + Sync {
+    /// Before all others, once.
+    fn prepare(&self, _: &mut Connection) -> Outcome<()> {
+        Ok(())
+    }
+
+    /// The next operation of a client: its function and its value.
+    fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value);
+
+    /// Carries it out; gives the value with what was read.
+    fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended>;
+
+    /// Longer than any deadline of a key that it sets: only then the nodes' contents stand still.
+    fn settles_within(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// What is read through every node in the end.
+    fn last(&self) -> Vec<(&'static str, Value)>;
+
+    /// Judges all operations, until `deadline` at the longest.
+    fn check(&self, operations: &[Operation], deadline: Instant) -> Judgement;
+}
+
+/// Every workload's name, and what it is about.
+pub(crate) const NAMES: &[(&str, &str)] = &[
+    ("register", "reads, writes and compare-and-set (SET IFEQ, WATCH): each key linearizable"),
+    ("append", "RPUSH and LRANGE in MULTI: strictly serializable, by cycles"),
+    ("set", "SADD and SMEMBERS: nothing lost, nothing stale"),
+    ("counter", "INCR and GET: within bounds"),
+    ("ids", "INCR and the tokens of LOCK.ACQUIRE: unique and rising"),
+    ("bank", "transfers in MULTI: the total is constant"),
+    ("expiry", "SET PX: never early, never back"),
+    ("lock", "read, pause, write under LOCK.ACQUIRE with FENCE: no lost update"),
+    ("lock-unfenced", "the same without FENCE, the control: lost updates must be found"),
+];
+
+/// The workload of that name.
+pub(crate) fn named(name: &str) -> Option<Arc<dyn Workload>> {
+    Some(match name {
+        "register" => Arc::new(register::Register::default()),
+        "append" => Arc::new(append::Append::default()),
+        "set" => Arc::new(set::Set::default()),
+        "counter" => Arc::new(counter::Counter),
+        "ids" => Arc::new(ids::Ids::default()),
+        "bank" => Arc::new(bank::Bank),
+        "expiry" => Arc::new(expiry::Expiry::default()),
+        "lock" => Arc::new(lock::Lock::new(true)),
+        "lock-unfenced" => Arc::new(lock::Lock::new(false)),
+        _ => return None,
+    })
+}
+
+/// Words of a command.
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// The reads that show every key from 0 to `count`.
+fn reads_of_keys(count: u64) -> Vec<(&'static str, Value)> {
+    (0..count).map(|key| ("read", serde_json::json!([key, null]))).collect()
+}
