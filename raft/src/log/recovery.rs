@@ -5,6 +5,9 @@
 //! in its segment or a later one, says that the expected batch was durable, something durable is gone: that is
 //! `LogError::Corrupted`, and nothing on disk is touched. Else nobody was told that it was durable, and the tail
 //! is zeroed, so that it can never be taken for what is written there later.
+//!
+//! A file that ends where a frame goes on, or begins no other, lost its end: a segment has its whole size before its
+//! first frame is durable, so no crash does that.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +17,7 @@ use std::{
 use super::{
     LogConfig, LogError,
     disk::{Disk, DiskFile},
-    frame::{self, GroupState, Kind, Record},
+    frame::{self, BadFrame, GroupState, Kind, Record},
     group::{GroupLog, Position},
     segment::{self, Spare},
     writer::Segment,
@@ -38,8 +41,18 @@ pub(super) struct Recovered {
     pub(super) spares: Vec<Spare>,
     /// The newest segment by its marker; None while there was never a second one.
     pub(super) marked: Option<u64>,
+    /// How large segments are now.
+    segment_bytes: u64,
     /// Entries that the oldest segment says exist before it, by group: purges must cover them.
     before_oldest: HashMap<GroupId, u64>,
+}
+
+/// Whether a segment whose chain of frames ends at `offset` lost the end of its file.
+fn is_cut_short(content: &[u8], offset: usize, bad: &BadFrame, segment_bytes: u64) -> bool {
+    let rest = &content[offset..];
+    matches!(bad, BadFrame::Length)
+        || rest.len() < frame::FRAME_HEADER_BYTES && rest.iter().any(|byte| *byte != 0)
+        || rest.is_empty() && (content.len() as u64) < segment_bytes
 }
 
 /// A place where the chain of frames ends.
@@ -58,7 +71,7 @@ pub(super) fn recover(disk: &dyn Disk, config: &LogConfig) -> Result<Recovered, 
         let context = context.to_owned();
         move |source| LogError::Io { context, source }
     };
-    let mut recovered = Recovered::default();
+    let mut recovered = Recovered { segment_bytes: config.segment_bytes, ..Recovered::default() };
     let mut files = BTreeMap::new();
     for (name, bytes) in disk.list().map_err(io("list the log directory"))? {
         if let Some(number) = segment::segment_of(&name) {
@@ -156,6 +169,14 @@ impl Recovered {
                 Err(bad) => {
                     let reason = bad.to_string();
                     let synced_behind = frame::highest_synced(content, offset, number).unwrap_or(0);
+                    if offset > 0 && is_cut_short(content, offset, &bad, self.segment_bytes) {
+                        return Err(corrupted(
+                            disk,
+                            number,
+                            offset,
+                            "the end of the file is missing".to_owned(),
+                        ));
+                    }
                     self.offset = offset as u64;
                     return Ok(End { segment: number, offset, reason, synced_behind });
                 }

@@ -271,7 +271,9 @@ fn a_tail_torn_at_any_byte_is_cut() {
             if at >= 4 {
                 let mut short = files.clone();
                 short.get_mut(&name).unwrap().truncate(cut);
-                opens_with(&short, kept, &format!("file ends at {cut}"));
+                // No crash shortens a segment: what is missing may have been durable.
+                let opened = open_image(&short).map(drop);
+                assert!(matches!(opened, Err(LogError::Corrupted { .. })), "file ends at {cut}: {opened:?}");
             }
         }
     }
