@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What deploy/bench/run.sh does not measure: memory, restart, failover, and whether writes stay fast.
+"""What deploy/bench/run.sh does not measure: memory, restart, failover, whether writes stay fast, and what leases and
+readers of the change feed cost while nothing happens.
 
     deploy/bench/limits.py [DIR]      DIR: where the data goes [default: ./bench-data]; removed before and after
 
@@ -11,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -23,6 +25,9 @@ from pathlib import Path
 KVORUM = os.environ.get("KVORUM", "target/release/kvorum")
 KEYS = 1_000_000
 SUSTAINED_S = 60
+LEASES = 100_000
+FEED_READERS = 10_000
+IDLE_S = 20
 
 
 def free_ports(count):
@@ -173,11 +178,83 @@ def sustained(cluster):
     return rates
 
 
+def cpu_percent(cluster):
+    """CPU of the three nodes together over IDLE_S seconds, in percent of one core."""
+
+    def ticks():
+        stats = [Path(f"/proc/{node.pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split() for node in cluster.nodes]
+        return sum(int(stat[11]) + int(stat[12]) for stat in stats)
+
+    before, started = ticks(), time.monotonic()
+    time.sleep(IDLE_S)
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - started) * 100
+
+
+def encode(*argv):
+    parts = [b"*%d\r\n" % len(argv)]
+    for argument in argv:
+        argument = argument if isinstance(argument, bytes) else str(argument).encode()
+        parts.append(b"$%d\r\n%s\r\n" % (len(argument), argument))
+    return b"".join(parts)
+
+
+def grant_leases(port):
+    client = subprocess.Popen(["redis-cli", "-p", str(port), "--pipe"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    for lease in range(LEASES):
+        client.stdin.write(encode("LEASE.GRANT", "PX", 3_600_000 + lease, "ID", f"lease:{lease}"))
+    client.stdin.close()
+    if client.wait() != 0:
+        sys.exit("redis-cli --pipe failed")
+
+
+def subscribe_readers(cluster):
+    """FEED_READERS of the change feed, spread over the nodes, each of a prefix of its own."""
+    readers = []
+    for reader in range(FEED_READERS):
+        connection = socket.create_connection(("127.0.0.1", cluster.resp[reader % 3]), 10)
+        connection.sendall(encode("FEED.SUBSCRIBE", "PREFIX", f"reader:{reader}:"))
+        readers.append(connection)
+    for connection in readers:
+        if not connection.recv(100).startswith(b":"):
+            sys.exit("FEED.SUBSCRIBE was refused")
+    return readers
+
+
+def coordination(cluster):
+    leader = cluster.resp[cluster.leader()]
+    time.sleep(5)
+    idle = cpu_percent(cluster)
+    grant_leases(leader)
+    checkpoint_all(cluster)
+    time.sleep(5)
+    print(f"CPU of three idle nodes: {idle:.1f} %; with {LEASES:,} leases: {cpu_percent(cluster):.1f} %")
+    readers = subscribe_readers(cluster)
+    time.sleep(5)
+    quiet = cpu_percent(cluster)
+    told, client = readers[: FEED_READERS : 100], socket.create_connection(("127.0.0.1", leader), 10)
+    started = time.monotonic()
+    for number in range(0, FEED_READERS, 100):
+        client.sendall(encode("SET", f"reader:{number}:key", "value"))
+        client.recv(100)
+    for number, connection in zip(range(0, FEED_READERS, 100), told):
+        received = b""
+        while f"reader:{number}:key".encode() not in received:
+            received += connection.recv(4096)
+    taken = (time.monotonic() - started) * 1000
+    memory = [resident_mb(node.pid) for node in cluster.nodes]
+    print(f"{FEED_READERS:,} readers of the feed: CPU {quiet:.1f} %, memory {figures(memory)} MiB a node")
+    print(f"{len(told)} writes one after the other, until the last of their {len(told)} readers had its own: {taken:.0f} ms")
+    for connection in readers:
+        connection.close()
+
+
 def figures(values):
     return ", ".join(f"{value:,.0f}" for value in values)
 
 
 def main():
+    # A socket for each reader, here and in the nodes, which inherit this.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else "./bench-data").absolute()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -204,6 +281,11 @@ def main():
         ratio = statistics.mean(rates[-third:]) / statistics.mean(rates[:third])
         print(f"random writes over 5 M keys, pipeline 16, runs of 1 M: {figures(rates)} /s")
         print(f"last third / first third: {ratio:.2f} x")
+        cluster.stop()
+        for node in range(3):
+            shutil.rmtree(directory / str(node))
+        cluster = Cluster(directory)
+        coordination(cluster)
     finally:
         if cluster:
             cluster.stop()
