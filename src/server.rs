@@ -190,7 +190,7 @@ async fn hang_up_idle(shared: &Shared) {
                 .all()
                 .iter()
                 .filter(|client| client.idle_ms() > timeout_s.saturating_mul(1000))
-                .filter(|client| !client.identity.lock().is_subscribed)
+                .filter(|client| !client.identity.lock().is_subscribed && client.unblock.lock().is_none())
                 .for_each(|client| client.hang_up());
         }
     }

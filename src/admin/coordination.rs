@@ -110,7 +110,9 @@ pub(super) async fn acquire(
     key: String,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Refusal> {
-    let wish: Wish = json_of(body)?;
+    let mut wish: Wish = json_of(body)?;
+    let delay_ms = shared.settings.lock_delay_ms().parse().unwrap_or(0);
+    wish.delay_ms = wish.delay_ms.or((delay_ms > 0).then_some(delay_ms));
     let (db, waits) = (wish.db, wish.wait_ms > Some(0) && wish.token.is_none());
     match write(&shared, db, &wish.argv(kind, key)?, waits).await? {
         Value::Null => Err(Refusal {

@@ -2,7 +2,7 @@
 //!
 //! Guards are kept with the lock they name, which therefore exists as long as it guards something.
 
-use super::{Keys, Run, Spec, claim, key};
+use super::{Run, Spec, claim, key, two_keys};
 use crate::{
     args::Args,
     error::{Error, Result},
@@ -10,30 +10,39 @@ use crate::{
     store::{Claims, Ctx, View},
 };
 
+/// The command whose keys are also those of another.
+pub(super) const NAME: &str = "FENCE";
 const GROUP: &str = "lock";
 const SINCE: &str = "1.0.0";
 
 /// The rows of this family.
 pub const ROWS: &[Spec] = &[
-    Spec::write("FENCE", -4, key(), fence).about(
+    Spec::write(NAME, -4, key(), fence).about(
         &["write", "denyoom"],
         GROUP,
         SINCE,
         "Runs a command while a token holds its lock, semaphore or election",
     ),
-    Spec::write("FENCE.GUARD", 3, Keys::None, guard).about(
+    Spec::write("FENCE.GUARD", 3, two_keys(), guard).about(
         &["write", "denyoom", "fast"],
         GROUP,
         SINCE,
         "Refuses all writes to a key but those that are fenced by a lock",
     ),
-    Spec::write("FENCE.UNGUARD", 2, Keys::None, unguard).about(
+    Spec::write("FENCE.UNGUARD", 2, key(), unguard).about(
         &["write", "fast"],
         GROUP,
         SINCE,
         "Lets a key be written without a fence again",
     ),
 ];
+
+/// The lock, and the keys of the command that it guards.
+pub(super) fn keys<'a>(args: &Args<'a>) -> Vec<&'a [u8]> {
+    let inner = args.get(3).and_then(|_| super::resolve(args.from(3)).ok()).filter(|spec| spec.name != NAME);
+    let inner = inner.map(|spec| spec.keys_of(&Args::new(args.from(3)))).unwrap_or_default();
+    args.get(1).into_iter().chain(inner).collect()
+}
 
 fn fence(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let lock = args.at(1);
@@ -42,7 +51,7 @@ fn fence(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let spec = super::resolve(args.from(3))?;
     match spec.run {
         // One token is enough, and a client must not choose how deep this goes.
-        Run::Write(_) if spec.name == "FENCE" => Err(Error::err("FENCE calls can not be nested")),
+        Run::Write(_) if spec.name == NAME => Err(Error::err("FENCE calls can not be nested")),
         Run::Write(write) => {
             admit(&ctx.view(), spec, &call, Some(lock))?;
             // It has no one to tell how a wait ends.
