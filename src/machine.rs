@@ -17,7 +17,7 @@ use crate::{
     feed::{Draft, Feed},
     proposal::{Call, Pipeline, Request, Requests, Step, Watched},
     resp::Reply,
-    store::{Chance, Ctx, DATABASES_MAX, Outcome, PageId, State, StateLoader, Ticket, View, Wake},
+    store::{Caller, Chance, Ctx, DATABASES_MAX, Outcome, PageId, State, StateLoader, Ticket, View, Wake},
 };
 
 /// How many dead keys one batch removes before its calls run. More wait for the next batch, which
@@ -120,10 +120,11 @@ impl kvorum_raft::Machine for Machine {
         state.advance(batch.stamp_ms, batch.term);
         let mut draft = self.feed.draft(batch.index);
         let seed = Chance::new(batch.index).next_u64();
-        let mut applying = Applying { state: &mut state, draft: draft.as_mut(), seed };
+        let mut applying = Applying { state: &mut state, draft: draft.as_mut(), seed, caller: None };
         applying.reap();
         for proposal in batch.proposals {
             let requests = Requests::new(proposal.bytes);
+            applying.caller = None;
             match proposal.local {
                 None => applying.run_all(requests, &mut Reply::off()),
                 Some(pipeline) => answered.push(applying.run_pipeline(requests, pipeline)),
@@ -181,6 +182,8 @@ struct Applying<'a> {
     draft: Option<&'a mut Draft>,
     /// Chance for the next request; determined by the log index and the request's position in the batch.
     seed: u64,
+    /// The session of whoever proposed, if it is in one.
+    caller: Option<Caller>,
 }
 
 impl Applying<'_> {
@@ -237,6 +240,7 @@ impl Applying<'_> {
         self.seed = self.seed.wrapping_add(1);
         match request {
             Request::Call(call) => self.run_call(&call, reply),
+            Request::InSession(caller) => self.caller = (caller.db < DATABASES_MAX).then_some(caller),
             Request::WaitingCall { ticket, call } => self.run_waiting_call(&call, ticket, reply),
             Request::Cancel(waited) => self.with_ctx(waited.db, |ctx| ctx.cancel(waited.key, waited.ticket)),
             Request::Confirm(waited) => {
@@ -269,6 +273,7 @@ impl Applying<'_> {
             Ok((spec, args)) if let Run::Write(write) = spec.run => {
                 let mut ctx = Ctx::new(self.state, call.db, self.seed);
                 ctx.ticket = Some(ticket);
+                ctx.caller = self.caller.clone();
                 let admitted = fence::admit(&ctx.view(), spec, &args, None);
                 if let Err(error) = admitted.and_then(|()| write(&mut ctx, &args, reply)) {
                     reply.error(&error);
@@ -283,6 +288,7 @@ impl Applying<'_> {
         let result = resolve(call).and_then(|(spec, args)| match spec.run {
             Run::Write(write) => {
                 let mut ctx = Ctx::new(self.state, call.db, self.seed);
+                ctx.caller = self.caller.clone();
                 fence::admit(&ctx.view(), spec, &args, None)?;
                 let result = write(&mut ctx, &args, reply);
                 self.note(name_of(spec, &args));
@@ -306,10 +312,21 @@ fn watches_hold(state: &State, watched: &[Watched<'_>]) -> bool {
         .all(|watch| View::new(state, watch.db, state.now_ms(), 0).version(watch.key) == watch.version)
 }
 
-/// The command that a call's events are put down to: FENCE only runs one.
+/// The command that a call's events are put down to: FENCE and ONCE only run one.
 fn name_of(spec: &'static Spec, args: &Args<'_>) -> &'static str {
-    let fenced = args.get(3).filter(|_| spec.name == "FENCE").and_then(commands::lookup);
-    fenced.unwrap_or(spec).name
+    let inner = |spec: &Spec, from: usize| match spec.name {
+        "ONCE" => Some(from + 2),
+        "FENCE" => Some(from + 3),
+        _ => None,
+    };
+    let (mut spec, mut from) = (spec, 0);
+    // ONCE runs FENCE, and FENCE neither.
+    for _ in 0..2 {
+        let Some(next) = inner(spec, from) else { break };
+        let Some(found) = args.get(next).and_then(commands::lookup) else { break };
+        (spec, from) = (found, next);
+    }
+    spec.name
 }
 
 /// The row of a call, after the checks that hold for every call.

@@ -13,7 +13,7 @@ use crate::{
     error::Error,
     resp::{Protocol, Reply},
     store::{
-        Ticket,
+        Caller, Ticket,
         codec::{put_bytes, put_varint},
     },
 };
@@ -24,6 +24,7 @@ const WAITING_CALL: u8 = 3;
 const CANCEL: u8 = 4;
 const CONFIRM: u8 = 5;
 const FORGET_NODE: u8 = 6;
+const IN_SESSION: u8 = 7;
 
 /// Arguments of one call, the name first.
 pub type Argv<'a> = SmallVec<[&'a [u8]; 8]>;
@@ -78,6 +79,8 @@ pub enum Request<'a> {
         /// Its run that goes on, or 0.
         but_boot: u64,
     },
+    /// The requests that follow in the proposal are those of a client in this session. No reply.
+    InSession(Caller),
 }
 
 /// A wait, and where it began.
@@ -138,6 +141,14 @@ pub fn put_forget_node(out: &mut Vec<u8>, node: u64, but_boot: u64) {
     put_varint(out, but_boot);
 }
 
+/// Appends that what follows is called from a session.
+pub fn put_in_session(out: &mut Vec<u8>, db: u32, id: &[u8], protocol: Protocol) {
+    out.push(IN_SESSION);
+    put_varint(out, u64::from(db));
+    put_bytes(out, id);
+    put_varint(out, u64::from(protocol == Protocol::Resp3));
+}
+
 fn put_waited(out: &mut Vec<u8>, waited: &Waited<'_>) {
     put_varint(out, u64::from(waited.db));
     put_bytes(out, waited.key);
@@ -183,6 +194,7 @@ impl<'a> Requests<'a> {
             WAITING_CALL => Some(Request::WaitingCall { ticket: self.ticket()?, call: self.call()? }),
             CANCEL => Some(Request::Cancel(self.waited()?)),
             CONFIRM => Some(Request::Confirm(self.waited()?)),
+            IN_SESSION => Some(Request::InSession(self.caller()?)),
             FORGET_NODE => Some(Request::ForgetNode { node: self.varint()?, but_boot: self.varint()? }),
             _ => None,
         }
@@ -190,6 +202,10 @@ impl<'a> Requests<'a> {
 
     fn ticket(&mut self) -> Option<Ticket> {
         Some(Ticket { node: self.varint()?, boot: self.varint()?, number: self.varint()? })
+    }
+
+    fn caller(&mut self) -> Option<Caller> {
+        Some(Caller { db: self.varint()? as u32, id: self.bytes()?.into(), is_resp3: self.varint()? == 1 })
     }
 
     fn waited(&mut self) -> Option<Waited<'a>> {

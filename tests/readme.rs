@@ -96,6 +96,11 @@ fn the_conversation_about_locks_is_true() {
 }
 
 #[test]
+fn the_conversation_about_doing_things_once_is_true() {
+    converse(include_str!("../docs/exactly-once.md"), &Options { resp3: false, same_indexes: true });
+}
+
+#[test]
 fn the_conversation_about_the_feed_is_true() {
     converse(include_str!("../docs/change-feed.md"), &Options { resp3: true, same_indexes: false });
 }

@@ -12,8 +12,10 @@ use kvorum::{
     feed::{Feed, Filter, Limits},
     machine::Machine,
     proposal::{
-        Call, Waited, put_call, put_cancel, put_confirm, put_forget_node, put_transaction, put_waiting_call,
+        Call, Waited, put_call, put_cancel, put_confirm, put_forget_node, put_in_session, put_transaction,
+        put_waiting_call,
     },
+    resp::Protocol,
     store::Ticket,
 };
 use kvorum_raft::{Machine as _, PageWrite};
@@ -247,6 +249,13 @@ fn random_wait(chance: &mut fastrand::Rng, out: &mut Vec<u8>) {
     let key = format!("{kind}:{}", chance.u8(..3)).into_bytes();
     let ticket = Ticket { node: chance.u64(1..4), boot: chance.u64(1..3), number: chance.u64(..200) };
     let waited = Waited { db: 0, key: &key, ticket };
+    if chance.u8(..3) == 0 {
+        let id = format!("session:{}", chance.u8(..2)).into_bytes();
+        let number = chance.u8(1..100).to_string();
+        put_in_session(out, 0, &id, if chance.bool() { Protocol::Resp2 } else { Protocol::Resp3 });
+        put_call(out, 0, &[b"SESSION.OPEN", &id, b"PX", b"9000"]);
+        return put_call(out, 0, &[b"ONCE", number.as_bytes(), b"LPUSH", b"once", number.as_bytes()]);
+    }
     match chance.u8(..8) {
         0 => put_cancel(out, &waited),
         1 => put_confirm(out, &waited),

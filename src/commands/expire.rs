@@ -185,7 +185,7 @@ fn expire_by(
 fn check_may_move(ctx: &Ctx<'_>, key: &[u8]) -> Result<()> {
     if ctx.view().keeps_its_time(key) {
         return Err(Error::err(
-            "the time of a lock, semaphore, election or lease is set by its own commands",
+            "the time of a lock, semaphore, election, lease or session is set by its own commands",
         ));
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Guards are kept with the lock they name, which therefore exists as long as it guards something.
 
-use super::{Run, Spec, claim, key, two_keys};
+use super::{Run, Spec, claim, key, once, two_keys};
 use crate::{
     args::Args,
     error::{Error, Result},
@@ -37,9 +37,14 @@ pub const ROWS: &[Spec] = &[
     ),
 ];
 
+/// Whether it runs another command.
+fn is_wrapper(spec: &Spec) -> bool {
+    matches!(spec.name, NAME | once::NAME)
+}
+
 /// The lock, and the keys of the command that it guards.
 pub(super) fn keys<'a>(args: &Args<'a>) -> Vec<&'a [u8]> {
-    let inner = args.get(3).and_then(|_| super::resolve(args.from(3)).ok()).filter(|spec| spec.name != NAME);
+    let inner = args.get(3).and_then(|_| super::resolve(args.from(3)).ok()).filter(|spec| !is_wrapper(spec));
     let inner = inner.map(|spec| spec.keys_of(&Args::new(args.from(3)))).unwrap_or_default();
     args.get(1).into_iter().chain(inner).collect()
 }
@@ -51,7 +56,9 @@ fn fence(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let spec = super::resolve(args.from(3))?;
     match spec.run {
         // One token is enough, and a client must not choose how deep this goes.
-        Run::Write(_) if spec.name == NAME => Err(Error::err("FENCE calls can not be nested")),
+        Run::Write(_) if is_wrapper(spec) => {
+            Err(Error::err("FENCE runs neither FENCE nor ONCE: ONCE runs FENCE"))
+        }
         Run::Write(write) => {
             admit(&ctx.view(), spec, &call, Some(lock))?;
             // It has no one to tell how a wait ends.
@@ -80,7 +87,9 @@ fn check_token(view: &View<'_>, key: &[u8], token: i64) -> Result<()> {
 /// Refuses a write to a guarded key, unless it is fenced by the lock that guards it; and anything that would take away
 /// a lock that guards keys.
 pub fn admit(view: &View<'_>, spec: &Spec, args: &Args<'_>, fenced_by: Option<&[u8]>) -> Result<()> {
-    if !view.has_guards() || matches!(spec.group, "lock" | "semaphore" | "election") {
+    // What runs another command has that admitted.
+    let is_exempt = matches!(spec.group, "lock" | "semaphore" | "election") || is_wrapper(spec);
+    if !view.has_guards() || is_exempt {
         return Ok(());
     }
     for key in spec.written_keys(args) {

@@ -183,7 +183,7 @@ fn same_object() -> Error {
 /// There is one of a lock and its like, in one place.
 fn check_may_leave(ctx: &Ctx<'_>, key: &[u8]) -> Result<()> {
     if ctx.view().keeps_its_time(key) {
-        return Err(Error::err("a lock, semaphore, election or lease can not be copied or moved"));
+        return Err(Error::err("a lock, semaphore, election, lease or session can not be copied or moved"));
     }
     Ok(())
 }

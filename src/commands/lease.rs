@@ -112,7 +112,9 @@ fn attach(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         return Err(Error::err("the lease has no room for another key"));
     }
     if keys.iter().any(|key| ctx.view().keeps_its_time(key)) {
-        return Err(Error::err("a lock, a semaphore, an election or a lease can not be attached to a lease"));
+        return Err(Error::err(
+            "a lock, semaphore, election, lease or session can not be attached to a lease",
+        ));
     }
     let mut count = 0;
     for key in keys {

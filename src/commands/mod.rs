@@ -23,6 +23,7 @@ pub mod lease;
 pub mod list;
 pub mod list_inside;
 pub mod lock;
+pub mod once;
 pub mod rate_limit;
 pub mod scan;
 pub mod semaphore;
@@ -156,8 +157,10 @@ impl Spec {
 
     /// The key arguments of a call.
     pub fn keys_of<'a>(&self, args: &Args<'a>) -> Vec<&'a [u8]> {
-        if self.name == fence::NAME {
-            return fence::keys(args);
+        match self.name {
+            fence::NAME => return fence::keys(args),
+            once::NAME => return once::keys(args),
+            _ => {}
         }
         match self.keys {
             Keys::None => Vec::new(),
@@ -230,6 +233,7 @@ pub const FAMILIES: &[&[Spec]] = &[
     election::ROWS,
     lease::ROWS,
     fence::ROWS,
+    once::ROWS,
     feed::ROWS,
     server::ROWS,
 ];

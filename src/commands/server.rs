@@ -60,6 +60,12 @@ const CLIENT: &[Spec] = &[
         "3.2.0",
         "Instruct the server whether to reply to commands",
     ),
+    Spec::session("CLIENT|SESSION", -2).about(
+        &["noscript", "no_multi"],
+        CONNECTION,
+        "1.0.0",
+        "Takes the connection into a session, in which ONCE applies commands once",
+    ),
     Spec::session("CLIENT|SETINFO", 4).about(
         QUIET,
         CONNECTION,

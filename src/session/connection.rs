@@ -58,6 +58,7 @@ pub(super) fn reset(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> R
     session.stale_reads = false;
     session.replies = Replies::On;
     session.bound.clear();
+    session.in_session = None;
     session.protocol = Protocol::Resp2;
     session.identify(|identity| {
         let (lib_name, lib_ver) =

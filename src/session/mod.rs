@@ -30,6 +30,7 @@ mod feed;
 mod info;
 mod lease;
 mod observe;
+mod once;
 mod pipeline;
 mod push;
 mod server;
@@ -112,6 +113,8 @@ pub struct Session {
     watched: WatchedKeys,
     /// Grants of which the log may not know yet that the client was told.
     unconfirmed: Vec<Arc<Confirmation>>,
+    /// The session that the client is in: its database and key.
+    in_session: Option<(u32, Vec<u8>)>,
     /// Leases that live as long as the connection.
     bound: Vec<lease::Bound>,
     pushes: push::Pushes,
@@ -147,6 +150,7 @@ impl Session {
             queue: None,
             watched: WatchedKeys::new(),
             unconfirmed: Vec::new(),
+            in_session: None,
             bound: Vec::new(),
             pushes: push::Pushes::default(),
             out: Vec::new(),

@@ -384,10 +384,10 @@ impl Session {
 
     /// Proposes, and waits for the replies, which come to the end of `out`.
     pub(super) async fn through_log(&mut self, bytes: &[u8], steps: Vec<Step>) -> io::Result<()> {
-        if self.unconfirmed.is_empty() {
+        if self.unconfirmed.is_empty() && self.in_session.is_none() {
             return self.through_log_alone(bytes, steps).await;
         }
-        self.through_log_with_confirmations(bytes, steps).await
+        self.through_log_with_prefix(bytes, steps).await
     }
 
     /// As `through_log`, with nothing else.

@@ -41,6 +41,7 @@ pub enum Waiting {
     Wait,
     WaitAof,
     LeaseBind,
+    ClientSession,
     Observe,
 }
 
@@ -165,6 +166,7 @@ fn function(name: &str) -> Option<Run> {
         "CLIENT|NO-EVICT" => Now(client::no_evict),
         "CLIENT|NO-TOUCH" => Now(client::no_touch),
         "CLIENT|REPLY" => Alone(client::reply),
+        "CLIENT|SESSION" => Wait(Waiting::ClientSession),
         "CLIENT|SETINFO" => Now(client::setinfo),
         "CLIENT|SETNAME" => Now(client::setname),
         "CLIENT|TRACKINGINFO" => Now(client::trackinginfo),

@@ -304,6 +304,7 @@ impl Session {
             Waiting::Wait => self.wait_replicas(argv).await,
             Waiting::WaitAof => self.wait_aof(argv).await,
             Waiting::LeaseBind => self.bind_lease(argv).await,
+            Waiting::ClientSession => self.client_session(argv).await,
             Waiting::Observe => self.observe(argv).await,
         }
     }

@@ -85,19 +85,20 @@ impl Session {
         Ok(())
     }
 
-    /// Proposes, and before it in the same entry that the client was told of its grants: what it does next may depend on
-    /// that.
-    pub(super) async fn through_log_with_confirmations(
-        &mut self,
-        bytes: &[u8],
-        steps: Vec<Step>,
-    ) -> io::Result<()> {
+    /// Proposes, and before it in the same proposal what the log has to know of the client: that it was told of its
+    /// grants, on which what it does next may depend, and the session that it is in.
+    pub(super) async fn through_log_with_prefix(&mut self, bytes: &[u8], steps: Vec<Step>) -> io::Result<()> {
         let mut all = Vec::new();
         let confirmations = std::mem::take(&mut self.unconfirmed);
         let said: Vec<_> =
             confirmations.into_iter().filter(|confirmation| confirmation.say(&mut all)).collect();
+        let mut prefix = said.len();
+        if let Some((db, id)) = &self.in_session {
+            proposal::put_in_session(&mut all, *db, id, self.protocol);
+            prefix += 1;
+        }
         all.extend_from_slice(bytes);
-        let steps = said.iter().map(|_| Step::Silent).chain(steps).collect();
+        let steps = (0..prefix).map(|_| Step::Silent).chain(steps).collect();
         let mark = self.out.len();
         let result = self.through_log_alone(&all, steps).await;
         let mut replies = self.out[mark..].split(|byte| *byte == b'\n');

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::{
     claim::{LeaseId, Outcome, Ticket, Turn, Wake},
     claims::Claims,
+    ctx::Caller,
     keyspace::Place,
     lease::Lease,
     object::{Object, Value},
@@ -323,6 +324,28 @@ impl State {
         let renewed = deadline.saturating_sub(lease.ttl_ms);
         let extended = self.led_since_ms + lease.ttl_ms;
         (renewed < self.led_since_ms && extended > deadline && extended >= self.now_ms).then_some(extended)
+    }
+
+    /// Notes in its session that a command was applied, and gives the session its whole time again. Nothing that others
+    /// can see happens.
+    pub(crate) fn remember(&mut self, caller: &Caller, number: u64, reply: &[u8]) {
+        let now_ms = self.now_ms;
+        let Some((place, at)) = self.place(caller.db, &caller.id) else { return };
+        let record = self.databases[caller.db as usize].at(place.slot, at);
+        // The command may have replaced it.
+        if !matches!(record.body(), Body::Object(object) if matches!(object.value, Value::Session(_))) {
+            return;
+        }
+        let before = record.deadline();
+        let (after, _) = self.change_object(caller.db, &place, at, |object, pages| {
+            if let Value::Session(session) = &mut object.value {
+                session.remember(number, caller.is_resp3, reply);
+                object.deadline = Some(now_ms + session.ttl_ms);
+            }
+            pages.unchanged();
+            object.deadline
+        });
+        self.reindex(caller.db, &place, before, after);
     }
 
     /// Changes the claims that know a ticket: those at `key`, or wherever they were renamed to.

@@ -6,6 +6,7 @@
 use super::{
     claim::{ClaimKind, Ticket, Turn},
     claims::Claims,
+    client_session::ClientSession,
     hash::Chance,
     keyspace::{Keyspace, Place},
     lease::Lease,
@@ -28,12 +29,25 @@ pub enum Deadline {
     At(u64),
 }
 
+/// The session of whoever calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Where the session is.
+    pub db: u32,
+    /// Its key.
+    pub id: Box<[u8]>,
+    /// The version of the protocol that the caller speaks.
+    pub is_resp3: bool,
+}
+
 /// What a write command gets: one database to change, and the entry's time and chance.
 pub struct Ctx<'a> {
     /// The log clock.
     pub now_ms: u64,
     /// Set for a call that may wait: whom to tell how it ended.
     pub ticket: Option<Ticket>,
+    /// The session that the caller is in.
+    pub caller: Option<Caller>,
     pub(crate) db: u32,
     pub(crate) chance: Chance,
     pub(crate) state: &'a mut State,
@@ -43,7 +57,7 @@ impl<'a> Ctx<'a> {
     /// A context for one call. `seed` is determined by the call's position in the log.
     pub fn new(state: &'a mut State, db: u32, seed: u64) -> Ctx<'a> {
         state.open(db);
-        Ctx { now_ms: state.now_ms, ticket: None, db, chance: Chance::new(seed), state }
+        Ctx { now_ms: state.now_ms, ticket: None, caller: None, db, chance: Chance::new(seed), state }
     }
 
     /// The database as it is.
@@ -146,6 +160,23 @@ impl<'a> Ctx<'a> {
     pub fn issue_token(&mut self) -> u64 {
         self.state.token += 1;
         self.state.token
+    }
+
+    /// The session at a key.
+    pub fn session(&mut self, id: &[u8]) -> Result<Option<&ClientSession>> {
+        self.locate(id);
+        self.view().value::<ClientSession>(id)
+    }
+
+    /// Puts a session at a key where there is nothing.
+    pub fn put_session(&mut self, id: &[u8], session: ClientSession) {
+        let deadline = self.now_ms + session.ttl_ms;
+        self.put_value(id, Value::Session(session), Deadline::At(deadline));
+    }
+
+    /// A session's command was applied.
+    pub fn remember(&mut self, caller: &Caller, number: u64, reply: &[u8]) {
+        self.state.remember(caller, number, reply);
     }
 
     /// The lease at a key, with the deadline that it has.

@@ -10,6 +10,7 @@
 use super::{
     claim::ClaimKind,
     claims::Claims,
+    client_session::ClientSession,
     codec::Input,
     digest::Digest,
     dirty::{Dirty, Mark, PageId},
@@ -47,6 +48,8 @@ pub enum Value {
     Claims(Claims),
     /// A lease.
     Lease(Lease),
+    /// A client's session.
+    Session(ClientSession),
 }
 
 impl Value {
@@ -60,6 +63,7 @@ impl Value {
             Value::SortedSet(set) => set,
             Value::Claims(claims) => claims,
             Value::Lease(lease) => lease,
+            Value::Session(session) => session,
         }
     }
 
@@ -73,6 +77,7 @@ impl Value {
             Value::SortedSet(set) => set,
             Value::Claims(claims) => claims,
             Value::Lease(lease) => lease,
+            Value::Session(session) => session,
         }
     }
 
@@ -90,6 +95,7 @@ impl Value {
                 ClaimKind::Election => 8,
             },
             Value::Lease(_) => 9,
+            Value::Session(_) => 10,
         }
     }
 
@@ -104,6 +110,7 @@ impl Value {
             7 => Claims::decode_head(ClaimKind::Semaphore, input).map(Value::Claims),
             8 => Claims::decode_head(ClaimKind::Election, input).map(Value::Claims),
             9 => Lease::decode_head(input).map(Value::Lease),
+            10 => ClientSession::decode_head(input).map(Value::Session),
             other => Err(format!("type {other} is not known to this version")),
         }
     }

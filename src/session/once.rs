@@ -1,0 +1,39 @@
+//! CLIENT SESSION: takes a connection into a session, in which ONCE applies commands once. Which session that is
+//! travels with each of the connection's proposals.
+
+use super::Session;
+use crate::{
+    args::Args,
+    error::Error,
+    proposal,
+    resp::{Protocol, Reply},
+};
+
+impl Session {
+    /// CLIENT SESSION [id [NEW [PX ms]]].
+    pub(super) async fn client_session(&mut self, argv: &[&[u8]]) {
+        let args = Args::new(argv);
+        if args.len() == 2 {
+            let id = self.in_session.as_ref().map(|(_, id)| id.clone());
+            return self.reply(|reply| reply.bulk_or_null(id.as_deref()));
+        }
+        let is_new = args.is(3, "NEW");
+        if args.len() > 3 && !is_new {
+            return self.reply(|reply| reply.error(&Error::Syntax));
+        }
+        let (db, id) = (self.db, args.at(2));
+        let call = if is_new {
+            [&[b"SESSION.OPEN".as_slice(), id], args.from(4)].concat()
+        } else {
+            vec![b"SESSION.RENEW".as_slice(), id]
+        };
+        let mut bytes = Vec::new();
+        proposal::put_call(&mut bytes, db, &call);
+        let answer = self.shared.router.call(&bytes, 1, Protocol::Resp2).await;
+        if answer.starts_with(b"-") {
+            return self.out.extend_from_slice(&answer);
+        }
+        self.in_session = Some((db, id.to_vec()));
+        self.reply(Reply::ok);
+    }
+}
