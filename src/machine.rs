@@ -36,8 +36,8 @@ pub struct Machine {
 
 /// Who is told what leaves the machine beside replies and the feed.
 pub trait Outlet: Send + Sync {
-    /// Waits ended, those of any node's clients. Called in the order of the log.
-    fn woke(&self, wakes: Vec<Wake>);
+    /// Waits ended by the entry at `index`, those of any node's clients. Called in the order of the log.
+    fn woke(&self, index: u64, wakes: Vec<Wake>);
 
     /// A snapshot took the place of entries: what they would have told has to be asked. `outcome_of` gives None for a
     /// wait that goes on.
@@ -69,6 +69,11 @@ impl Machine {
     /// What happened to keys.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
+    }
+
+    /// How a wait ended that began at this key; None if it goes on.
+    pub fn outcome_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<Outcome> {
+        self.state.read().outcome_at(db, key, ticket)
     }
 
     /// The nodes that have waits under way, with their runs.
@@ -139,7 +144,7 @@ impl kvorum_raft::Machine for Machine {
         if let Some(outlet) = &self.outlet
             && !wakes.is_empty()
         {
-            outlet.woke(wakes);
+            outlet.woke(batch.index, wakes);
         }
         for (done, replies) in answered {
             // The connection may be gone; then nobody needs the replies.
@@ -246,7 +251,11 @@ impl Applying<'_> {
             Request::Confirm(waited) => {
                 self.with_ctx(waited.db, |ctx| ctx.confirm(waited.key, waited.ticket))
             }
-            Request::ForgetNode { node, but_boot } => self.with_ctx(0, |ctx| ctx.forget_node(node, but_boot)),
+            Request::ForgetNode { node, but_boot, term } => {
+                if term == 0 || term == self.state.term() {
+                    self.with_ctx(0, |ctx| ctx.forget_node(node, but_boot));
+                }
+            }
             Request::Transaction { watched, calls } => {
                 if !watches_hold(self.state, &watched) {
                     return reply.null_array();

@@ -78,6 +78,8 @@ pub enum Request<'a> {
         node: u64,
         /// Its run that goes on, or 0.
         but_boot: u64,
+        /// Holds only in an entry of this term: the leader that says it may not lead any more. 0 for any.
+        term: u64,
     },
     /// The requests that follow in the proposal are those of a client in this session. No reply.
     InSession(Caller),
@@ -135,10 +137,9 @@ pub fn put_confirm(out: &mut Vec<u8>, waited: &Waited<'_>) {
 }
 
 /// Appends that nobody waits at a node, but for one run of it.
-pub fn put_forget_node(out: &mut Vec<u8>, node: u64, but_boot: u64) {
+pub fn put_forget_node(out: &mut Vec<u8>, node: u64, but_boot: u64, term: u64) {
     out.push(FORGET_NODE);
-    put_varint(out, node);
-    put_varint(out, but_boot);
+    [node, but_boot, term].into_iter().for_each(|number| put_varint(out, number));
 }
 
 /// Appends that what follows is called from a session.
@@ -195,7 +196,11 @@ impl<'a> Requests<'a> {
             CANCEL => Some(Request::Cancel(self.waited()?)),
             CONFIRM => Some(Request::Confirm(self.waited()?)),
             IN_SESSION => Some(Request::InSession(self.caller()?)),
-            FORGET_NODE => Some(Request::ForgetNode { node: self.varint()?, but_boot: self.varint()? }),
+            FORGET_NODE => {
+                let (node, but_boot, term) = (self.varint()?, self.varint()?, self.varint()?);
+                Some(Request::ForgetNode { node, but_boot, term })
+            }
+
             _ => None,
         }
     }

@@ -12,7 +12,7 @@ use crate::{
     machine::Machine,
     proposal::{self, Pipeline, Step},
     resp::Protocol,
-    store::View,
+    store::{Outcome, Ticket, View},
 };
 
 /// This node, as sessions see it. Cheap to clone.
@@ -61,6 +61,11 @@ impl Router {
     /// Sends a pipeline's writes into the log; its replies come through `pipeline.done`.
     pub fn propose(&self, bytes: &[u8], pipeline: Pipeline) {
         self.node.propose(bytes, pipeline);
+    }
+
+    /// How a wait ended that began at this key; None if it goes on.
+    pub fn outcome_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<Outcome> {
+        self.machine.outcome_at(db, key, ticket)
     }
 
     /// The nodes that have waits under way, with their runs.

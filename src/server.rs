@@ -60,6 +60,7 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     let (resp_addr, http_addr) = (bound(&resp, config.resp), bound(&http, config.http));
     let (wakes, notices) = Wakes::new(config.node.id);
     let shared = start(&config, resp_addr, http_addr, wakes).await?;
+    shared.wakes.started_with(shared.router.status().last_log_index);
     let waking = tokio::spawn({
         let shared = shared.clone();
         async move { shared.wakes.run(notices, &shared.router).await }

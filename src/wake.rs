@@ -6,10 +6,13 @@
 //! given back at once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, Instant},
 };
@@ -33,9 +36,13 @@ const NOTICE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a confirmation waits for something to travel with.
 const CONFIRM_PAUSE: Duration = Duration::from_millis(5);
 /// How often a node looks for waits of its earlier runs, and the leader for nodes that are gone.
-const WATCH_STEP: Duration = Duration::from_millis(500);
-/// A node that was not heard for so long has lost its waiting clients.
-const CONTACT_LOST_MS: u64 = 3_000;
+const WATCH_STEP: Duration = Duration::from_millis(300);
+/// A node that was silent for so long at so many looks in succession has lost its waiting clients. Looks are counted, not
+/// time: a node that was stopped itself has heard of nobody meanwhile.
+const SILENT_MS: u64 = 1_000;
+const SILENT_LOOKS: u32 = 5;
+/// Longer keys are not repeated in notices.
+const KEY_BYTES_MAX: usize = 1 << 10;
 /// How long a stopping node goes on to say what it has to say.
 const SETTLE_MAX: Duration = Duration::from_millis(500);
 
@@ -47,7 +54,7 @@ enum Notice {
     /// Whoever waited knows of its grant.
     Confirm(Arc<Confirmation>),
     /// Nobody waits at a node, but for one run of it.
-    Forget { node: u64, but_boot: u64 },
+    Forget { node: u64, but_boot: u64, term: u64 },
     /// A command that somebody left behind, its name first.
     Call { db: u32, argv: Vec<Vec<u8>> },
 }
@@ -91,6 +98,12 @@ pub struct Wakes {
     notices: mpsc::UnboundedSender<Notice>,
     /// Notices that the log does not have yet.
     unsaid: AtomicUsize,
+    /// How many snapshots took the place of entries.
+    snapshots: AtomicU64,
+    /// Waits whose end was read off the state after a snapshot, though an entry may tell it yet.
+    told_early: Mutex<HashSet<u64>>,
+    /// What entries above this index grant to earlier runs of this node was never told to anybody.
+    new_above: AtomicU64,
 }
 
 /// The queue of notices, for [`Wakes::run`].
@@ -109,6 +122,9 @@ impl Wakes {
             waiting: Mutex::default(),
             notices,
             unsaid: AtomicUsize::new(0),
+            snapshots: AtomicU64::new(0),
+            told_early: Mutex::default(),
+            new_above: AtomicU64::new(u64::MAX),
         };
         (Arc::new(wakes), Notices(queue))
     }
@@ -119,7 +135,13 @@ impl Wakes {
         let (told, outcome) = oneshot::channel();
         self.waiting.lock().insert(number, Waiting { told, is_queued: false });
         let ticket = Ticket { node: self.node, boot: self.boot, number };
-        Wait { wakes: self.clone(), db, key: key.to_vec(), ticket, outcome, is_over: false }
+        let snapshots = self.snapshots.load(SeqCst);
+        Wait { wakes: self.clone(), db, key: key.to_vec(), ticket, outcome, snapshots, is_over: false }
+    }
+
+    /// Entries up to this index were in this node's log when it started.
+    pub fn started_with(&self, last_log_index: u64) {
+        self.new_above.store(last_log_index, Relaxed);
     }
 
     /// How many wait.
@@ -143,6 +165,13 @@ impl Wakes {
     /// Has a command executed that nobody waits for any more, when that is possible.
     pub fn leave(&self, db: u32, argv: Vec<Vec<u8>>) {
         self.say(Notice::Call { db, argv });
+    }
+
+    /// Tells a session how its wait ended, if it was not told yet. False if it was, or is not there.
+    fn tell_waiting(&self, number: u64, outcome: Outcome) -> bool {
+        let waiting = self.waiting.lock().remove(&number);
+        // One that ended meanwhile cancels by itself.
+        waiting.map(|waiting| drop(waiting.told.send(outcome))).is_some()
     }
 
     fn say(&self, notice: Notice) {
@@ -196,27 +225,29 @@ impl Wakes {
     }
 
     async fn watch_nodes(&self, router: &Router) {
+        let mut silent: BTreeMap<u64, u32> = BTreeMap::new();
         loop {
             tokio::time::sleep(WATCH_STEP).await;
             let waiting = router.waiting_nodes();
             if waiting.iter().any(|(node, boot)| *node == self.node && *boot != self.boot) {
-                self.say(Notice::Forget { node: self.node, but_boot: self.boot });
+                self.say(Notice::Forget { node: self.node, but_boot: self.boot, term: 0 });
             }
             let waiting: BTreeSet<u64> = waiting.into_iter().map(|(node, _)| node).collect();
-            if waiting.iter().all(|node| *node == self.node) {
-                continue;
-            }
             let status = router.status();
-            if status.role != Role::Leader {
+            if status.role != Role::Leader || waiting.iter().all(|node| *node == self.node) {
+                silent.clear();
                 continue;
             }
             let contacts: BTreeMap<u64, Option<u64>> =
                 status.members.iter().map(|member| (member.id, member.last_contact_ms)).collect();
             for node in waiting.into_iter().filter(|node| *node != self.node) {
                 let silent_ms = contacts.get(&node).copied().flatten();
-                if silent_ms.is_none_or(|ms| ms > CONTACT_LOST_MS) {
+                let looks = silent.entry(node).or_default();
+                *looks = if silent_ms.is_none_or(|ms| ms > SILENT_MS) { *looks + 1 } else { 0 };
+                if *looks >= SILENT_LOOKS {
                     tracing::info!(node, "a node is out of contact: its clients do not wait any more");
-                    self.say(Notice::Forget { node, but_boot: 0 });
+                    self.say(Notice::Forget { node, but_boot: 0, term: status.term });
+                    *looks = 0;
                 }
             }
         }
@@ -232,31 +263,33 @@ impl Wakes {
 }
 
 impl Outlet for Wakes {
-    fn woke(&self, wakes: Vec<Wake>) {
+    fn woke(&self, index: u64, wakes: Vec<Wake>) {
         for Wake { ticket, outcome } in wakes {
-            if (ticket.node, ticket.boot) != (self.node, self.boot) {
+            let is_own_run = ticket.boot == self.boot;
+            if ticket.node != self.node || !is_own_run && index <= self.new_above.load(Relaxed) {
                 continue;
             }
-            let waiting = self.waiting.lock().remove(&ticket.number);
-            match waiting {
-                // One that ended meanwhile cancels by itself.
-                Some(waiting) => drop(waiting.told.send(outcome)),
-                None if matches!(outcome, Outcome::Granted { .. }) => {
-                    self.say(Notice::Cancel { db: 0, key: Vec::new(), ticket });
-                }
-                None => {}
+            let is_granted = matches!(outcome, Outcome::Granted { .. });
+            let is_told = is_own_run && self.tell_waiting(ticket.number, outcome);
+            // By the state itself, a moment ago.
+            let is_told = is_told || is_own_run && self.told_early.lock().remove(&ticket.number);
+            if is_granted && !is_told {
+                self.say(Notice::Cancel { db: 0, key: Vec::new(), ticket });
             }
         }
     }
 
     fn replaced(&self, outcome_of: &dyn Fn(Ticket) -> Option<Outcome>) {
+        self.snapshots.fetch_add(1, SeqCst);
         let numbers: Vec<u64> = {
             let waiting = self.waiting.lock();
             waiting.iter().filter(|(_, waiting)| waiting.is_queued).map(|(number, _)| *number).collect()
         };
-        let tickets = numbers.into_iter().map(|number| Ticket { node: self.node, boot: self.boot, number });
-        let ended = tickets.filter_map(|ticket| Some(Wake { ticket, outcome: outcome_of(ticket)? }));
-        self.woke(ended.collect());
+        for number in numbers {
+            if let Some(outcome) = outcome_of(Ticket { node: self.node, boot: self.boot, number }) {
+                self.tell_waiting(number, outcome);
+            }
+        }
     }
 }
 
@@ -267,7 +300,9 @@ impl Notice {
                 proposal::put_cancel(out, &Waited { db: *db, key, ticket: *ticket });
             }
             Notice::Confirm(confirmation) => drop(confirmation.say(out)),
-            Notice::Forget { node, but_boot } => proposal::put_forget_node(out, *node, *but_boot),
+            Notice::Forget { node, but_boot, term } => {
+                proposal::put_forget_node(out, *node, *but_boot, *term);
+            }
             Notice::Call { db, argv } => {
                 let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
                 proposal::put_call(out, *db, &argv);
@@ -296,6 +331,8 @@ pub struct Wait {
     key: Vec<u8>,
     ticket: Ticket,
     outcome: oneshot::Receiver<Outcome>,
+    /// How many snapshots had been installed when it began.
+    snapshots: u64,
     is_over: bool,
 }
 
@@ -306,9 +343,16 @@ impl Wait {
     }
 
     /// The log knows of it.
-    pub fn queued(&self) {
+    pub fn queued(&self, router: &Router) {
         if let Some(waiting) = self.wakes.waiting.lock().get_mut(&self.ticket.number) {
             waiting.is_queued = true;
+        }
+        // A snapshot may have ended it before it was marked: then nobody else tells.
+        if self.wakes.snapshots.load(SeqCst) != self.snapshots
+            && let Some(outcome) = router.outcome_at(self.db, &self.key, self.ticket)
+        {
+            self.wakes.told_early.lock().insert(self.ticket.number);
+            self.wakes.tell_waiting(self.ticket.number, outcome);
         }
     }
 
@@ -337,7 +381,9 @@ impl Drop for Wait {
     fn drop(&mut self) {
         self.wakes.waiting.lock().remove(&self.ticket.number);
         if !self.is_over {
-            let (db, key, ticket) = (self.db, std::mem::take(&mut self.key), self.ticket);
+            let (db, mut key, ticket) = (self.db, std::mem::take(&mut self.key), self.ticket);
+            // It only saves a search.
+            key.truncate(KEY_BYTES_MAX);
             self.wakes.say(Notice::Cancel { db, key, ticket });
         }
     }

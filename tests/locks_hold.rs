@@ -194,6 +194,32 @@ fn a_hundred_waiters_keep_their_order_when_the_leader_dies() {
     assert_eq!(persist(&cluster, leader + 1, "EXISTS l").show(), ":0\n");
 }
 
+/// A leader that was stopped has heard of nobody meanwhile. When it goes on, it must not take the others for dead.
+#[test]
+fn a_leader_that_was_stopped_forgets_nobody() {
+    let cluster = Cluster::start(3, &[]);
+    let leader = cluster.leader();
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    let mut holder = client(&cluster, others[0]);
+    let first = token(&holder.call(&["LOCK.ACQUIRE", "l", "a", "PX", "600000"]).unwrap());
+    let mut waiters: Vec<Client> =
+        others.into_iter().chain([leader]).map(|node| client(&cluster, node)).collect();
+    for (number, waiter) in waiters.iter_mut().enumerate() {
+        waiter.send(&encode(&split(&format!("LOCK.ACQUIRE l w{number} PX 600000 WAIT 600000")))).unwrap();
+        wait_for_queue(&mut holder, "l", number + 1);
+    }
+    cluster.signal(leader, "STOP");
+    // Longer than an election, and than a node may be silent; the third waits where nobody is heard of.
+    wait_for_queue(&mut holder, "l", 2);
+    thread::sleep(Duration::from_secs(2));
+    cluster.signal(leader, "CONT");
+    thread::sleep(Duration::from_secs(3));
+    wait_for_queue(&mut holder, "l", 2);
+    assert!(waiters[2].receive().unwrap().show().starts_with("-UNBLOCKED"));
+    assert_eq!(holder.run(&format!("LOCK.RELEASE l a {first}")).unwrap(), ":0\n");
+    assert!(token(&waiters[0].receive().unwrap()) > first);
+}
+
 /// Nobody comes back from a node that died: its clients' places must not hold up the others.
 #[test]
 fn waiters_of_a_dead_node_are_forgotten() {

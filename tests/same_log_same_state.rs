@@ -259,7 +259,7 @@ fn random_wait(chance: &mut fastrand::Rng, out: &mut Vec<u8>) {
     match chance.u8(..8) {
         0 => put_cancel(out, &waited),
         1 => put_confirm(out, &waited),
-        2 => put_forget_node(out, ticket.node, ticket.boot),
+        2 => put_forget_node(out, ticket.node, ticket.boot, u64::from(chance.u8(..4))),
         _ => {
             let owner = format!("owner:{}", chance.u8(..9)).into_bytes();
             let (ttl_ms, wait_ms) = (chance.u32(1..9_000).to_string(), chance.u32(1..9_000).to_string());

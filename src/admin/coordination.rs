@@ -194,8 +194,8 @@ pub(super) async fn list(kind: Kind, shared: Arc<Shared>, listing: Listing) -> R
     let mut items = Vec::new();
     for key in page[1].as_array().into_iter().flatten().filter_map(Value::as_str) {
         // It may have ended since.
-        if let Value::Object(mut info) =
-            read(&shared, listing.db, &[kind.info.to_owned(), key.to_owned()]).await?
+        if let Ok(Value::Object(mut info)) =
+            read(&shared, listing.db, &[kind.info.to_owned(), key.to_owned()]).await
         {
             info.insert("key".into(), key.into());
             items.push(Value::Object(info));
@@ -204,7 +204,15 @@ pub(super) async fn list(kind: Kind, shared: Arc<Shared>, listing: Listing) -> R
     Ok(Json(json!({ "cursor": page[0], "items": items })))
 }
 
+fn check_db(shared: &Shared, db: u32) -> Result<(), Refusal> {
+    if db < shared.settings.databases() {
+        return Ok(());
+    }
+    Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "db is out of range"))
+}
+
 async fn read(shared: &Shared, db: u32, argv: &[String]) -> Result<Value, Refusal> {
+    check_db(shared, db)?;
     shared.router.barrier(ReadLevel::Linearizable).await?;
     let argv: Vec<&[u8]> = argv.iter().map(String::as_bytes).collect();
     let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
@@ -218,6 +226,7 @@ async fn read(shared: &Shared, db: u32, argv: &[String]) -> Result<Value, Refusa
 
 /// Whoever hangs up while it waits ends its wait: the handler is dropped.
 async fn write(shared: &Shared, db: u32, argv: &[String], waits: bool) -> Result<Value, Refusal> {
+    check_db(shared, db)?;
     let argv: Vec<&[u8]> = argv.iter().map(String::as_bytes).collect();
     let mut bytes = Vec::new();
     if !waits {
@@ -228,12 +237,14 @@ async fn write(shared: &Shared, db: u32, argv: &[String], waits: bool) -> Result
     proposal::put_waiting_call(&mut bytes, wait.ticket(), db, &argv);
     let answer = shared.router.call(&bytes, 1, Protocol::Resp3).await;
     if !answer.is_empty() {
-        if !answer.starts_with(b"-UNCERTAIN") {
-            wait.over();
+        match answer[0] {
+            b'-' if answer.starts_with(b"-UNCERTAIN") => {}
+            b'%' => drop(wait.confirm()),
+            _ => wait.over(),
         }
         return json_of_reply(&answer);
     }
-    wait.queued();
+    wait.queued(&shared.router);
     let outcome = wait.outcome().await;
     let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
     reply_outcome(&outcome, &mut reply);

@@ -88,25 +88,39 @@ fn check_token(view: &View<'_>, key: &[u8], token: i64) -> Result<()> {
 /// a lock that guards keys.
 pub fn admit(view: &View<'_>, spec: &Spec, args: &Args<'_>, fenced_by: Option<&[u8]>) -> Result<()> {
     // What runs another command has that admitted.
-    let is_exempt = matches!(spec.group, "lock" | "semaphore" | "election") || is_wrapper(spec);
-    if !view.has_guards() || is_exempt {
+    if !view.has_guards() || is_wrapper(spec) || matches!(spec.name, "FENCE.GUARD" | "FENCE.UNGUARD") {
         return Ok(());
     }
+    let is_claim = matches!(spec.group, "lock" | "semaphore" | "election");
     for key in spec.written_keys(args) {
         if let Some(lock) = view.guard_of(key)
             && fenced_by != Some(lock)
         {
-            let (key, lock) = (key.escape_ascii(), lock.escape_ascii());
-            return Err(Error::Other(
-                format!("GUARDED '{key}' is guarded by '{lock}': write it with FENCE").into(),
-            ));
+            return Err(guarded(key, lock));
         }
-        if view.value::<Claims>(key).is_ok_and(|claims| claims.is_some_and(Claims::guards_any)) {
+        if !is_claim && view.value::<Claims>(key).is_ok_and(|claims| claims.is_some_and(Claims::guards_any)) {
             let key = key.escape_ascii();
             return Err(Error::Other(
                 format!("GUARDED '{key}' guards keys: FENCE.UNGUARD them first").into(),
             ));
         }
+    }
+    Ok(())
+}
+
+fn guarded(key: &[u8], lock: &[u8]) -> Error {
+    let (key, lock) = (key.escape_ascii(), lock.escape_ascii());
+    Error::Other(format!("GUARDED '{key}' is guarded by '{lock}': write it with FENCE").into())
+}
+
+/// Refuses a write to a key that is not among those of its command, or of another database. No fence admits it.
+pub(super) fn admit_key(view: &View<'_>, key: &[u8]) -> Result<()> {
+    if let Some(lock) = view.guard_of(key) {
+        return Err(guarded(key, lock));
+    }
+    if view.value::<Claims>(key).is_ok_and(|claims| claims.is_some_and(Claims::guards_any)) {
+        let key = key.escape_ascii();
+        return Err(Error::Other(format!("GUARDED '{key}' guards keys: FENCE.UNGUARD them first").into()));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Keys of any type: existence, deletion, names, types; whole databases. Deadlines are in `expire.rs`, walks over
 //! keys in `scan.rs`.
 
-use super::{Keys, Spec, all_keys, key, two_keys};
+use super::{Keys, Spec, all_keys, fence, key, two_keys};
 use crate::{
     args::Args,
     error::{Error, Result},
@@ -190,13 +190,13 @@ fn check_may_leave(ctx: &Ctx<'_>, key: &[u8]) -> Result<()> {
 
 fn copy(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let (from, to) = (args.at(1), args.at(2));
-    let (mut db, mut replaces, mut index) = (ctx.db(), false, 3);
+    let (mut db, mut names_db, mut replaces, mut index) = (ctx.db(), false, false, 3);
     while index < args.len() {
         if args.is(index, "REPLACE") {
             replaces = true;
             index += 1;
         } else if args.is(index, "DB") && index + 1 < args.len() {
-            db = database(args, index + 1)?;
+            (db, names_db) = (database(args, index + 1)?, true);
             index += 2;
         } else {
             return Err(Error::Syntax);
@@ -206,6 +206,9 @@ fn copy(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         return Err(same_object());
     }
     check_may_leave(ctx, from)?;
+    if names_db {
+        fence::admit_key(&ctx.view().in_db(db), to)?;
+    }
     let is_free = replaces || !ctx.in_db(db).exists(to);
     reply.flag(is_free && ctx.copy(from, db, to));
     Ok(())
@@ -217,6 +220,7 @@ fn move_to(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> 
         return Err(same_object());
     }
     check_may_leave(ctx, key)?;
+    fence::admit_key(&ctx.view().in_db(db), key)?;
     let is_free = !ctx.in_db(db).exists(key);
     reply.flag(is_free && ctx.transfer(key, db, key));
     Ok(())

@@ -1,7 +1,7 @@
 //! Leases: LEASE.GRANT, LEASE.KEEPALIVE, LEASE.REVOKE, LEASE.ATTACH, LEASE.INFO, LEASE.LIST. LEASE.BIND, which ties one
 //! to a connection, is the session's.
 
-use super::{Keys, Spec, claim, key};
+use super::{Keys, Spec, claim, fence, key};
 use crate::{
     args::Args,
     error::{Error, Result},
@@ -26,7 +26,13 @@ pub const ROWS: &[Spec] = &[
         SINCE,
         "Gives a lease its whole time again",
     ),
-    Spec::write("LEASE.REVOKE", 2, key(), revoke).about(
+    Spec::write("LEASE.BINDING", 2, key(), binding).about(
+        &["write", "fast"],
+        GROUP,
+        SINCE,
+        "Gives a lease its whole time again, and a number for whom it is bound to",
+    ),
+    Spec::write("LEASE.REVOKE", -2, key(), revoke).about(
         &["write"],
         GROUP,
         SINCE,
@@ -68,6 +74,7 @@ fn grant(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         (5, true) => args.at(4).to_vec(),
         _ => return Err(Error::Syntax),
     };
+    fence::admit_key(&ctx.view(), &id)?;
     if ctx.exists(&id) {
         return Err(Error::err("a key of this name exists already"));
     }
@@ -100,8 +107,21 @@ fn keepalive(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()
 }
 
 fn revoke(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let is_there = ctx.lease(args.at(1))?.is_some();
-    reply.flag(is_there && ctx.delete(args.at(1)));
+    let binding = match (args.len(), args.is(2, "BINDING")) {
+        (2, _) => None,
+        (4, true) => Some(args.integer(3)?),
+        _ => return Err(Error::Syntax),
+    };
+    let lease = ctx.lease(args.at(1))?;
+    let is_meant = lease.is_some_and(|lease| binding.is_none_or(|binding| lease.binding as i64 == binding));
+    reply.flag(is_meant && ctx.delete(args.at(1)));
+    Ok(())
+}
+
+fn binding(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let id = args.at(1);
+    ctx.renew_lease(id, None)?.ok_or_else(claim::no_lease)?;
+    reply.integer(ctx.bind_lease(id)? as i64);
     Ok(())
 }
 

@@ -182,6 +182,8 @@ impl Spec {
     pub fn written_keys<'a>(&self, args: &Args<'a>) -> Vec<&'a [u8]> {
         let mut keys = self.keys_of(args);
         match self.name {
+            // Another database is not this view's: COPY looks itself.
+            "COPY" if args.from(3).iter().any(|word| word.eq_ignore_ascii_case(b"DB")) => keys.clear(),
             "COPY" => drop(keys.drain(..keys.len().min(1))),
             name if name.ends_with("STORE") => keys = args.get(1).into_iter().collect(),
             _ => {}

@@ -26,15 +26,18 @@ pub(super) struct Bound {
     shared: Arc<Shared>,
     db: u32,
     id: Vec<u8>,
-    is_revoked: bool,
+    /// To be revoked with the connection, if it is still bound by this number.
+    revoked_as: Option<Vec<u8>>,
     keeper: JoinHandle<()>,
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
         self.keeper.abort();
-        if self.is_revoked {
-            self.shared.wakes.leave(self.db, vec![b"LEASE.REVOKE".to_vec(), std::mem::take(&mut self.id)]);
+        if let Some(binding) = self.revoked_as.take() {
+            let id = std::mem::take(&mut self.id);
+            let argv = vec![b"LEASE.REVOKE".to_vec(), id, b"BINDING".to_vec(), binding];
+            self.shared.wakes.leave(self.db, argv);
         }
     }
 }
@@ -48,11 +51,12 @@ impl Session {
             return self.reply(|reply| reply.error(&Error::Syntax));
         }
         let (db, id) = (self.db, args.at(1).to_vec());
-        // Whoever binds a lease has it for its whole time.
-        let answer = keep_alive(&self.shared, db, &id).await;
+        // Whoever binds a lease has it for its whole time, and takes it over from whoever had bound it.
+        let answer = call(&self.shared, db, &[b"LEASE.BINDING", &id]).await;
         if answer.starts_with(b"-") {
             return self.out.extend_from_slice(&answer);
         }
+        let binding: Vec<u8> = answer.iter().copied().filter(u8::is_ascii_digit).collect();
         let ttl_ms = self
             .shared
             .router
@@ -60,7 +64,8 @@ impl Session {
         let pause = (Duration::from_millis(ttl_ms) / KEEPALIVES).max(PAUSE_MIN);
         let keeper = tokio::spawn(keep(self.shared.clone(), db, id.clone(), pause));
         self.bound.retain(|bound| (bound.db, &bound.id) != (db, &id));
-        self.bound.push(Bound { shared: self.shared.clone(), db, id, is_revoked, keeper });
+        let revoked_as = is_revoked.then_some(binding);
+        self.bound.push(Bound { shared: self.shared.clone(), db, id, revoked_as, keeper });
         self.reply(Reply::ok);
     }
 }
@@ -70,7 +75,7 @@ async fn keep(shared: Arc<Shared>, db: u32, id: Vec<u8>, pause: Duration) {
     let mut next = pause;
     loop {
         tokio::time::sleep(next).await;
-        let answer = keep_alive(&shared, db, &id).await;
+        let answer = call(&shared, db, &[b"LEASE.KEEPALIVE", &id]).await;
         if answer.starts_with(b"-NOLEASE") || answer.starts_with(b"-WRONGTYPE") {
             return;
         }
@@ -78,9 +83,9 @@ async fn keep(shared: Arc<Shared>, db: u32, id: Vec<u8>, pause: Duration) {
     }
 }
 
-/// LEASE.KEEPALIVE; gives its answer.
-async fn keep_alive(shared: &Shared, db: u32, id: &[u8]) -> Vec<u8> {
+/// Executes a command of leases; gives its answer.
+async fn call(shared: &Shared, db: u32, argv: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    proposal::put_call(&mut bytes, db, &[b"LEASE.KEEPALIVE", id]);
+    proposal::put_call(&mut bytes, db, argv);
     shared.router.call(&bytes, 1, Protocol::Resp2).await
 }

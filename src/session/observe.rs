@@ -93,7 +93,8 @@ impl Session {
             self.shared.router.read(self.db, |view| Ok((view.applied(), leader(view, &name)?)))?;
         let (first, told) = match (known_epoch, &present) {
             (None, _) => (Some(present), None),
-            (Some(epoch), Some(leader)) if leader.epoch == epoch => (None, Some(present)),
+            // What is proclaimed may have changed.
+            (Some(epoch), Some(leader)) if leader.epoch == epoch => (Some(present), None),
             (Some(epoch), _) => return Err(compacted(epoch)),
         };
         Ok(ElectionSource { name, subscription, from, known_epoch: None, first, told })
@@ -193,12 +194,8 @@ impl ElectionSource {
     fn is_known(&mut self, leader: &Option<OwnLeader>) -> bool {
         if let Some(known) = self.known_epoch {
             match leader {
-                Some(leader) if leader.epoch > known => self.known_epoch = None,
-                // From here on the observer may not know what is proclaimed.
-                Some(leader) if leader.epoch == known => {
-                    self.known_epoch = None;
-                    self.told = Some(Some(leader.clone()));
-                }
+                // Of its own epoch the observer may not know all that was proclaimed.
+                Some(leader) if leader.epoch >= known => self.known_epoch = None,
                 _ => return true,
             }
         }

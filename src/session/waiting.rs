@@ -33,13 +33,12 @@ enum End {
 impl Session {
     /// Whether a call asks to wait: then it is executed alone, under a ticket.
     pub(super) fn asks_to_wait(row: &Row, argv: &[&[u8]]) -> bool {
-        let is_wait = |pair: &[&[u8]]| pair[0].eq_ignore_ascii_case(b"WAIT") && pair[1] != b"0";
-        row.may_wait && argv.get(3..).is_some_and(|options| options.windows(2).any(is_wait))
+        row.may_wait && option(argv, b"WAIT").is_some_and(|ms| ms != b"0")
     }
 
     /// The arguments of a call that may wait, with what the configuration adds to them.
     pub(super) fn with_delay<'a>(argv: &[&'a [u8]], delay_ms: &'a str) -> Argv<'a> {
-        let says_it = argv.iter().any(|argument| argument.eq_ignore_ascii_case(b"DELAY"));
+        let says_it = option(argv, b"DELAY").is_some();
         let delay = [b"DELAY".as_slice(), delay_ms.as_bytes()];
         let added = if says_it || delay_ms == "0" { &[][..] } else { &delay[..] };
         argv.iter().chain(added).copied().collect()
@@ -52,24 +51,20 @@ impl Session {
         proposal::put_waiting_call(&mut bytes, wait.ticket(), self.db, argv);
         let mark = self.out.len();
         self.through_log(&bytes, vec![Step::Write]).await?;
-        if self.out.len() > mark {
-            // An unknown outcome may be a wait that nobody knows of: dropping it ends it.
-            if !self.out[mark..].starts_with(b"-UNCERTAIN") {
-                wait.over();
+        if let Some(answer) = self.out.get(mark..).filter(|answer| !answer.is_empty()) {
+            match answer[0] {
+                // An unknown outcome may be a wait that nobody knows of: dropping it ends it.
+                b'-' if answer.starts_with(b"-UNCERTAIN") => {}
+                b'*' | b'%' => self.deliver(wait).await?,
+                _ => wait.over(),
             }
             return Ok(());
         }
-        wait.queued();
+        wait.queued(&self.shared.router);
         match self.end_of(&mut wait).await {
             End::Outcome(granted @ Outcome::Granted { .. }) => {
-                if is_known_gone(&self.client).await {
-                    return Err(io::ErrorKind::ConnectionReset.into());
-                }
                 self.reply(|reply| reply_outcome(&granted, reply));
-                if self.replies == Replies::On {
-                    self.flush().await?;
-                }
-                self.unconfirmed.push(wait.confirm());
+                self.deliver(wait).await?;
             }
             End::Outcome(outcome) => {
                 wait.over();
@@ -82,6 +77,18 @@ impl Session {
             }
             End::HungUp => return Err(io::ErrorKind::ConnectionReset.into()),
         }
+        Ok(())
+    }
+
+    /// Tells the client of the grant that is written down already. An error, and the grant goes back, if it is gone.
+    async fn deliver(&mut self, wait: Wait) -> io::Result<()> {
+        if is_known_gone(&self.client).await {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        if self.replies == Replies::On {
+            self.flush().await?;
+        }
+        self.unconfirmed.push(wait.confirm());
         Ok(())
     }
 
@@ -127,6 +134,18 @@ impl Session {
         client.unblock.lock().take();
         end
     }
+}
+
+/// The argument of an option of a call that may wait, after its name, key and owner. PERMITS and OF are like options.
+fn option<'a>(argv: &[&'a [u8]], word: &[u8]) -> Option<&'a [u8]> {
+    let mut at = 3;
+    while at < argv.len() {
+        if argv[at].eq_ignore_ascii_case(word) {
+            return argv.get(at + 1).copied().or(Some(b""));
+        }
+        at += if argv[at].eq_ignore_ascii_case(b"SHARED") { 1 } else { 2 };
+    }
+    None
 }
 
 /// How a wait ended, as whoever waited is told.

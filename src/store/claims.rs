@@ -136,11 +136,12 @@ impl Claims {
 
     /// When they are over if nobody does anything; None if that is never, for all anybody knows.
     pub fn last_deadline(&self) -> Option<u64> {
-        if self.lease_ids().next().is_some() {
+        if self.guards_any() || self.lease_ids().next().is_some() {
             return None;
         }
         let holds = self.holders.iter().filter_map(Holder::deadline);
-        holds.chain(self.queue.iter().map(|waiter| waiter.deadline)).chain([self.closed_until]).max()
+        let closed = (self.closed_until > 0).then_some(self.closed_until);
+        holds.chain(self.queue.iter().map(|waiter| waiter.deadline)).chain(closed).max()
     }
 
     /// The leases that holds and wishes depend on; one may come several times.
@@ -235,8 +236,14 @@ impl Claims {
 
     /// Counts `bytes` anew.
     pub(super) fn measure(&mut self) {
-        let holders = self.holders.iter().map(|holder| holder.owner.len() + holder.data.len());
-        let waiters = self.queue.iter().map(|waiter| waiter.owner.len() + waiter.data.len());
+        let holders = self.holders.iter().map(|holder| {
+            let lease = if let Until::Lease(id) = &holder.until { id.len() } else { 0 };
+            holder.owner.len() + holder.data.len() + lease
+        });
+        let waiters = self.queue.iter().map(|waiter| {
+            let lease = if let Span::Lease(id) = &waiter.span { id.len() } else { 0 };
+            waiter.owner.len() + waiter.data.len() + lease
+        });
         let guards = self.guards.iter().map(|key| key.len());
         self.bytes = holders.chain(waiters).chain(guards).map(|bytes| bytes + FIXED_BYTES).sum();
     }
@@ -244,7 +251,15 @@ impl Claims {
     /// Grants a wish if it fits, under a new token; or queues it; or neither. Who holds already holds on, under the
     /// same token and not for a shorter time; who waits already keeps its place.
     pub fn acquire(&mut self, wish: &Wish<'_>, turn: &mut Turn<'_>) -> Result<Answer> {
-        self.check_room(wish.owner.len() + wish.data.map_or(0, <[u8]>::len))?;
+        let lease = if let Span::Lease(id) = &wish.span { id.len() } else { 0 };
+        let present = self.holders.iter().map(|holder| (&holder.owner, &holder.data));
+        let mut present = present.chain(self.queue.iter().map(|waiter| (&waiter.owner, &waiter.data)));
+        match present.find(|(owner, _)| ***owner == *wish.owner) {
+            Some((_, data)) => self.check_room(wish.data.map_or(0, <[u8]>::len), data.len())?,
+            None => {
+                self.check_room(wish.owner.len() + wish.data.map_or(0, <[u8]>::len) + lease + FIXED_BYTES, 0)?
+            }
+        }
         if self.holders.iter().any(|holder| *holder.owner == *wish.owner) {
             return self.acquire_again(wish, turn);
         }
@@ -264,7 +279,7 @@ impl Claims {
                 share: wish.share,
                 until: until.clone(),
                 delay_ms: wish.delay_ms,
-                ticket: None,
+                ticket: wish.wait.map(|(ticket, _)| ticket),
                 data: wish.data.unwrap_or_default().into(),
             });
             return Ok(Answer::Held { token, until });
@@ -297,11 +312,12 @@ impl Claims {
         if wish.share == Share::All {
             holder.share = Share::All;
         }
-        // Nobody was told of a grant that has a ticket: this is the same acquisition, asked for again.
-        if wish.is_counted && holder.ticket.is_none() {
+        // An acquisition that was not told yet is one more all the same: released too often is worse than too late.
+        if wish.is_counted {
             holder.count += 1;
+        } else {
+            holder.ticket = None;
         }
-        holder.ticket = None;
         holder.until = until.clone();
         if let Some(data) = wish.data {
             holder.data = data.into();
@@ -309,8 +325,9 @@ impl Claims {
         Ok(Answer::Held { token: holder.token, until })
     }
 
-    fn check_room(&self, more: usize) -> Result<()> {
-        if self.bytes + more + FIXED_BYTES <= CLAIMS_BYTES_MAX {
+    /// Whether there is room for `more` bytes in the place of `less`.
+    fn check_room(&self, more: usize, less: usize) -> Result<()> {
+        if more <= less || self.bytes + more - less <= CLAIMS_BYTES_MAX {
             return Ok(());
         }
         Err(Error::err(format!("what is said at one key may take {CLAIMS_BYTES_MAX} bytes together")))
@@ -338,7 +355,8 @@ impl Claims {
 
     /// Sets what a holder, whom the caller has found, wants others to see.
     pub fn set_data(&mut self, owner: &[u8], data: &[u8]) -> Result<()> {
-        self.check_room(data.len())?;
+        let present = self.holders.iter().find(|holder| *holder.owner == *owner);
+        self.check_room(data.len(), present.map_or(0, |holder| holder.data.len()))?;
         if let Some(holder) = self.holder_mut(owner) {
             holder.data = data.into();
         }
@@ -347,8 +365,10 @@ impl Claims {
 
     /// Guards a key. False if it did already.
     pub(super) fn guard(&mut self, key: &[u8]) -> Result<bool> {
-        self.check_room(key.len())?;
-        Ok(self.guards.insert(key.into()))
+        self.check_room(key.len() + FIXED_BYTES, 0)?;
+        let is_new = self.guards.insert(key.into());
+        self.measure();
+        Ok(is_new)
     }
 
     /// A holder, to change what does not change who may hold.
@@ -376,7 +396,11 @@ impl Claims {
     /// Nobody is there any more who could be told: ends the wait, or the hold that was granted meanwhile.
     pub fn cancel(&mut self, ticket: Ticket) {
         self.queue.retain(|waiter| waiter.ticket != ticket);
-        self.holders.retain(|holder| holder.ticket != Some(ticket));
+        for holder in self.holders.iter_mut().filter(|holder| holder.ticket == Some(ticket)) {
+            holder.ticket = None;
+            holder.count -= 1;
+        }
+        self.holders.retain(|holder| holder.count > 0);
     }
 
     /// The owner knows that it holds.

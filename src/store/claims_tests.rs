@@ -135,10 +135,10 @@ fn acquire(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
                 let waits = book.waits.values().filter(|wait| wait.key == key).count();
                 assert_eq!(waits, 0, "somebody overtook the queue");
             }
-            let hold = Hold { token, count: 0, share, until: 0, ticket: None };
+            let ticket = wait.map(|(ticket, _)| ticket);
+            let hold = Hold { token, count: 0, share, until: 0, ticket };
             let hold = book.holds.entry((key, owner)).or_insert(hold);
-            // Whoever was not told of its grant asks for the same again.
-            hold.count += u64::from(hold.ticket.take().is_none());
+            hold.count += 1;
             hold.until = hold.until.max(now + ttl_ms);
             if share == Share::All {
                 hold.share = share;
@@ -184,7 +184,11 @@ fn step(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
                     Ctx::new(state, 0, 0).cancel(key, ticket);
                 }
                 (_, Some(((key, owner), ticket))) => {
-                    book.holds.remove(&(key, owner));
+                    let hold = book.holds.get_mut(&(key, owner)).unwrap();
+                    (hold.count, hold.ticket) = (hold.count - 1, None);
+                    if hold.count == 0 {
+                        book.holds.remove(&(key, owner));
+                    }
                     Ctx::new(state, 0, 0).cancel(if chance.bool() { key } else { b"renamed" }, ticket);
                 }
                 _ => {}
@@ -289,4 +293,36 @@ fn claims_do_not_outgrow_their_page() {
     };
     let fit = (0..20).filter(|owner| ask(*owner)).count();
     assert_eq!(fit, CLAIMS_BYTES_MAX / (100 << 10));
+}
+
+/// What is renamed onto a lease, or a lease that takes another's name, ends that one first.
+#[test]
+fn nothing_depends_on_a_lease_that_is_not_there() {
+    let mut state = State::new();
+    state.advance(1_000, 1);
+    let ctx = |state: &mut State, run: &dyn Fn(&mut Ctx<'_>)| run(&mut Ctx::new(state, 0, 0));
+    ctx(&mut state, &|ctx| _ = ctx.renew_lease(b"x", Some(Lease::new(500))).unwrap());
+    ctx(&mut state, &|ctx| _ = ctx.renew_lease(b"y", Some(Lease::new(500))).unwrap());
+    lock(&mut state, &wish(b"a", Span::Lease(b"y"[..].into()), None));
+    let ticket = Ticket { node: 1, boot: 1, number: 1 };
+    lock(&mut state, &wish(b"b", Span::Lease(b"x"[..].into()), Some((ticket, 1_100))));
+    // The wait for the lock is over by now, and is ended by the end of the lease that is replaced.
+    state.advance(1_200, 1);
+    ctx(&mut state, &|ctx| assert!(ctx.rename(b"x", b"y")));
+    state.invariants();
+    assert!(View::new(&state, 0, 0, 0).value::<Lease>(b"y").unwrap().unwrap().keys().next().is_none());
+    // A lock onto the lease that holds it.
+    lock(&mut state, &wish(b"a", Span::Lease(b"y"[..].into()), None));
+    ctx(&mut state, &|ctx| assert!(ctx.rename(b"l", b"y")));
+    state.invariants();
+    assert!(!View::new(&state, 0, 0, 0).exists(b"l") && !View::new(&state, 0, 0, 0).exists(b"y"));
+    // A plain key onto its lease.
+    ctx(&mut state, &|ctx| {
+        ctx.renew_lease(b"z", Some(Lease::new(500))).unwrap();
+        ctx.set(b"k", b"v", crate::store::Deadline::None);
+        ctx.attach(b"z", b"k");
+        assert!(ctx.rename(b"k", b"z"));
+    });
+    state.invariants();
+    assert_eq!(View::new(&state, 0, 0, 0).string(b"z"), Ok(Some(&b"v"[..])));
 }

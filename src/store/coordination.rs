@@ -383,6 +383,14 @@ impl State {
         claims.flat_map(|claims| claims.queue.iter().map(|waiter| (waiter.ticket.node, waiter.ticket.boot)))
     }
 
+    /// As `outcome_of`, of a wait that began at this key.
+    pub fn outcome_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<Outcome> {
+        match self.record(db, key).and_then(Record::claims).filter(|claims| claims.knows(ticket)) {
+            Some(claims) => claims.granted_under(ticket, self.now_ms),
+            None => self.outcome_of(ticket),
+        }
+    }
+
     /// How a wait ended of which nothing was heard; None if it goes on.
     pub fn outcome_of(&self, ticket: Ticket) -> Option<Outcome> {
         let mut claims = self.ticketed.iter().filter_map(|(db, key)| self.record(*db, key)?.claims());

@@ -3,6 +3,8 @@
 //!
 //! A dead key is removed when a write meets it, so commands see it as missing.
 
+use std::collections::BTreeSet;
+
 use super::{
     claim::{ClaimKind, Ticket, Turn},
     claims::Claims,
@@ -198,6 +200,16 @@ impl<'a> Ctx<'a> {
         Ok(Some(deadline))
     }
 
+    /// Binds a lease, which exists, to another connection, and gives the number of that.
+    pub fn bind_lease(&mut self, id: &[u8]) -> Result<u64> {
+        let binding = self.issue_token();
+        self.modify::<Lease, _>(id, |lease, _| {
+            lease.binding = binding;
+            Ok(())
+        })?;
+        Ok(binding)
+    }
+
     /// Lets a plain key that exists depend on a lease that exists, and on no other.
     pub fn attach(&mut self, id: &[u8], key: &[u8]) {
         self.state.detach_key(self.db, key);
@@ -259,6 +271,8 @@ impl<'a> Ctx<'a> {
             Err(_) => None,
         };
         let deadline = match deadline {
+            // That of a lock and its like is its own.
+            Deadline::Keep if self.view().keeps_its_time(key) => None,
             Deadline::Keep => before,
             Deadline::None => None,
             // No deadline is 0, and nothing is dead at 1 that was not at 0.
@@ -462,17 +476,19 @@ impl<'a> Ctx<'a> {
             return true;
         }
         self.state.open(to_db);
-        let leases = self.state.detach_key(self.db, from);
-        self.state.detach_key(to_db, to);
+        let has_claims = self.state.record(self.db, from).is_some_and(|record| record.claims().is_some());
+        // Claims keep what they depend on for now: they end with a lease that they are put in the place of.
+        let leases = if has_claims { BTreeSet::new() } else { self.state.detach_key(self.db, from) };
+        // What was there goes first, with all consequences, while everything else is still in its place.
+        self.in_db(to_db).delete(to);
         let place = self.keyspace().place(from);
-        let Ok(at) = place.found else { return false };
+        let Ok(at) = place.found else { return true };
         let record = self.state.take(self.db, &place, at);
-        let is_plain = record.claims().is_none();
         self.state.notify(self.db, from);
         self.in_db(to_db).put_record(to, record);
         if self.db == to_db {
             self.state.lease_renamed(to_db, from, to);
-            leases.iter().filter(|_| is_plain).for_each(|id| self.state.attach(to_db, id, to));
+            leases.iter().for_each(|id| self.state.attach(to_db, id, to));
         }
         true
     }

@@ -20,6 +20,8 @@ pub const LEASE_BYTES_MAX: usize = 1 << 20;
 pub struct Lease {
     /// For how long it is granted and kept alive.
     pub ttl_ms: u64,
+    /// The last connection that it was bound to, by a number of its own; 0 for none.
+    pub binding: u64,
     keys: BTreeSet<Box<[u8]>>,
     /// Of all keys.
     bytes: usize,
@@ -77,6 +79,7 @@ impl Kind for Lease {
 
     fn encode_head(&self, out: &mut Vec<u8>) {
         put_varint(out, self.ttl_ms);
+        put_varint(out, self.binding);
         put_varint(out, self.keys.len() as u64);
         self.keys.iter().for_each(|key| put_bytes(out, key));
     }
@@ -118,6 +121,7 @@ impl Lease {
     /// Reads what `encode_head` wrote.
     pub fn decode_head(input: &mut Input<'_>) -> Result<Lease, String> {
         let mut lease = Lease::new(input.varint()?);
+        lease.binding = input.varint()?;
         for _ in 0..input.size()? {
             lease.attach(input.bytes()?);
         }

@@ -118,6 +118,11 @@ impl State {
         }
     }
 
+    /// The term of the last log entry.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
     /// The index of the last log entry that was applied.
     pub fn applied(&self) -> u64 {
         self.applied

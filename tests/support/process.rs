@@ -198,6 +198,13 @@ impl Cluster {
         }
     }
 
+    /// Sends a signal, as `STOP`, by its name.
+    pub fn signal(&self, node: usize, signal: &str) {
+        let pid = self.pid(node).expect("the node runs").to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status().expect("kill can be run");
+        assert!(sent.success());
+    }
+
     /// kill -9.
     pub fn kill(&mut self, node: usize) {
         if let Some(mut child) = self.children[node].take() {
