@@ -6,8 +6,8 @@
 //! `LogError::Corrupted`, and nothing on disk is touched. Else nobody was told that it was durable, and the tail
 //! is zeroed, so that it can never be taken for what is written there later.
 //!
-//! A file that ends where a frame goes on, or begins no other, lost its end: a segment has its whole size before its
-//! first frame is durable, so no crash does that.
+//! A file that ends where a frame goes on, or begins no other, lost its end, if one of its frames says that an earlier
+//! one of them was durable: so was the file's whole size then, and no crash shortens it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -162,14 +162,16 @@ impl Recovered {
     ) -> Result<End, LogError> {
         let bytes = content.len() as u64;
         self.segments.insert(number, Segment { file, bytes, last_indexes: HashMap::new() });
-        let mut offset = 0;
+        // The first batch here, and up to which one frames here say that batches were durable.
+        let (mut offset, mut first, mut synced) = (0, None, 0);
         loop {
             let (header, body) = match frame::frame(content, offset, number, expected) {
                 Ok(frame) => frame,
                 Err(bad) => {
                     let reason = bad.to_string();
                     let synced_behind = frame::highest_synced(content, offset, number).unwrap_or(0);
-                    if offset > 0 && is_cut_short(content, offset, &bad, self.segment_bytes) {
+                    let was_synced = first.is_some_and(|first| synced >= first);
+                    if was_synced && is_cut_short(content, offset, &bad, self.segment_bytes) {
                         return Err(corrupted(
                             disk,
                             number,
@@ -189,6 +191,8 @@ impl Recovered {
                 self.take(number, place, &record, is_oldest && offset == 0).map_err(bad)?;
                 at += record.bytes();
             }
+            first = first.or(Some(header.batch));
+            synced = synced.max(header.synced);
             self.batch = header.batch;
             expected = Some(header.batch + 1);
             offset += frame::FRAME_HEADER_BYTES + body.len();
