@@ -198,6 +198,23 @@ impl Cluster {
         }
     }
 
+    /// SIGSTOP: it stands still and looks alive. It can be killed as it is.
+    pub fn freeze(&self, node: usize) {
+        self.signal(node, libc::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self, node: usize) {
+        self.signal(node, libc::SIGCONT);
+    }
+
+    fn signal(&self, node: usize, signal: i32) {
+        let pid = self.pid(node).and_then(|pid| i32::try_from(pid).ok()).expect("the node runs");
+        // SAFETY: it takes no pointers, and a child that was not waited for keeps its pid.
+        let result = unsafe { libc::kill(pid, signal) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    }
+
     /// kill -9.
     pub fn kill(&mut self, node: usize) {
         if let Some(mut child) = self.children[node].take() {
