@@ -10,13 +10,16 @@ use std::{
 };
 
 use clap::Args;
-use kvorum_raft::{NodeConfig, NodeId};
+use kvorum_raft::{NodeConfig, NodeId, ReadLevel};
 use serde::Deserialize;
 use thiserror::Error;
 
 use crate::{
     feed,
-    session::settings::{self, Initial},
+    session::{
+        consistency,
+        settings::{self, Initial},
+    },
     store::DATABASES_MAX,
 };
 
@@ -93,6 +96,10 @@ pub struct Options {
     /// with DELAY for another time [default: 0]
     #[arg(long, env = "KVORUM_LOCK_DELAY_MS", value_name = "MS")]
     pub lock_delay_ms: Option<u64>,
+    /// What reads promise on a connection that asks for nothing else: linearizable, lease, "bounded MS" or stale
+    /// [default: linearizable]
+    #[arg(long, env = "KVORUM_READ_CONSISTENCY", value_name = "LEVEL")]
+    pub read_consistency: Option<String>,
     /// The largest HTTP request body [default: 64kb]
     #[arg(long, env = "KVORUM_HTTP_BODY_LIMIT", value_name = "SIZE")]
     pub http_body_limit: Option<String>,
@@ -241,6 +248,7 @@ impl Options {
             client_query_buffer_limit: self.client_query_buffer_limit.or(below.client_query_buffer_limit),
             client_output_buffer_limit: self.client_output_buffer_limit.or(below.client_output_buffer_limit),
             lock_delay_ms: self.lock_delay_ms.or(below.lock_delay_ms),
+            read_consistency: self.read_consistency.or(below.read_consistency),
             http_body_limit: self.http_body_limit.or(below.http_body_limit),
             drain_ms: self.drain_ms.or(below.drain_ms),
             heartbeat_ms: self.heartbeat_ms.or(below.heartbeat_ms),
@@ -328,10 +336,26 @@ impl Options {
                 1 << 20,
             )? as usize,
             lock_delay_ms,
+            read_level: self.read_level()?,
             dir: dir.display().to_string(),
             port: resp.port(),
             bind: resp.ip().to_string(),
         })
+    }
+
+    fn read_level(&self) -> Result<ReadLevel, ConfigError> {
+        let text = self.read_consistency.as_deref().unwrap_or("linearizable");
+        let words: Vec<&[u8]> = text.split_whitespace().map(str::as_bytes).collect();
+        match consistency::parse(&words) {
+            Ok(Some((level, count))) if count == words.len() => Ok(level),
+            _ => Err(invalid(
+                "read-consistency",
+                format!(
+                    "it is linearizable, lease, stale, or bounded with a number between 1 and {}",
+                    consistency::BOUND_MS_MAX
+                ),
+            )),
+        }
     }
 
     fn node(
@@ -475,13 +499,15 @@ mod tests {
 
     #[test]
     fn contradictions_name_their_key() {
-        let cases: [(&str, Options); 7] = [
+        let cases: [(&str, Options); 9] = [
             ("id", Options { id: None, ..least() }),
             ("peers", Options { peers: Some("2=a:1".into()), ..least() }),
             ("peers", Options { peers: Some("1=a:1,1=b:1".into()), ..least() }),
             ("peers", Options { peers: Some("1=a:1,2=a:1".into()), ..least() }),
             ("resp", Options { resp: Some("nonsense".into()), ..least() }),
             ("log-segment-bytes", Options { log_segment_bytes: Some("lots".into()), ..least() }),
+            ("read-consistency", Options { read_consistency: Some("bounded".into()), ..least() }),
+            ("read-consistency", Options { read_consistency: Some("stale 5".into()), ..least() }),
             ("election-timeout-max-ms", Options { election_timeout_max_ms: Some(10), ..least() }),
         ];
         for (key, options) in cases {

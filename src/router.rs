@@ -32,10 +32,15 @@ impl Router {
     pub async fn barrier(&self, level: ReadLevel) -> Result<(), Error> {
         match level {
             ReadLevel::Stale => Ok(()),
-            ReadLevel::Linearizable => {
-                self.node.barrier(level).await.map_err(|why| proposal::unavailable(&why))
-            }
+            _ => self.node.barrier(level).await.map_err(|why| proposal::unavailable(&why)),
         }
+    }
+
+    /// Returns when the log entry at `index` is applied here.
+    pub async fn applied(&self, index: u64) -> Result<(), Error> {
+        let behind =
+            |_| Error::Other("TRYAGAIN this node has not applied the position of the token yet".into());
+        self.node.applied(index).await.map_err(behind)
     }
 
     /// Moves the log clock, so that keys that are late die.

@@ -208,11 +208,11 @@ fn a_leader_that_was_stopped_forgets_nobody() {
         waiter.send(&encode(&split(&format!("LOCK.ACQUIRE l w{number} PX 600000 WAIT 600000")))).unwrap();
         wait_for_queue(&mut holder, "l", number + 1);
     }
-    cluster.signal(leader, "STOP");
+    cluster.freeze(leader);
     // Longer than an election, and than a node may be silent; the third waits where nobody is heard of.
     wait_for_queue(&mut holder, "l", 2);
     thread::sleep(Duration::from_secs(2));
-    cluster.signal(leader, "CONT");
+    cluster.thaw(leader);
     thread::sleep(Duration::from_secs(3));
     wait_for_queue(&mut holder, "l", 2);
     assert!(waiters[2].receive().unwrap().show().starts_with("-UNBLOCKED"));

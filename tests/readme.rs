@@ -101,6 +101,11 @@ fn the_conversation_about_doing_things_once_is_true() {
 }
 
 #[test]
+fn the_conversation_about_read_levels_is_true() {
+    converse(include_str!("../docs/consistency.md"), &Options { resp3: false, same_indexes: true });
+}
+
+#[test]
 fn the_conversation_about_the_feed_is_true() {
     converse(include_str!("../docs/change-feed.md"), &Options { resp3: true, same_indexes: false });
 }

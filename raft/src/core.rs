@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64},
     },
     time::Duration,
 };
@@ -12,11 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::{
-    ReadPolicy,
-    async_runtime::watch::WatchReceiver,
-    errors::{LinearizableReadError, RaftError},
-    raft::AppendEntriesResponse,
-    type_config::alias::SnapshotOf,
+    async_runtime::watch::WatchReceiver, raft::AppendEntriesResponse, type_config::alias::SnapshotOf,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -39,6 +35,7 @@ use crate::{
     },
     packet,
     propose::{Forwarded, Group, Proposer, Responder},
+    reads::Confirmed,
     recover,
     rounds::Rounds,
     snapshot::{Receiver, Sender, SnapshotData},
@@ -96,6 +93,8 @@ pub(crate) struct Core<M: Machine> {
     pub receiver: Receiver,
     pub reads: Rounds,
     pub ticks: Rounds,
+    /// What the last read round has shown.
+    pub confirmed: Mutex<Option<Confirmed>>,
     /// Held by the operator's change of the membership that is under way.
     pub changing: Semaphore,
     /// As the leader: of the followers in what is committed.
@@ -151,32 +150,6 @@ impl<M: Machine> Core<M> {
         }
     }
 
-    /// One read-index round: the index up to which a linearizable read must see.
-    pub(crate) async fn read_round(&self) -> Result<u64, Unavailable> {
-        self.read_rounds.fetch_add(1, Ordering::Relaxed);
-        let mut search = self.search_leader();
-        loop {
-            let index = match search.next().await? {
-                Leader::Here => self.confirm_read_index().await,
-                Leader::At(peer) => self.ask_for_index(&peer, Kind::ReadIndex).await,
-            };
-            if let Some(index) = index {
-                return Ok(index);
-            }
-        }
-    }
-
-    /// As the leader: confirmed by a majority. None when it could not be.
-    async fn confirm_read_index(&self) -> Option<u64> {
-        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => Some(linearizer.read_log_id().index()),
-            Err(RaftError::APIError(
-                LinearizableReadError::QuorumNotEnough(_) | LinearizableReadError::ForwardToLeader(_),
-            )) => None,
-            Err(RaftError::Fatal(_)) => None,
-        }
-    }
-
     /// One tick: an entry without proposals, which moves the clock. Its index.
     pub(crate) async fn tick_round(&self) -> Result<u64, Unavailable> {
         let mut search = self.search_leader();
@@ -194,7 +167,7 @@ impl<M: Machine> Core<M> {
 
     /// Asks the leader for a log index with a call without a body. None when it does not lead, does not answer, or
     /// another one leads meanwhile: one that is gone without a word must not keep readers waiting.
-    async fn ask_for_index(&self, leader: &Peer, kind: Kind) -> Option<u64> {
+    pub(crate) async fn ask_for_index(&self, leader: &Peer, kind: Kind) -> Option<u64> {
         let answer = tokio::select! {
             answer = leader.call(kind, GROUP, &[], self.timeout()) => answer.ok()?,
             () = self.leader_is_not(Some(leader.id())) => return None,

@@ -22,6 +22,7 @@ mod node;
 mod packet;
 mod pages;
 mod propose;
+mod reads;
 mod recover;
 mod rounds;
 mod snapshot;

@@ -112,7 +112,6 @@ impl<M: Machine> Node<M> {
             openraft::Raft::new(config.id, openraft_config(&config)?, factory, log.store(GROUP), state)
                 .await
                 .map_err(|error| io_error("cannot start consensus", error))?;
-        let receiver = Receiver::new(GROUP, config.dir.join("pages.received"), config.page_cache_bytes);
         let core = Arc::new(Core {
             identity,
             table,
@@ -123,9 +122,10 @@ impl<M: Machine> Node<M> {
             proposer,
             checkpointer,
             snapshots,
-            receiver,
+            receiver: Receiver::new(GROUP, config.dir.join("pages.received"), config.page_cache_bytes),
             reads: Rounds::default(),
             ticks: Rounds::default(),
+            confirmed: Mutex::default(),
             changing: Semaphore::new(1),
             interest,
             leader: watch::Sender::new(None),
@@ -207,32 +207,18 @@ impl<M: Machine> Node<M> {
 
     /// Returns when a read of the local machine gives what `level` promises. Shared by all who wait.
     pub async fn barrier(&self, level: ReadLevel) -> Result<(), Unavailable> {
-        match level {
-            ReadLevel::Stale => Ok(()),
-            ReadLevel::Linearizable => {
-                let index = self.joined(&self.core.reads).await?;
-                self.applied(index).await
-            }
-        }
+        self.core.barrier(level).await
+    }
+
+    /// Returns when the entry at `index` is applied here.
+    pub async fn applied(&self, index: u64) -> Result<(), Unavailable> {
+        self.core.applied(index).await
     }
 
     /// Moves the log clock: proposes an empty entry and waits until it is applied here.
     pub async fn tick(&self) -> Result<(), Unavailable> {
-        let index = self.joined(&self.core.ticks).await?;
-        self.applied(index).await
-    }
-
-    /// Joins the next round; with the one that may be under way, two could take twice as long as a request may.
-    async fn joined(&self, rounds: &Rounds) -> Result<u64, Unavailable> {
-        let joined = tokio::time::timeout(self.core.timeout(), rounds.join()).await;
-        let is_led = self.core.leader.borrow().is_some();
-        joined.unwrap_or(Err(if is_led { Unavailable::NoQuorum } else { Unavailable::NoLeader }))
-    }
-
-    async fn applied(&self, index: u64) -> Result<(), Unavailable> {
-        tokio::time::timeout(self.core.timeout(), self.core.applier.wait(index))
-            .await
-            .map_err(|_| Unavailable::NotServing("it is catching up with the log"))
+        let index = self.core.joined(&self.core.ticks).await?;
+        self.core.applied(index).await
     }
 
     /// The log clock, estimated at this moment, in milliseconds since the Unix epoch.

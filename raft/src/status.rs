@@ -1,6 +1,6 @@
 //! What a node tells of itself and of its group.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use thiserror::Error;
 
@@ -11,6 +11,12 @@ use crate::{NodeId, Unavailable};
 pub enum ReadLevel {
     /// Sees every write acknowledged before the read began, by any node.
     Linearizable,
+    /// The same while the nodes' monotonic clocks run at nearly the same rate. It is served as `Linearizable`, which is
+    /// more.
+    Lease,
+    /// Sees every write that was acknowledged, by any node, more than this long before the read began. By the local
+    /// state if that is known to be no older, else as `Linearizable`.
+    Bounded(Duration),
     /// The local state as it is.
     Stale,
 }

@@ -96,6 +96,37 @@ async fn a_leader_cut_off_serves_nobody_and_loses_nothing_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bounded_reads_share_a_round_for_as_long_as_their_bound() {
+    let cluster = Cluster::start(3, |config| config.request_timeout_ms = 1000).await;
+    let follower = cluster.follower().await;
+    let (node, minute) = (cluster.node(follower), ReadLevel::Bounded(Duration::from_secs(60)));
+    node.barrier(ReadLevel::Linearizable).await.unwrap();
+    eventually("the node to be ready", async || node.status().not_ready.is_none().then_some(())).await;
+    let rounds = node.counters().read_rounds;
+    for _ in 0..1000 {
+        node.barrier(minute).await.unwrap();
+    }
+    assert_eq!(node.counters().read_rounds, rounds, "what it knows is not older than a minute");
+    // Nothing is as young as that: each needs a round of its own.
+    let now = ReadLevel::Bounded(Duration::ZERO);
+    node.barrier(now).await.unwrap();
+    node.barrier(now).await.unwrap();
+    assert!(node.counters().read_rounds >= rounds + 2);
+    let others: Vec<String> = (1..=3).filter(|id| *id != follower).map(name).collect();
+    cluster.network.isolate(&name(follower), &others.iter().map(String::as_str).collect::<Vec<_>>());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    node.barrier(minute).await.unwrap();
+    node.barrier(ReadLevel::Stale).await.unwrap();
+    for level in [ReadLevel::Bounded(Duration::from_millis(40)), ReadLevel::Lease, ReadLevel::Linearizable] {
+        let refused = node.barrier(level).await;
+        assert!(
+            matches!(refused, Err(Unavailable::NoQuorum | Unavailable::NoLeader)),
+            "{level:?}: {refused:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_majority_nothing_is_applied() {
     let mut cluster = Cluster::start(3, |config| config.request_timeout_ms = 1000).await;
     let leader = cluster.leader().await;

@@ -9,12 +9,19 @@ const QUIET_FAST: &[&str] = &["noscript", "loading", "stale", "fast"];
 const BEFORE_AUTH: &[&str] = &["noscript", "loading", "stale", "fast", "no_auth", "allow_busy"];
 const BUSY: &[&str] = &["noscript", "loading", "stale", "fast", "allow_busy"];
 const BUSY_SLOW: &[&str] = &["noscript", "loading", "stale", "skip_slowlog"];
+const NOT_QUEUED: &[&str] = &["noscript", "loading", "stale", "no_multi"];
 const ADMIN: &[&str] = &["admin", "noscript", "loading", "stale"];
 
 const CONNECTION: &str = "connection";
 const SERVER: &str = "server";
 
 const CLIENT: &[Spec] = &[
+    Spec::session("CLIENT|CONSISTENCY", -2).about(
+        NOT_QUEUED,
+        CONNECTION,
+        "1.0.0",
+        "Show or set what the reads of the connection promise",
+    ),
     Spec::session("CLIENT|GETNAME", 2).about(QUIET, CONNECTION, "2.6.9", "Get the current connection name"),
     Spec::session("CLIENT|GETREDIR", 2).about(
         QUIET,
@@ -165,6 +172,12 @@ pub const ROWS: &[Spec] = &[
     Spec::session("CONFIG", -2)
         .about(&[], SERVER, "2.0.0", "A container for server configuration commands")
         .with(CONFIG),
+    Spec::session("CONSISTENCY", -3).about(
+        NOT_QUEUED,
+        CONNECTION,
+        "1.0.0",
+        "Read with another promise than the connection's",
+    ),
     Spec::session("DEBUG", -2).about(ADMIN, SERVER, "1.0.0", "A container for debugging commands"),
     Spec::session("DISCARD", 1).about(
         BUSY,

@@ -260,6 +260,12 @@ pub(super) fn help(_: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<(
         reply,
         "CLIENT",
         &[
+            "CONSISTENCY [LINEARIZABLE|LEASE|BOUNDED <ms>|STALE]",
+            "    Show or set what reads promise.",
+            "CONSISTENCY TOKEN",
+            "    Return a position in the log: at or after all that this connection has seen.",
+            "CONSISTENCY AFTER <token>",
+            "    Have reads wait until this node is at the position.",
             "GETREDIR",
             "    Return the client ID we are redirecting to when tracking is enabled.",
             "GETNAME",

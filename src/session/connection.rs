@@ -1,6 +1,6 @@
 //! PING ECHO HELLO AUTH SELECT QUIT RESET READONLY READWRITE.
 
-use kvorum_raft::Role;
+use kvorum_raft::{ReadLevel, Role};
 
 use super::{REDIS_VERSION, Replies, Session};
 use crate::{
@@ -55,7 +55,6 @@ pub(super) fn reset(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> R
     session.drop_transaction();
     session.pushes.clear();
     session.db = 0;
-    session.stale_reads = false;
     session.replies = Replies::On;
     session.bound.clear();
     session.in_session = None;
@@ -65,21 +64,21 @@ pub(super) fn reset(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> R
             (std::mem::take(&mut identity.lib_name), std::mem::take(&mut identity.lib_ver));
         *identity = super::Identity { lib_name, lib_ver, ..Default::default() };
     });
+    session.read_after = 0;
+    session.read_at(session.shared.settings.read_level());
     reply.set_protocol(Protocol::Resp2);
     reply.simple("RESET");
     Ok(())
 }
 
 pub(super) fn readonly(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    session.stale_reads = true;
-    session.identify(|identity| identity.readonly = true);
+    session.read_at(ReadLevel::Stale);
     reply.ok();
     Ok(())
 }
 
 pub(super) fn readwrite(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    session.stale_reads = false;
-    session.identify(|identity| identity.readonly = false);
+    session.read_at(session.shared.settings.read_level());
     reply.ok();
     Ok(())
 }

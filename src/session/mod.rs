@@ -11,6 +11,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use kvorum_raft::ReadLevel;
 use tokio::{io::AsyncReadExt, net::tcp::OwnedReadHalf};
 
 use crate::{
@@ -26,6 +27,7 @@ pub mod clients;
 mod command;
 mod config;
 mod connection;
+pub mod consistency;
 mod feed;
 mod info;
 mod lease;
@@ -105,8 +107,10 @@ pub struct Session {
     client: Arc<Client>,
     protocol: Protocol,
     db: u32,
-    /// READONLY was given: reads take the local state as it is.
-    stale_reads: bool,
+    /// What reads promise.
+    read_level: ReadLevel,
+    /// Reads wait until the entry at this index is applied here; 0 when it is.
+    read_after: u64,
     replies: Replies,
     /// Commands since MULTI.
     queue: Option<Queue>,
@@ -140,12 +144,14 @@ impl Drop for Session {
 
 impl Session {
     fn new(shared: Arc<Shared>, client: Arc<Client>) -> Session {
-        Session {
+        let read_level = shared.settings.read_level();
+        let session = Session {
             shared,
             client,
             protocol: Protocol::Resp2,
             db: 0,
-            stale_reads: false,
+            read_level,
+            read_after: 0,
             replies: Replies::On,
             queue: None,
             watched: WatchedKeys::new(),
@@ -156,7 +162,9 @@ impl Session {
             out: Vec::new(),
             closing: false,
             scratch: pipeline::Scratch::default(),
-        }
+        };
+        session.identify(|identity| identity.readonly = read_level == ReadLevel::Stale);
+        session
     }
 
     async fn serve(&mut self, reader: &mut OwnedReadHalf) -> io::Result<()> {

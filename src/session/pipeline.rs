@@ -12,12 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvorum_raft::ReadLevel;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::{
     FLUSH_BYTES, Replies, Session,
+    consistency::is_linearizable,
     table::{self, Row, Run, SessionFn},
     transaction::Queue,
 };
@@ -38,7 +38,7 @@ const UNIT_COMMANDS_MAX: usize = 1024;
 /// A unit takes no further command when its arguments have this size.
 const UNIT_BYTES_MAX: usize = 1 << 20;
 /// How often reads are repeated because keys died meanwhile, before the answer is taken as it is.
-const LATE_READS_MAX: usize = 3;
+pub(super) const LATE_READS_MAX: usize = 3;
 
 /// What a session reuses from unit to unit.
 #[derive(Default)]
@@ -266,12 +266,6 @@ impl Session {
         }
     }
 
-    /// Waits until a read of the local state gives what this connection was promised.
-    pub(super) async fn barrier(&self) -> Result<(), Error> {
-        let level = if self.stale_reads { ReadLevel::Stale } else { ReadLevel::Linearizable };
-        self.shared.router.barrier(level).await
-    }
-
     /// Runs a unit without writes.
     async fn read(&mut self, buffer: &[u8], decoder: &Decoder, scratch: &Scratch) -> io::Result<()> {
         let items = scratch.items.as_slice();
@@ -283,7 +277,7 @@ impl Session {
         while done < items.len() {
             let mark = self.out.len();
             let (ran, late) = self.read_some(buffer, decoder, scratch, &items[done..]);
-            if late && !self.stale_reads && late_reads < LATE_READS_MAX {
+            if late && is_linearizable(self.read_level) && late_reads < LATE_READS_MAX {
                 self.out.truncate(mark);
                 if let Err(error) = self.shared.router.tick().await {
                     self.refuse(scratch, &items[done..], &error);

@@ -6,6 +6,9 @@ use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
+use kvorum_raft::ReadLevel;
+
+use super::consistency;
 use crate::resp::request::Limits;
 
 /// What the configuration says.
@@ -21,6 +24,7 @@ pub struct Initial {
     pub query_buffer_bytes_max: usize,
     pub output_buffer_bytes_max: usize,
     pub lock_delay_ms: u64,
+    pub read_level: ReadLevel,
     pub dir: String,
     pub port: u16,
     pub bind: String,
@@ -113,6 +117,11 @@ impl Settings {
         &self.lock_delay_ms
     }
 
+    /// What reads promise on a connection that asked for nothing else.
+    pub fn read_level(&self) -> ReadLevel {
+        self.initial.read_level
+    }
+
     /// All parameters by name.
     pub fn all(&self) -> BTreeMap<&'static str, String> {
         let mut all: BTreeMap<&'static str, String> =
@@ -131,6 +140,7 @@ impl Settings {
             ("maxclients", self.clients_max().to_string()),
             ("port", self.initial.port.to_string()),
             ("proto-max-bulk-len", self.bulk_bytes_max.load(Relaxed).to_string()),
+            ("read-consistency", consistency::show(self.initial.read_level)),
             ("timeout", self.idle_timeout_s().to_string()),
         ]);
         all

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::LazyLock};
 
 use super::{
-    Session, client, command, config, connection, feed, info, observe, server, stats::Counters, transaction,
+    Session, client, command, config, connection, consistency, feed, info, observe, server, stats::Counters,
+    transaction,
 };
 use crate::{
     args::Args,
@@ -43,6 +44,7 @@ pub enum Waiting {
     LeaseBind,
     ClientSession,
     Observe,
+    Consistency,
 }
 
 /// A row with all that a session needs.
@@ -156,6 +158,7 @@ fn function(name: &str) -> Option<Run> {
     use Run::{Alone, Exec, Now, Wait};
     Some(match name {
         "AUTH" => Now(connection::auth),
+        "CLIENT|CONSISTENCY" => Alone(consistency::client),
         "CLIENT|GETNAME" => Now(client::getname),
         "CLIENT|GETREDIR" => Now(client::getredir),
         "CLIENT|HELP" => Now(client::help),
@@ -184,6 +187,7 @@ fn function(name: &str) -> Option<Run> {
         "CONFIG|RESETSTAT" => Alone(config::resetstat),
         "CONFIG|REWRITE" => Now(config::rewrite),
         "CONFIG|SET" => Alone(config::set),
+        "CONSISTENCY" => Wait(Waiting::Consistency),
         "DEBUG" => Wait(Waiting::Debug),
         "DISCARD" => Now(transaction::discard),
         "ECHO" => Now(connection::echo),

@@ -306,6 +306,7 @@ impl Session {
             Waiting::LeaseBind => self.bind_lease(argv).await,
             Waiting::ClientSession => self.client_session(argv).await,
             Waiting::Observe => self.observe(argv).await,
+            Waiting::Consistency => self.read_as_asked(argv).await,
         }
     }
 }

@@ -198,11 +198,21 @@ impl Cluster {
         }
     }
 
-    /// Sends a signal, as `STOP`, by its name.
-    pub fn signal(&self, node: usize, signal: &str) {
-        let pid = self.pid(node).expect("the node runs").to_string();
-        let sent = Command::new("kill").args(["-s", signal, &pid]).status().expect("kill can be run");
-        assert!(sent.success());
+    /// SIGSTOP: it stands still and looks alive. It can be killed as it is.
+    pub fn freeze(&self, node: usize) {
+        self.signal(node, libc::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self, node: usize) {
+        self.signal(node, libc::SIGCONT);
+    }
+
+    fn signal(&self, node: usize, signal: i32) {
+        let pid = self.pid(node).and_then(|pid| i32::try_from(pid).ok()).expect("the node runs");
+        // SAFETY: it takes no pointers, and a child that was not waited for keeps its pid.
+        let result = unsafe { libc::kill(pid, signal) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     }
 
     /// kill -9.

@@ -1,0 +1,100 @@
+//! What a read waits for, level by level, before it may look at this node's machine.
+//!
+//! Ages are measured on this node alone: by its monotonic clock, from the moment before it asked what the group had
+//! committed. A message from a leader proves nothing about its own age (it may have lain in a buffer while this node
+//! was stopped), so only rounds that this node began itself count.
+//!
+//! The leader's lease is not used: openraft dates a follower's answer by the latest request that it covers. One that
+//! carries only a commit index ends at the same entry as the one before it, so the late answer to the one before passes
+//! for an answer to both, and the leader counts its lease from a moment of which the follower knows nothing.
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use openraft::{
+    ReadPolicy,
+    errors::{LinearizableReadError, RaftError},
+};
+
+use crate::{
+    Machine, ReadLevel, Unavailable,
+    core::{Core, Leader},
+    net::frame::Kind,
+    rounds::Rounds,
+};
+
+/// What a read round has shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Confirmed {
+    /// Every write that was acknowledged before this moment, by any node ...
+    pub before: Instant,
+    /// ... has at most this index.
+    pub index: u64,
+}
+
+impl<M: Machine> Core<M> {
+    /// Returns when a read of the local machine gives what `level` promises.
+    pub(crate) async fn barrier(&self, level: ReadLevel) -> Result<(), Unavailable> {
+        let index = match level {
+            ReadLevel::Stale => return Ok(()),
+            ReadLevel::Bounded(age_max) if self.is_at_most(age_max) => return Ok(()),
+            ReadLevel::Linearizable | ReadLevel::Lease | ReadLevel::Bounded(_) => {
+                self.joined(&self.reads).await?
+            }
+        };
+        self.applied(index).await
+    }
+
+    /// Joins the next round; with the one that may be under way, two could take twice as long as a request may.
+    pub(crate) async fn joined(&self, rounds: &Rounds) -> Result<u64, Unavailable> {
+        let joined = tokio::time::timeout(self.timeout(), rounds.join()).await;
+        let is_led = self.leader.borrow().is_some();
+        joined.unwrap_or(Err(if is_led { Unavailable::NoQuorum } else { Unavailable::NoLeader }))
+    }
+
+    /// Waits until `index` is applied here, for as long as a request may take.
+    pub(crate) async fn applied(&self, index: u64) -> Result<(), Unavailable> {
+        tokio::time::timeout(self.timeout(), self.applier.wait(index))
+            .await
+            .map_err(|_| Unavailable::NotServing("it is catching up with the log"))
+    }
+
+    /// Whether the local machine certainly has every write that was acknowledged more than `age_max` ago.
+    fn is_at_most(&self, age_max: Duration) -> bool {
+        let confirmed = *self.confirmed.lock();
+        confirmed.is_some_and(|confirmed| {
+            confirmed.before.elapsed() <= age_max && self.applier.index() >= confirmed.index
+        })
+    }
+
+    /// One read-index round: the index up to which a linearizable read must see.
+    pub(crate) async fn read_round(&self) -> Result<u64, Unavailable> {
+        self.read_rounds.fetch_add(1, Ordering::Relaxed);
+        let mut search = self.search_leader();
+        loop {
+            let leader = search.next().await?;
+            let before = Instant::now();
+            let index = match leader {
+                Leader::Here => self.confirm_read_index().await,
+                Leader::At(peer) => self.ask_for_index(&peer, Kind::ReadIndex).await,
+            };
+            if let Some(index) = index {
+                *self.confirmed.lock() = Some(Confirmed { before, index });
+                return Ok(index);
+            }
+        }
+    }
+
+    /// As the leader: confirmed by a majority. None when it could not be.
+    async fn confirm_read_index(&self) -> Option<u64> {
+        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Some(linearizer.read_log_id().index()),
+            Err(RaftError::APIError(
+                LinearizableReadError::QuorumNotEnough(_) | LinearizableReadError::ForwardToLeader(_),
+            )) => None,
+            Err(RaftError::Fatal(_)) => None,
+        }
+    }
+}
