@@ -146,6 +146,31 @@ fn clients_that_vanish_do_not_hold_up_the_queue() {
     wait_for_queue(&mut holder, "l", 0);
 }
 
+/// Whoever loses its connection is not granted anything, and has its place back when it asks again soon, on any node.
+#[test]
+fn an_owner_that_comes_back_has_its_place() {
+    let cluster = Cluster::start(3, &[]);
+    let mut holder = client(&cluster, 0);
+    let mut held = token(&holder.call(&["LOCK.ACQUIRE", "l", "holder", "PX", "600000"]).unwrap());
+    let ask = |node: usize, owner: &str| {
+        let mut waiter = client(&cluster, node);
+        waiter.send(&encode(&split(&format!("LOCK.ACQUIRE l {owner} PX 600000 WAIT 600000")))).unwrap();
+        waiter
+    };
+    let first = ask(1, "first");
+    wait_for_queue(&mut holder, "l", 1);
+    let mut second = ask(2, "second");
+    wait_for_queue(&mut holder, "l", 2);
+    drop(first);
+    wait_for_queue(&mut holder, "l", 1);
+    let mut first = ask(0, "first");
+    wait_for_queue(&mut holder, "l", 2);
+    for (owner, waiter) in [("holder", &mut first), ("first", &mut second)] {
+        assert_eq!(holder.run(&format!("LOCK.RELEASE l {owner} {held}")).unwrap(), ":0\n");
+        held = token(&waiter.receive().unwrap());
+    }
+}
+
 /// Every owner waits on some node, in a known order; the leader dies, and whoever waited there asks again elsewhere.
 #[test]
 fn a_hundred_waiters_keep_their_order_when_the_leader_dies() {

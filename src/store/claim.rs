@@ -1,6 +1,9 @@
 //! One owner's claim: what it asks for, what it holds, where it waits and how it is told. `claims.rs` puts them
 //! together.
 
+/// How long the place of an owner is kept whose client is gone.
+pub const ABSENCE_MS_MAX: u64 = 3_000;
+
 /// What the numbers of a holder or a waiter take, about.
 pub(super) const FIXED_BYTES: usize = 40;
 
@@ -113,6 +116,8 @@ pub(super) struct Waiter {
     pub(super) ticket: Ticket,
     /// It waits as long as the log clock is not past this.
     pub(super) deadline: u64,
+    /// Its client is gone: nothing is granted to it, but for a while its owner can come back to its place.
+    pub(super) is_absent: bool,
     pub(super) data: Box<[u8]>,
 }
 
@@ -184,6 +189,14 @@ impl Wish<'_> {
 }
 
 impl Waiter {
+    /// Its client is gone.
+    pub(super) fn leave(&mut self, now_ms: u64) {
+        if !self.is_absent {
+            self.is_absent = true;
+            self.deadline = self.deadline.min(now_ms + ABSENCE_MS_MAX);
+        }
+    }
+
     pub(super) fn new(wish: &Wish<'_>, ticket: Ticket, deadline: u64) -> Waiter {
         Waiter {
             owner: wish.owner.into(),
@@ -192,6 +205,7 @@ impl Waiter {
             delay_ms: wish.delay_ms,
             ticket,
             deadline,
+            is_absent: false,
             data: wish.data.unwrap_or_default().into(),
         }
     }

@@ -84,14 +84,14 @@ impl Claims {
         self.total
     }
 
-    /// Who waits, the first in front.
+    /// Who waits, the first in front, but for those whose client is gone.
     pub fn waiting(&self) -> impl Iterator<Item = &[u8]> {
-        self.queue.iter().map(|waiter| &*waiter.owner)
+        self.queue.iter().filter(|waiter| !waiter.is_absent).map(|waiter| &*waiter.owner)
     }
 
     /// How many wait.
     pub fn waiting_count(&self) -> usize {
-        self.queue.len()
+        self.waiting().count()
     }
 
     /// Until when nothing is granted because a hold ran out; 0 for none.
@@ -209,10 +209,10 @@ impl Claims {
             }
             waiter.deadline >= now_ms
         });
-        while let Some(first) = self.queue.front()
-            && self.fits(first.share, now_ms)
+        while let Some(first) = self.queue.iter().position(|waiter| !waiter.is_absent)
+            && self.fits(self.queue[first].share, now_ms)
         {
-            let Some(waiter) = self.queue.pop_front() else { break };
+            let Some(waiter) = self.queue.remove(first) else { break };
             let token = turn.issue();
             let (until, remaining_ms) = match waiter.span {
                 Span::Ms(ms) => (Until::At(now_ms + ms), Some(ms)),
@@ -263,6 +263,10 @@ impl Claims {
         if self.holders.iter().any(|holder| *holder.owner == *wish.owner) {
             return self.acquire_again(wish, turn);
         }
+        if wish.wait.is_none() {
+            // Who comes back and does not wait gives up its place.
+            self.queue.retain(|waiter| !waiter.is_absent || *waiter.owner != *wish.owner);
+        }
         if let Some(waiter) = self.queue.iter_mut().find(|waiter| *waiter.owner == *wish.owner) {
             let Some((ticket, deadline)) = wish.wait else { return Ok(Answer::Taken) };
             turn.wake(waiter.ticket, Outcome::Superseded);
@@ -270,7 +274,7 @@ impl Claims {
             *waiter = Waiter { data, ..Waiter::new(wish, ticket, deadline) };
             return Ok(Answer::Queued);
         }
-        if self.queue.is_empty() && self.fits(wish.share, turn.now_ms) {
+        if self.waiting_count() == 0 && self.fits(wish.share, turn.now_ms) {
             let (token, until) = (turn.issue(), wish.until(turn.now_ms));
             self.holders.push(Holder {
                 owner: wish.owner.into(),
@@ -393,9 +397,13 @@ impl Claims {
         self.closed_until = 0;
     }
 
-    /// Nobody is there any more who could be told: ends the wait, or the hold that was granted meanwhile.
-    pub fn cancel(&mut self, ticket: Ticket) {
-        self.queue.retain(|waiter| waiter.ticket != ticket);
+    /// Nobody is there any more who could be told: the owner does not wait, unless it comes back soon; or what was
+    /// granted meanwhile ends.
+    pub fn cancel(&mut self, ticket: Ticket, now_ms: u64) {
+        self.queue
+            .iter_mut()
+            .filter(|waiter| waiter.ticket == ticket)
+            .for_each(|waiter| waiter.leave(now_ms));
         for holder in self.holders.iter_mut().filter(|holder| holder.ticket == Some(ticket)) {
             holder.ticket = None;
             holder.count -= 1;
@@ -411,15 +419,14 @@ impl Claims {
 
     /// Ends the waits at a node, but for those of one run of it. False if there were none.
     pub fn forget(&mut self, node: u64, but_boot: u64, turn: &mut Turn<'_>) -> bool {
-        let before = self.queue.len();
-        self.queue.retain(|waiter| {
-            let stays = waiter.ticket.node != node || waiter.ticket.boot == but_boot;
-            if !stays {
-                turn.wake(waiter.ticket, Outcome::Gone);
-            }
-            stays
-        });
-        self.queue.len() != before
+        let is_meant = |ticket: Ticket| ticket.node == node && ticket.boot != but_boot;
+        let mut is_changed = false;
+        for waiter in self.queue.iter_mut().filter(|waiter| is_meant(waiter.ticket) && !waiter.is_absent) {
+            is_changed = true;
+            turn.wake(waiter.ticket, Outcome::Gone);
+            waiter.leave(turn.now_ms);
+        }
+        is_changed
     }
 
     /// A lease has another name.

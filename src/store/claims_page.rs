@@ -62,6 +62,7 @@ impl Kind for Claims {
             put_varint(out, waiter.delay_ms);
             put_ticket(out, Some(waiter.ticket));
             put_varint(out, waiter.deadline);
+            out.push(u8::from(waiter.is_absent));
             put_bytes(out, &waiter.data);
         }
         put_varint(out, self.guards.len() as u64);
@@ -218,6 +219,7 @@ impl Claims {
                 delay_ms: input.varint()?,
                 ticket: ticket(input)?.ok_or("a wait without a ticket")?,
                 deadline: input.varint()?,
+                is_absent: input.byte()? != 0,
                 data: input.bytes()?.into(),
             });
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Answer, ClaimKind, Ctx, Lease, Outcome, Share, Span, State, Ticket, Until, View, Wake, Wish,
-    claims::CLAIMS_BYTES_MAX,
+    claim::ABSENCE_MS_MAX, claims::CLAIMS_BYTES_MAX,
 };
 
 const KEYS: [&[u8]; 3] = [b"one", b"two", b"three"];
@@ -19,6 +19,16 @@ struct Wait {
     /// Its place in the queue: earlier is less.
     place: u64,
     deadline: u64,
+    /// Its client is gone.
+    is_absent: bool,
+}
+
+impl Wait {
+    fn leave(&mut self, now: u64) {
+        if !self.is_absent {
+            (self.is_absent, self.deadline) = (true, self.deadline.min(now + ABSENCE_MS_MAX));
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -54,10 +64,12 @@ impl Book {
             let wait = self.waits.remove(&ticket).expect("whoever waits is told once, and nobody else");
             match outcome {
                 Outcome::Granted { token, remaining_ms, .. } => {
+                    assert!(!wait.is_absent, "granted to nobody");
                     self.granted(token);
                     assert_eq!(remaining_ms, Some(wait.ttl_ms));
                     let before = self.waits.values().find(|other| {
-                        other.key == wait.key && other.place < wait.place && other.deadline >= now
+                        let is_before = other.key == wait.key && other.place < wait.place;
+                        is_before && other.deadline >= now && !other.is_absent
                     });
                     assert!(before.is_none(), "{wait:?} overtook {before:?}");
                     let (share, until) = (wait.share, now + wait.ttl_ms);
@@ -94,7 +106,7 @@ impl Book {
             assert_eq!(found, expected, "who holds {}", key.escape_ascii());
             let alone = held().filter(|(_, hold)| hold.share == Share::All).count();
             assert!(alone == 0 || held().count() == 1, "held together with somebody alone");
-            let waiting = self.waits.values().filter(|wait| wait.key == key);
+            let waiting = self.waits.values().filter(|wait| wait.key == key && !wait.is_absent);
             let mut waiting: Vec<&Wait> = waiting.collect();
             waiting.sort_by_key(|wait| wait.place);
             let queue: Vec<u8> =
@@ -124,6 +136,13 @@ fn acquire(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
         wait,
         is_counted: true,
     };
+    if wait.is_none() {
+        book.waits.retain(|_, wait| {
+            !wait.is_absent
+                || (wait.key, wait.owner) != (key, owner)
+                || book.holds.contains_key(&(key, owner))
+        });
+    }
     let before = book.waits.iter().find(|(_, wait)| (wait.key, wait.owner) == (key, owner));
     let (superseded, place) = (before.map(|(ticket, _)| *ticket), before.map(|(_, wait)| wait.place));
     let answer =
@@ -132,7 +151,7 @@ fn acquire(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
         Ok(Answer::Held { token, until }) => {
             if !book.holds.contains_key(&(key, owner)) {
                 book.granted(token);
-                let waits = book.waits.values().filter(|wait| wait.key == key).count();
+                let waits = book.waits.values().filter(|wait| wait.key == key && !wait.is_absent).count();
                 assert_eq!(waits, 0, "somebody overtook the queue");
             }
             let ticket = wait.map(|(ticket, _)| ticket);
@@ -149,13 +168,35 @@ fn acquire(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
             let deadline = wait.expect("it waits").1;
             book.places += 1;
             let place = place.unwrap_or(book.places);
-            book.waits.insert(ticket, Wait { key, owner, share, ttl_ms, place, deadline });
+            book.waits.insert(ticket, Wait { key, owner, share, ttl_ms, place, deadline, is_absent: false });
         }
         Ok(Answer::Taken) => {}
         // Two readers that both wait to be alone would wait for each other.
         Err(_) => assert!(wait.is_some() && share == Share::All && book.holds.contains_key(&(key, owner))),
     }
     book.hear(state.take_wakes(), now, false, superseded.filter(|_| wait.is_some()));
+}
+
+fn forget_node(state: &mut State, book: &mut Book, node: u64, boot: u64) {
+    let now = state.now_ms();
+    Ctx::new(state, 0, 0).forget_node(node, boot);
+    // They are told so, if their node is there after all, and keep their places for a while.
+    let mut told: Vec<Ticket> = Vec::new();
+    let mut rest = state.take_wakes();
+    rest.retain(|wake| {
+        let is_gone = wake.outcome == Outcome::Gone;
+        told.extend(is_gone.then_some(wake.ticket));
+        !is_gone
+    });
+    let meant = |ticket: &Ticket| ticket.node == node && ticket.boot != boot;
+    let mut expected: Vec<Ticket> = Vec::new();
+    for (ticket, wait) in book.waits.iter_mut().filter(|(ticket, wait)| meant(ticket) && !wait.is_absent) {
+        expected.push(*ticket);
+        wait.leave(now);
+    }
+    told.sort_unstable();
+    assert_eq!(told, expected);
+    book.hear(rest, now, false, None);
 }
 
 fn step(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
@@ -180,7 +221,9 @@ fn step(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
             let undelivered = book.holds.iter().find_map(|(of, hold)| Some((*of, hold.ticket?)));
             match (some_wait, undelivered) {
                 (Some(ticket), _) if chance.bool() => {
-                    let key = book.waits.remove(&ticket).unwrap().key;
+                    let wait = book.waits.get_mut(&ticket).unwrap();
+                    wait.leave(now);
+                    let key = wait.key;
                     Ctx::new(state, 0, 0).cancel(key, ticket);
                 }
                 (_, Some(((key, owner), ticket))) => {
@@ -210,10 +253,7 @@ fn step(state: &mut State, book: &mut Book, chance: &mut fastrand::Rng) {
             assert!(book.waits.values().all(|wait| wait.key != key));
         }
         15 => {
-            let (node, boot) = (chance.u64(1..4), chance.u64(..3));
-            Ctx::new(state, 0, 0).forget_node(node, boot);
-            book.hear(state.take_wakes(), now, true, None);
-            assert!(book.waits.keys().all(|ticket| ticket.node != node || ticket.boot == boot));
+            forget_node(state, book, chance.u64(1..4), chance.u64(..3));
         }
         _ => {
             state.advance(now + chance.u64(..30), 1);

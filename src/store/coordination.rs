@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use smallvec::SmallVec;
 
 use super::{
-    claim::{LeaseId, Outcome, Ticket, Turn, Wake},
+    claim::{LeaseId, Outcome, Ticket, Turn, Waiter, Wake},
     claims::Claims,
     ctx::Caller,
     keyspace::Place,
@@ -380,7 +380,9 @@ impl State {
     /// The nodes that have waits under way, with the runs of them.
     pub fn waiting_nodes(&self) -> impl Iterator<Item = (u64, u64)> {
         let claims = self.ticketed.iter().filter_map(|(db, key)| self.record(*db, key)?.claims());
-        claims.flat_map(|claims| claims.queue.iter().map(|waiter| (waiter.ticket.node, waiter.ticket.boot)))
+        let present =
+            |waiter: &Waiter| (!waiter.is_absent).then_some((waiter.ticket.node, waiter.ticket.boot));
+        claims.flat_map(move |claims| claims.queue.iter().filter_map(present))
     }
 
     /// As `outcome_of`, of a wait that began at this key.

@@ -218,7 +218,9 @@ impl<'a> Ctx<'a> {
 
     /// Somebody who waited under a ticket is not there any more.
     pub fn cancel(&mut self, key: &[u8], ticket: Ticket) {
-        self.state.change_ticketed(self.db, key, ticket, |claims, _| claims.cancel(ticket));
+        self.state.change_ticketed(self.db, key, ticket, |claims, turn| {
+            claims.cancel(ticket, turn.now_ms);
+        });
     }
 
     /// Somebody who waited under a ticket knows that it was granted.
