@@ -59,8 +59,7 @@ enum Notice {
     Call { db: u32, argv: Vec<Vec<u8>> },
 }
 
-/// That whoever waited knows of its grant. Until the log has it, the same owner's asking again counts as the same
-/// acquisition: it may not have been told.
+/// That whoever waited knows of its grant: it can no longer be given back for want of somebody to be told.
 #[derive(Debug)]
 pub struct Confirmation {
     db: u32,
@@ -136,7 +135,9 @@ impl Wakes {
         self.waiting.lock().insert(number, Waiting { told, is_queued: false });
         let ticket = Ticket { node: self.node, boot: self.boot, number };
         let snapshots = self.snapshots.load(SeqCst);
-        Wait { wakes: self.clone(), db, key: key.to_vec(), ticket, outcome, snapshots, is_over: false }
+        // It only saves searches: a long one is not worth its repetition in the log.
+        let key = key[..key.len().min(KEY_BYTES_MAX)].to_vec();
+        Wait { wakes: self.clone(), db, key, ticket, outcome, snapshots, is_over: false }
     }
 
     /// Entries up to this index were in this node's log when it started.
@@ -381,9 +382,7 @@ impl Drop for Wait {
     fn drop(&mut self) {
         self.wakes.waiting.lock().remove(&self.ticket.number);
         if !self.is_over {
-            let (db, mut key, ticket) = (self.db, std::mem::take(&mut self.key), self.ticket);
-            // It only saves a search.
-            key.truncate(KEY_BYTES_MAX);
+            let (db, key, ticket) = (self.db, std::mem::take(&mut self.key), self.ticket);
             self.wakes.say(Notice::Cancel { db, key, ticket });
         }
     }

@@ -108,7 +108,8 @@ impl Session {
         let steps = (0..prefix).map(|_| Step::Silent).chain(steps).collect();
         let mark = self.out.len();
         let result = self.through_log_alone(&all, steps).await;
-        let mut replies = self.out[mark..].split(|byte| *byte == b'\n');
+        // Without an answer the buffer is gone.
+        let mut replies = self.out.get(mark..).unwrap_or_default().split(|byte| *byte == b'\n');
         if result.is_err() || replies.any(is_unavailable) {
             said.iter().for_each(|confirmation| self.shared.wakes.confirm_again(confirmation));
         }
