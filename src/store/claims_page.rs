@@ -4,8 +4,6 @@ use super::{
     claim::{ClaimKind, Holder, Share, Span, Ticket, Until, Waiter},
     claims::{Claims, Leader},
     codec::{Input, put_bytes, put_varint},
-    digest::Digest,
-    dirty::Dirty,
     object::{Kind, Pages, Typed, Value},
 };
 
@@ -24,10 +22,6 @@ impl Kind for Claims {
 
     fn is_empty(&self) -> bool {
         self.is_idle()
-    }
-
-    fn object(&self) -> Option<u64> {
-        None
     }
 
     fn head_bytes(&self) -> usize {
@@ -67,30 +61,6 @@ impl Kind for Claims {
         }
         put_varint(out, self.guards.len() as u64);
         self.guards.iter().for_each(|key| put_bytes(out, key));
-    }
-
-    fn has_part(&self, _: u64) -> bool {
-        false
-    }
-
-    fn encode_part(&self, _: u64) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn load_part(&mut self, _: u64, _: &[u8]) -> Result<(), String> {
-        Err("claims have no pages".into())
-    }
-
-    fn loaded(&mut self) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn remove_pages(&self, _: &mut Dirty) {}
-
-    fn digest(&self, digest: &mut Digest) {
-        let mut head = Vec::new();
-        self.encode_head(&mut head);
-        digest.bytes(&head);
     }
 
     fn copy(&self, _: &mut Pages<'_>) -> Value {

@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 
 use super::{
     codec::{Input, put_bytes, put_varint},
-    digest::Digest,
-    dirty::Dirty,
     object::{Kind, Pages, Typed, Value},
 };
 
@@ -106,10 +104,6 @@ impl Kind for ClientSession {
         false
     }
 
-    fn object(&self) -> Option<u64> {
-        None
-    }
-
     fn head_bytes(&self) -> usize {
         self.bytes + 12 * self.replies.len() + 8
     }
@@ -123,30 +117,6 @@ impl Kind for ClientSession {
             out.push(u8::from(given.is_resp3) | u8::from(given.bytes.is_some()) << 1);
             put_bytes(out, given.bytes.as_deref().unwrap_or_default());
         }
-    }
-
-    fn has_part(&self, _: u64) -> bool {
-        false
-    }
-
-    fn encode_part(&self, _: u64) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn load_part(&mut self, _: u64, _: &[u8]) -> Result<(), String> {
-        Err("a session has no pages".into())
-    }
-
-    fn loaded(&mut self) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn remove_pages(&self, _: &mut Dirty) {}
-
-    fn digest(&self, digest: &mut Digest) {
-        let mut head = Vec::new();
-        self.encode_head(&mut head);
-        digest.bytes(&head);
     }
 
     fn copy(&self, _: &mut Pages<'_>) -> Value {

@@ -9,10 +9,11 @@ use smallvec::SmallVec;
 use super::{
     claim::{LeaseId, Outcome, Ticket, Turn, Waiter, Wake},
     claims::Claims,
+    client_session::ClientSession,
     ctx::Caller,
     keyspace::Place,
     lease::Lease,
-    object::{Object, Value},
+    object::{Object, Typed, Value},
     record::{Body, Record},
     segments::Position,
     state::State,
@@ -43,26 +44,22 @@ impl Footprint {
 }
 
 impl Record {
-    /// The claims that it holds.
-    pub(crate) fn claims(&self) -> Option<&Claims> {
+    /// The value, if it is of this type.
+    fn value<T: Typed>(&self) -> Option<&T> {
         match self.body() {
-            Body::Object(object) => match &object.value {
-                Value::Claims(claims) => Some(claims),
-                _ => None,
-            },
+            Body::Object(object) => T::of(&object.value),
             Body::Packed(_) => None,
         }
     }
 
+    /// The claims that it holds.
+    pub(crate) fn claims(&self) -> Option<&Claims> {
+        self.value()
+    }
+
     /// The lease that it is.
     pub(crate) fn lease(&self) -> Option<&Lease> {
-        match self.body() {
-            Body::Object(object) => match &object.value {
-                Value::Lease(lease) => Some(lease),
-                _ => None,
-            },
-            Body::Packed(_) => None,
-        }
+        self.value()
     }
 }
 
@@ -333,7 +330,7 @@ impl State {
         let Some((place, at)) = self.place(caller.db, &caller.id) else { return };
         let record = self.databases[caller.db as usize].at(place.slot, at);
         // The command may have replaced it.
-        if !matches!(record.body(), Body::Object(object) if matches!(object.value, Value::Session(_))) {
+        if record.value::<ClientSession>().is_none() {
             return;
         }
         let before = record.deadline();

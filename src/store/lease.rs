@@ -7,8 +7,6 @@ use std::collections::BTreeSet;
 
 use super::{
     codec::{Input, put_bytes, put_varint},
-    digest::Digest,
-    dirty::Dirty,
     object::{Kind, Pages, Typed, Value},
 };
 
@@ -69,10 +67,6 @@ impl Kind for Lease {
         false
     }
 
-    fn object(&self) -> Option<u64> {
-        None
-    }
-
     fn head_bytes(&self) -> usize {
         self.bytes + 2 * self.keys.len() + 8
     }
@@ -82,30 +76,6 @@ impl Kind for Lease {
         put_varint(out, self.binding);
         put_varint(out, self.keys.len() as u64);
         self.keys.iter().for_each(|key| put_bytes(out, key));
-    }
-
-    fn has_part(&self, _: u64) -> bool {
-        false
-    }
-
-    fn encode_part(&self, _: u64) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn load_part(&mut self, _: u64, _: &[u8]) -> Result<(), String> {
-        Err("a lease has no pages".into())
-    }
-
-    fn loaded(&mut self) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn remove_pages(&self, _: &mut Dirty) {}
-
-    fn digest(&self, digest: &mut Digest) {
-        let mut head = Vec::new();
-        self.encode_head(&mut head);
-        digest.bytes(&head);
     }
 
     fn copy(&self, _: &mut Pages<'_>) -> Value {

@@ -116,7 +116,7 @@ impl Value {
     }
 }
 
-/// What a type supplies for its values.
+/// What a type supplies for its values. What is given here is for types that never have pages of their own.
 ///
 /// Invariants the implementor keeps:
 /// - What `encode_head` and `encode_part` write depends on content, and decoding it gives a value that behaves
@@ -131,23 +131,37 @@ pub trait Kind: Send + Sync {
     /// A collection that is empty after a change is deleted.
     fn is_empty(&self) -> bool;
     /// The id of its own pages; None while it lies in its key's page.
-    fn object(&self) -> Option<u64>;
+    fn object(&self) -> Option<u64> {
+        None
+    }
     /// About what `encode_head` writes, in constant time; depends on content alone.
     fn head_bytes(&self) -> usize;
     /// Appends the whole value, or the head of one that has pages.
     fn encode_head(&self, out: &mut Vec<u8>);
     /// Whether it has this page.
-    fn has_part(&self, part: u64) -> bool;
+    fn has_part(&self, _part: u64) -> bool {
+        false
+    }
     /// The content of a page, beginning with [`super::codec::FORMAT`]; None if there is no such page.
-    fn encode_part(&self, part: u64) -> Option<Vec<u8>>;
+    fn encode_part(&self, _part: u64) -> Option<Vec<u8>> {
+        None
+    }
     /// Takes a page, after `decode_head`; pages come in ascending order of `part`.
-    fn load_part(&mut self, part: u64, content: &[u8]) -> Result<(), String>;
+    fn load_part(&mut self, _part: u64, _content: &[u8]) -> Result<(), String> {
+        Err(format!("a {} has no pages", self.type_name()))
+    }
     /// All pages were taken: checks that none is missing and builds what is not in pages.
-    fn loaded(&mut self) -> Result<(), String>;
+    fn loaded(&mut self) -> Result<(), String> {
+        Ok(())
+    }
     /// Calls `dirty.removed` for each page: the value is about to go away.
-    fn remove_pages(&self, dirty: &mut Dirty);
+    fn remove_pages(&self, _dirty: &mut Dirty) {}
     /// Feeds the content, in an order that depends on nothing else.
-    fn digest(&self, digest: &mut Digest);
+    fn digest(&self, digest: &mut Digest) {
+        let mut head = Vec::new();
+        self.encode_head(&mut head);
+        digest.bytes(&head);
+    }
     /// A copy with pages of its own, if it has any.
     fn copy(&self, pages: &mut Pages<'_>) -> Value;
     /// Whether its time is its own: no command of another family may give its key a deadline, copy it, or take it to
