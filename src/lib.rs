@@ -19,5 +19,7 @@ pub mod resp;
 pub mod router;
 pub mod server;
 pub mod session;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod store;
 pub mod wake;

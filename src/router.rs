@@ -58,6 +58,11 @@ impl Router {
         self.machine.database_sizes()
     }
 
+    /// The machine itself, to look at.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     /// What happened to keys.
     pub fn feed(&self) -> &Arc<Feed> {
         self.machine.feed()

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use kvorum_raft::{Node, StartError};
+use kvorum_raft::{Node, Platform, StartError};
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::{
@@ -23,7 +23,7 @@ use crate::{
     feed::Feed,
     machine::Machine,
     router::Router,
-    session::{self, Shared, clients::Clients, settings::Settings, stats::Stats},
+    session::{self, Shared, clients::Clients, settings::Settings, stats::Stats, stream::Stream},
     wake::Wakes,
 };
 
@@ -59,7 +59,7 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     let http = listen(config.http)?;
     let (resp_addr, http_addr) = (bound(&resp, config.resp), bound(&http, config.http));
     let (wakes, notices) = Wakes::new(config.node.id);
-    let shared = start(&config, resp_addr, http_addr, wakes).await?;
+    let shared = start(Platform::system(), &config, resp_addr, http_addr, wakes).await?;
     shared.wakes.started_with(shared.router.status().last_log_index);
     let waking = tokio::spawn({
         let shared = shared.clone();
@@ -94,7 +94,9 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     outcome
 }
 
-async fn start(
+/// Starts the node, and gives what its sessions share.
+pub(crate) async fn start(
+    platform: Platform,
     config: &Config,
     resp: SocketAddr,
     http: SocketAddr,
@@ -107,7 +109,7 @@ async fn start(
         let reachable = reachable(config, address);
         node_config.endpoints.entry(name.to_owned()).or_insert(reachable);
     }
-    let node = Node::start(node_config, machine.clone()).await?;
+    let node = Node::start_on(platform, node_config, machine.clone()).await?;
     let mut settings = config.settings.clone();
     settings.port = resp.port();
     Ok(Arc::new(Shared {
@@ -175,7 +177,7 @@ fn enter(stream: TcpStream, shared: &Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
     let (reader, writer) = stream.into_split();
-    if let Ok(client) = shared.clients.enter(writer) {
+    if let Ok(client) = shared.clients.enter(Stream::Tcp(writer)) {
         tokio::spawn(session::serve(shared.clone(), client, reader));
     }
 }

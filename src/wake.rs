@@ -6,7 +6,7 @@
 //! given back at once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::{
         Arc,
         atomic::{
@@ -14,12 +14,15 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kvorum_raft::Role;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use crate::{
     machine::Outlet,
@@ -93,7 +96,7 @@ pub struct Wakes {
     node: u64,
     boot: u64,
     last: AtomicU64,
-    waiting: Mutex<HashMap<u64, Waiting>>,
+    waiting: Mutex<BTreeMap<u64, Waiting>>,
     notices: mpsc::UnboundedSender<Notice>,
     /// Notices that the log does not have yet.
     unsaid: AtomicUsize,
@@ -194,8 +197,9 @@ impl Wakes {
         loop {
             let due = later.front().map(|(due, _)| *due);
             tokio::select! {
+                biased;
                 count = notices.0.recv_many(&mut batch, NOTICES_MAX) => if count == 0 { return },
-                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             // `count` requests, which settle `done` notices: a confirmation may have travelled by another way.
             let (mut bytes, mut count, mut done) = (Vec::new(), 0, 0);

@@ -36,6 +36,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("cli", 5),
     ("config", 5),
     ("server", 5),
+    ("simulation", 5),
     ("admin", 5),
     ("session", 4),
     ("router", 4),

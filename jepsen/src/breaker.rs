@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    io::Write as _,
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -110,7 +109,7 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
     server.set_nodelay(true).map_err(text)?;
     let (mut client, mut server) = (Frames::new(client), Frames::new(server));
     let mut in_transaction = false;
-    while let Some(request) = client.next(Some(Instant::now() + IDLE))? {
+    while let Some(request) = client.next(IDLE)? {
         let request = words(request);
         let name = request.first().map_or("", String::as_str);
         let is_alone = !in_transaction && fastrand::u32(..ODDS) == 0;
@@ -118,8 +117,8 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
         let mut ask = |request: &[String]| {
             let mut bytes = Vec::new();
             encode(&mut bytes, request);
-            server.stream().write_all(&bytes).map_err(text)?;
-            server.next(Some(Instant::now() + IDLE))?.ok_or_else(|| "closed".to_owned())
+            server.wire().write_all(&bytes).map_err(text)?;
+            server.next(IDLE)?.ok_or_else(|| "closed".to_owned())
         };
         let is_plain_set = name == "SET" && request.len() == 3;
         let answer = match (kind, name) {
@@ -155,7 +154,7 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
         };
         let mut bytes = Vec::new();
         put(&mut bytes, &answer);
-        client.stream().write_all(&bytes).map_err(text)?;
+        client.wire().write_all(&bytes).map_err(text)?;
     }
     Ok(())
 }

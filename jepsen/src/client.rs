@@ -4,8 +4,9 @@
 //! nobody knows; every other error means that nothing was done, and the checkers hold the server to it.
 
 use std::{
-    io::{Read as _, Write as _},
+    io,
     net::{SocketAddr, TcpStream},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -107,23 +108,54 @@ pub(crate) fn encode(out: &mut Vec<u8>, words: &[impl AsRef<str>]) {
     }
 }
 
+/// What carries a connection's bytes, and the time it lives in: a socket's, or a simulation's.
+pub(crate) trait Wire: Send {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Reads something, within `limit`; 0 is the end.
+    fn read(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize>;
+    /// A monotonic clock.
+    fn now(&self) -> Duration;
+    fn sleep(&mut self, time: Duration);
+}
+
+impl Wire for TcpStream {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        io::Write::write_all(self, bytes)
+    }
+
+    fn read(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize> {
+        self.set_read_timeout(Some(limit))?;
+        io::Read::read(self, buffer)
+    }
+
+    fn now(&self) -> Duration {
+        static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+        STARTED.elapsed()
+    }
+
+    fn sleep(&mut self, time: Duration) {
+        std::thread::sleep(time);
+    }
+}
+
 /// Bytes that come in, and the frames among them.
 pub(crate) struct Frames {
-    stream: TcpStream,
+    wire: Box<dyn Wire>,
     buffer: Vec<u8>,
 }
 
 impl Frames {
-    pub(crate) fn new(stream: TcpStream) -> Frames {
-        Frames { stream, buffer: Vec::new() }
+    pub(crate) fn new(wire: impl Wire + 'static) -> Frames {
+        Frames { wire: Box::new(wire), buffer: Vec::new() }
     }
 
-    pub(crate) fn stream(&mut self) -> &mut TcpStream {
-        &mut self.stream
+    pub(crate) fn wire(&mut self) -> &mut dyn Wire {
+        &mut *self.wire
     }
 
-    /// The next frame; None when the other side has closed. `deadline` bounds all reads together.
-    pub(crate) fn next(&mut self, deadline: Option<Instant>) -> Result<Option<OwnedFrame>, String> {
+    /// The next frame; None when the other side has closed. `limit` bounds all reads together.
+    pub(crate) fn next(&mut self, limit: Duration) -> Result<Option<OwnedFrame>, String> {
+        let deadline = self.wire.now() + limit;
         loop {
             if let Some((frame, len)) = decode(&self.buffer).map_err(|error| error.to_string())? {
                 self.buffer.drain(..len);
@@ -132,15 +164,12 @@ impl Frames {
             if self.buffer.len() > REPLY_BYTES_MAX {
                 return Err("the reply is too large".into());
             }
-            if let Some(deadline) = deadline {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err("timeout".into());
-                }
-                self.stream.set_read_timeout(Some(left)).map_err(|error| error.to_string())?;
+            let left = deadline.saturating_sub(self.wire.now());
+            if left.is_zero() {
+                return Err("timeout".into());
             }
             let mut chunk = [0; 16 << 10];
-            match self.stream.read(&mut chunk) {
+            match self.wire.read(&mut chunk, left) {
                 Ok(0) => return Ok(None),
                 Ok(len) => self.buffer.extend_from_slice(&chunk[..len]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err("timeout".into()),
@@ -164,7 +193,16 @@ impl Connection {
         let stream = TcpStream::connect_timeout(&address, timeout).map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         stream.set_write_timeout(Some(timeout)).map_err(|error| error.to_string())?;
-        Ok(Connection { frames: Frames::new(stream), timeout, node, is_broken: false })
+        Ok(Connection::over(node, stream, timeout))
+    }
+
+    pub(crate) fn over(node: u64, wire: impl Wire + 'static, timeout: Duration) -> Connection {
+        Connection { frames: Frames::new(wire), timeout, node, is_broken: false }
+    }
+
+    /// Does nothing for a while.
+    pub(crate) fn pause(&mut self, time: Duration) {
+        self.frames.wire().sleep(time);
     }
 
     /// One command, one reply.
@@ -198,16 +236,16 @@ impl Connection {
     }
 
     fn exchange(&mut self, bytes: &[u8], count: usize) -> Outcome<Vec<Reply>> {
-        let deadline = Instant::now() + self.timeout;
-        let replies =
-            self.frames.stream().write_all(bytes).map_err(|error| error.to_string()).and_then(|()| {
-                (0..count)
-                    .map(|_| {
-                        let frame = self.frames.next(Some(deadline))?;
-                        frame.map(Reply::from).ok_or_else(|| "the connection was closed".to_owned())
-                    })
-                    .collect::<Result<Vec<_>, String>>()
-            });
+        let deadline = self.frames.wire().now() + self.timeout;
+        let replies = self.frames.wire().write_all(bytes).map_err(|error| error.to_string()).and_then(|()| {
+            (0..count)
+                .map(|_| {
+                    let left = deadline.saturating_sub(self.frames.wire().now());
+                    let frame = self.frames.next(left)?;
+                    frame.map(Reply::from).ok_or_else(|| "the connection was closed".to_owned())
+                })
+                .collect::<Result<Vec<_>, String>>()
+        });
         replies.map_err(|why| {
             self.is_broken = true;
             Failure::Info(why)

@@ -120,20 +120,28 @@ pub(crate) fn operations(events: &[Event]) -> Vec<Operation> {
 
 /// Takes events from all threads.
 pub(crate) struct Recorder {
-    started: Instant,
+    /// Nanoseconds since the start of the run.
+    now_ns: Box<dyn Fn() -> u64 + Send + Sync>,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     events: Vec<Event>,
-    file: BufWriter<File>,
+    file: Option<BufWriter<File>>,
 }
 
 impl Recorder {
     pub(crate) fn create(path: &Path) -> Result<Recorder> {
         let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-        let inner = Mutex::new(Inner { events: Vec::new(), file: BufWriter::new(file) });
-        Ok(Recorder { started: Instant::now(), inner })
+        let inner = Mutex::new(Inner { events: Vec::new(), file: Some(BufWriter::new(file)) });
+        let started = Instant::now();
+        let now_ns = move || u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Ok(Recorder { now_ns: Box::new(now_ns), inner })
+    }
+
+    /// In memory only, by another clock.
+    pub(crate) fn in_memory(now_ns: impl Fn() -> u64 + Send + Sync + 'static) -> Recorder {
+        Recorder { now_ns: Box::new(now_ns), inner: Mutex::new(Inner { events: Vec::new(), file: None }) }
     }
 
     /// Appends one event; a line that cannot be written is missing in the file only, which `finish` notices.
@@ -149,7 +157,7 @@ impl Recorder {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let event = Event {
             index: inner.events.len(),
-            time_ns: u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            time_ns: (self.now_ns)(),
             process,
             kind,
             f: f.to_owned(),
@@ -157,8 +165,9 @@ impl Recorder {
             node,
             error,
         };
-        let line = serde_json::to_string(&event).expect("an event has no maps with other keys than strings");
-        let _ = writeln!(inner.file, "{line}");
+        if let Some(file) = &mut inner.file {
+            let _ = writeln!(file, "{}", event_line(&event));
+        }
         inner.events.push(event);
     }
 
@@ -171,9 +180,21 @@ impl Recorder {
     /// All events; the file is complete.
     pub(crate) fn finish(&self) -> Result<Vec<Event>> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.file.flush().context("cannot write the history")?;
+        if let Some(file) = &mut inner.file {
+            file.flush().context("cannot write the history")?;
+        }
         Ok(inner.events.clone())
     }
+}
+
+fn event_line(event: &Event) -> String {
+    serde_json::to_string(event).expect("an event has no maps with other keys than strings")
+}
+
+/// Writes a history as JSON lines.
+pub(crate) fn write_lines(path: &Path, events: &[Event]) -> Result<()> {
+    let lines: String = events.iter().map(|event| event_line(event) + "\n").collect();
+    std::fs::write(path, lines).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Reads the JSON lines of a run.

@@ -20,6 +20,7 @@ mod nemesis;
 mod network;
 mod plot;
 mod run;
+mod sim;
 mod socket;
 mod suite;
 mod verdict;
@@ -50,6 +51,11 @@ enum Verb {
     },
     /// Run several pairs of workload and nemesis, one after the other
     Suite(SuiteOptions),
+    /// Simulate clusters in this process, a seed each: the same seed gives the same history
+    Sim(sim::Seeds),
+    /// One seed of it, in a process that does nothing else
+    #[command(hide = true)]
+    SimOne(sim::One),
     /// Name the workloads and the nemeses
     List,
 }
@@ -182,6 +188,8 @@ fn execute(verb: Verb) -> Result<bool> {
             };
             suite.run(is_asked_to_stop)
         }
+        Verb::SimOne(options) => sim::run_one(&options),
+        Verb::Sim(options) => sim::run_seeds(&options, is_asked_to_stop),
         Verb::List => {
             println!("workloads:");
             workload::NAMES.iter().for_each(|(name, about)| println!("  {name}: {about}"));

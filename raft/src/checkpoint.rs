@@ -14,8 +14,8 @@ use tokio::sync::{Notify, RwLock, oneshot};
 use crate::{
     GroupId, Machine,
     codec::{self, CodecError, Reader, put_bytes, put_u8},
-    fatal,
-    pages::{PageStore, PagesError, replace},
+    pages::{PageStore, PagesError},
+    platform::Platform,
     snapshot::Received,
     state::{Applier, Progress, SnapshotMeta},
 };
@@ -132,7 +132,8 @@ impl Durable {
 
 /// Writes checkpoints of one group, one at a time.
 pub(crate) struct Checkpointer<M: Machine> {
-    group: GroupId,
+    pub group: GroupId,
+    pub platform: Platform,
     pub applier: Arc<Applier<M>>,
     store: parking_lot::RwLock<Arc<PageStore>>,
     /// The fewest applied bytes that start a checkpoint.
@@ -140,7 +141,7 @@ pub(crate) struct Checkpointer<M: Machine> {
     /// Page bytes that the last checkpoint wrote.
     written_bytes: AtomicU64,
     /// For a store that replaces the present one.
-    cache_bytes: usize,
+    pub cache_bytes: usize,
     /// Held for reading while pages are read for a peer, for writing while a checkpoint is written.
     pub in_use: RwLock<()>,
     last: Mutex<SnapshotMeta>,
@@ -156,6 +157,7 @@ pub(crate) struct Checkpointer<M: Machine> {
 impl<M: Machine> Checkpointer<M> {
     pub(crate) fn new(
         group: GroupId,
+        platform: Platform,
         applier: Arc<Applier<M>>,
         store: Arc<PageStore>,
         threshold_bytes: u64,
@@ -164,6 +166,7 @@ impl<M: Machine> Checkpointer<M> {
         let last = applier.paused(|_, progress| meta(progress));
         Checkpointer {
             group,
+            platform,
             applier,
             store: parking_lot::RwLock::new(store),
             threshold_bytes,
@@ -235,7 +238,7 @@ impl<M: Machine> Checkpointer<M> {
 
     async fn write(&self) -> Result<u64, PagesError> {
         let _exclusive = self.in_use.write().await;
-        let started = std::time::Instant::now();
+        let started = tokio::time::Instant::now();
         let (progress, head) = self.applier.paused(|machine, progress| {
             self.begun_at_bytes.store(self.applier.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
             (progress.clone(), machine.checkpoint_begin())
@@ -288,15 +291,14 @@ impl<M: Machine> Checkpointer<M> {
     /// Puts the staging directory in the place of the live one. Nobody uses either: `in_use` is held.
     async fn replace_store(&self, staging: PageStore) -> Result<(), LoadError> {
         let live = self.store();
-        let cache_bytes = self.cache_bytes;
-        let replaced = tokio::task::spawn_blocking(move || {
-            let (live_dir, staging_dir) = (live.dir().to_owned(), staging.dir().to_owned());
+        let (live_dir, staging_dir) = (live.dir().to_owned(), staging.dir().to_owned());
+        let close = move || {
             live.close();
             staging.close();
-            replace(&live_dir, &staging_dir)?;
-            Ok::<_, LoadError>(PageStore::open(&live_dir, cache_bytes, fatal::handler())?)
-        });
-        let store = replaced.await.map_err(|error| LoadError::Incomplete(error.to_string()))??;
+        };
+        self.platform.block(close).await?;
+        self.platform.replace_pages(live_dir.clone(), staging_dir).await?;
+        let store = self.platform.open_pages(live_dir, self.cache_bytes).await?;
         *self.store.write() = Arc::new(store);
         Ok(())
     }

@@ -8,9 +8,12 @@
 //! A follower hears of the time late, by as long as an entry travels. It goes on by its own monotonic clock, is
 //! moved forward by a stamp that is ahead, and back by one that is behind only as slowly as the leader may be slewed.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::platform::WallClock;
 
 /// A live clock that sees a stamp older than its own estimate by more than this takes it for a replayed one.
 const REPLAY_US: u64 = 10_000_000;
@@ -24,6 +27,7 @@ const FOLLOW_DIVISOR: u64 = 500;
 
 /// One group's clock on one node.
 pub(crate) struct Clock {
+    wall: WallClock,
     inner: Mutex<Inner>,
 }
 
@@ -40,13 +44,13 @@ struct Inner {
 }
 
 impl Clock {
-    pub(crate) fn new() -> Clock {
-        Clock { inner: Mutex::new(Inner { anchor: None, highest_us: 0, handed_us: 0 }) }
+    pub(crate) fn new(wall: WallClock) -> Clock {
+        Clock { wall, inner: Mutex::new(Inner { anchor: None, highest_us: 0, handed_us: 0 }) }
     }
 
     /// The stamp of an entry that this node, as the leader, is about to propose, in milliseconds.
     pub(crate) fn stamp_ms(&self) -> u64 {
-        self.inner.lock().stamp(Instant::now(), wall_us()) / 1000
+        self.inner.lock().stamp(Instant::now(), (self.wall)()) / 1000
     }
 
     /// An entry with this stamp was applied.
@@ -64,7 +68,7 @@ impl Clock {
 
     /// The time now, as near as this node can tell, in milliseconds.
     pub(crate) fn estimate_ms(&self) -> u64 {
-        self.inner.lock().estimate(Instant::now(), wall_us()) / 1000
+        self.inner.lock().estimate(Instant::now(), (self.wall)()) / 1000
     }
 
     /// The time now, if this node knows that the clock moves.
@@ -113,13 +117,11 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn wall_us() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, micros)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
+
+    use tokio::time::Instant;
 
     use super::{Inner, SLEW_DIVISOR, micros};
 

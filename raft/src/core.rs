@@ -1,7 +1,7 @@
 //! What the parts of a running node share, and what it does with frames from peers.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
@@ -31,10 +31,10 @@ use crate::{
         peer::{CallError, Greeter, Peer},
         raft_network::Peers,
         serve::Handler,
-        transport::Transport,
     },
-    packet,
-    propose::{Forwarded, Group, Proposer, Responder},
+    packet::{self, Forwarded},
+    platform::Platform,
+    propose::{Group, Proposer, Responder},
     reads::Confirmed,
     recover,
     rounds::Rounds,
@@ -51,17 +51,26 @@ pub(crate) const GROUP: GroupId = 0;
 
 /// Connections to the peers, by node id. Kept apart from the rest so that nothing refers to itself.
 pub(crate) struct PeerTable {
-    pub transport: Arc<dyn Transport>,
+    pub platform: Platform,
     pub identity: Arc<Identity>,
-    pub peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
+    pub peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
 }
 
 impl PeerTable {
+    pub(crate) fn new(platform: Platform, identity: Arc<Identity>) -> PeerTable {
+        PeerTable { platform, identity, peers: Mutex::default() }
+    }
+
     /// The peer with this id at this address.
     pub(crate) fn at(&self, id: NodeId, address: &str) -> Arc<Peer> {
         let mut peers = self.peers.lock();
         let peer = peers.entry(id).or_insert_with(|| {
-            Arc::new(Peer::new(id, address.to_owned(), self.transport.clone(), self.identity.clone()))
+            Arc::new(Peer::new(
+                id,
+                address.to_owned(),
+                self.platform.transport.clone(),
+                self.identity.clone(),
+            ))
         });
         peer.set_address(address);
         peer.clone()
@@ -169,6 +178,7 @@ impl<M: Machine> Core<M> {
     /// another one leads meanwhile: one that is gone without a word must not keep readers waiting.
     pub(crate) async fn ask_for_index(&self, leader: &Peer, kind: Kind) -> Option<u64> {
         let answer = tokio::select! {
+            biased;
             answer = leader.call(kind, GROUP, &[], self.timeout()) => answer.ok()?,
             () = self.leader_is_not(Some(leader.id())) => return None,
         };

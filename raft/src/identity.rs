@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_directory_belongs_to_one_node_and_one_process() {
         let dir = tempfile::tempdir().unwrap();
-        let clock = Arc::new(Clock::new());
+        let clock = Arc::new(Clock::new(Arc::new(|| 0)));
         let identity = Identity::open(dir.path(), 3, clock.clone()).unwrap();
         assert!(matches!(Identity::open(dir.path(), 3, clock.clone()), Err(StartError::Locked(_))));
         identity.form_cluster().unwrap();

@@ -21,10 +21,13 @@ mod net;
 mod node;
 mod packet;
 mod pages;
+mod platform;
 mod propose;
 mod reads;
 mod recover;
 mod rounds;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod snapshot;
 mod state;
 mod status;
@@ -37,4 +40,5 @@ pub use machine::{
 };
 pub use net::transport;
 pub use node::Node;
+pub use platform::Platform;
 pub use status::{AdminError, Counters, Member, ReadLevel, Role, Status};

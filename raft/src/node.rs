@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use openraft::{
@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
+    time::Instant,
 };
 
 use crate::{
@@ -24,22 +25,16 @@ use crate::{
     checkpoint::{self, Checkpointer, LoadError},
     clock::Clock,
     core::{Core, GROUP, Metrics, PeerTable},
-    fatal,
     identity::Identity,
     log::{Log, LogConfig, LogError},
     membership::{Request, last_contact_ms},
-    net::{
-        interest::Interest,
-        peer::Peer,
-        raft_network::Factory,
-        serve,
-        transport::{Listener, Tcp, Transport},
-    },
-    pages::{PageStore, PagesError, set_aside},
+    net::{interest::Interest, peer::Peer, raft_network::Factory, serve, transport::Listener},
+    pages::{PageStore, PagesError},
+    platform::Platform,
     propose::{Limits, Proposer},
     recover,
     rounds::Rounds,
-    snapshot::{Receiver, Sender, open_store},
+    snapshot::{Receiver, Sender},
     state::{Applier, Progress, StateMachine},
     tasks,
     types::MemberNode,
@@ -53,7 +48,7 @@ const STRANGERS_STEP: Duration = Duration::from_millis(500);
 
 /// A running node. Cheap to clone.
 pub struct Node<M: Machine> {
-    core: Arc<Core<M>>,
+    pub(crate) core: Arc<Core<M>>,
     tasks: Arc<Mutex<JoinSet<()>>>,
     peer_address: String,
 }
@@ -67,31 +62,29 @@ impl<M: Machine> Clone for Node<M> {
 impl<M: Machine> Node<M> {
     /// Opens the data, loads the last checkpoint, and joins the group, over TCP.
     pub async fn start(config: NodeConfig, machine: Arc<M>) -> Result<Node<M>, StartError> {
-        Node::start_over(config, machine, Arc::new(Tcp)).await
+        Node::start_on(Platform::system(), config, machine).await
     }
 
-    /// The same over another transport.
-    pub async fn start_over(
+    /// The same somewhere else.
+    pub async fn start_on(
+        platform: Platform,
         config: NodeConfig,
         machine: Arc<M>,
-        transport: Arc<dyn Transport>,
     ) -> Result<Node<M>, StartError> {
         let started = Instant::now();
         config.validate()?;
-        let clock = Arc::new(Clock::new());
+        let clock = Arc::new(Clock::new(platform.wall.clone()));
         let identity = Arc::new(Identity::open(&config.dir, config.id, clock.clone())?);
-        let listener = transport
-            .listen(&config.peer_listen)
-            .await
-            .map_err(|source| StartError::Listen { address: config.peer_listen.clone(), source })?;
+        let listener = listen(&platform, &config).await?;
         let peer_address = config.peer_advertise.clone().unwrap_or_else(|| listener.local_address());
-        let table = Arc::new(PeerTable { transport, identity: identity.clone(), peers: Mutex::default() });
-        let log = open_log(&config, &identity).await?;
+        let table = Arc::new(PeerTable::new(platform.clone(), identity.clone()));
+        let log = open_log(&platform, &config, &identity).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
         let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress));
         let checkpointer = Arc::new(Checkpointer::new(
             GROUP,
+            platform,
             applier.clone(),
             Arc::new(pages),
             config.checkpoint_log_bytes,
@@ -100,6 +93,7 @@ impl<M: Machine> Node<M> {
         let snapshots =
             Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
         wait_for_promises(&config, &log, started).await?;
+        let receiver = Receiver::new(&checkpointer, config.dir.join("pages.received"));
         let interest = Arc::new(Interest::new());
         let factory = Factory {
             group: GROUP,
@@ -122,7 +116,7 @@ impl<M: Machine> Node<M> {
             proposer,
             checkpointer,
             snapshots,
-            receiver: Receiver::new(GROUP, config.dir.join("pages.received"), config.page_cache_bytes),
+            receiver,
             reads: Rounds::default(),
             ticks: Rounds::default(),
             confirmed: Mutex::default(),
@@ -187,8 +181,12 @@ impl<M: Machine> Node<M> {
                 // Nobody may have a reason to talk to it.
                 let greetings = peers.iter().filter(|(id, _)| **id != config.id).map(|(id, address)| {
                     let table = &core.table;
-                    let peer =
-                        Peer::new(*id, address.clone(), table.transport.clone(), core.identity.clone());
+                    let peer = Peer::new(
+                        *id,
+                        address.clone(),
+                        table.platform.transport.clone(),
+                        core.identity.clone(),
+                    );
                     async move { peer.link().await.is_ok() }
                 });
                 let greetings = futures::future::join_all(greetings);
@@ -422,15 +420,20 @@ fn openraft_config(config: &NodeConfig) -> Result<Arc<Config>, StartError> {
     openraft.validate().map(Arc::new).map_err(|error| StartError::Config(error.to_string()))
 }
 
-async fn open_log(config: &NodeConfig, identity: &Identity) -> Result<Log, StartError> {
+async fn listen(platform: &Platform, config: &NodeConfig) -> Result<Box<dyn Listener>, StartError> {
+    let failed = |source| StartError::Listen { address: config.peer_listen.clone(), source };
+    platform.transport.listen(&config.peer_listen).await.map_err(failed)
+}
+
+async fn open_log(platform: &Platform, config: &NodeConfig, identity: &Identity) -> Result<Log, StartError> {
     let log_config = LogConfig {
         dir: config.dir.join("log"),
         segment_bytes: config.log_segment_bytes,
         cache_bytes: config.log_cache_bytes,
         spare_segments: SPARE_SEGMENTS,
     };
-    let opened = tokio::task::spawn_blocking(move || Log::open(log_config, fatal::handler())).await;
-    let opened = opened.map_err(|error| io_error("cannot open the log", error))?;
+    let opened =
+        platform.open_log(log_config).await.map_err(|error| io_error("cannot open the log", error))?;
     let log = opened.map_err(|error| match error {
         LogError::Corrupted { file, offset, detail } => {
             StartError::LogCorrupted { file, detail: format!("at byte {offset}: {detail}") }
@@ -467,7 +470,7 @@ async fn open_pages<M: Machine>(
     let state =
         log.store(GROUP).get_log_state().await.map_err(|error| io_error("cannot read the log", error))?;
     let purged_index = state.last_purged_log_id.map_or(0, |purged| purged.index);
-    let why = match try_open_pages(config, machine).await {
+    let why = match try_open_pages(&table.platform, config, machine).await {
         Ok((store, progress)) => {
             let index = progress.last.map_or(0, |last| last.index);
             if index >= purged_index {
@@ -483,7 +486,10 @@ async fn open_pages<M: Machine>(
         }
         Err(why) => why.to_string(),
     };
-    let aside = set_aside(&dir).map_err(|error| io_error("cannot set the unreadable pages aside", error))?;
+    let aside = table
+        .platform
+        .set_pages_aside(&dir)
+        .map_err(|error| io_error("cannot set the unreadable pages aside", error))?;
     tracing::error!(why, aside = %aside.display(), "the pages are unreadable and were set aside");
     if purged_index > 0 {
         let store = recover::fetch(table, &dir, config.page_cache_bytes, purged_index)
@@ -491,15 +497,18 @@ async fn open_pages<M: Machine>(
             .map_err(|reasons| StartError::PagesUnreadable(format!("{why}; {reasons}")))?;
         store.close();
     }
-    try_open_pages(config, machine).await.map_err(|error| StartError::PagesUnreadable(error.to_string()))
+    try_open_pages(&table.platform, config, machine)
+        .await
+        .map_err(|error| StartError::PagesUnreadable(error.to_string()))
 }
 
 async fn try_open_pages<M: Machine>(
+    platform: &Platform,
     config: &NodeConfig,
     machine: &M,
 ) -> Result<(PageStore, Progress), LoadError> {
     let started = Instant::now();
-    let store = open_store(config.dir.join("pages"), config.page_cache_bytes).await?;
+    let store = platform.open_pages(config.dir.join("pages"), config.page_cache_bytes).await?;
     match checkpoint::load(&store, GROUP, machine).await {
         Ok(progress) => {
             let progress = progress.unwrap_or_default();

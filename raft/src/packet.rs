@@ -126,6 +126,28 @@ pub(crate) fn entry(payload: &[u8]) -> Result<(u64, Vec<Packet<'_>>), CodecError
     Ok((stamp_ms, packets))
 }
 
+/// A leader's answer to a forwarded packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Forwarded {
+    /// It is applied on the leader; the origin learns the rest from its own `apply`.
+    Applied = 0,
+    /// It was not appended to any log.
+    NotAppended = 1,
+    /// It was appended and its fate is not known.
+    Unknown = 2,
+}
+
+impl Forwarded {
+    pub(crate) fn of(body: &[u8]) -> Forwarded {
+        match body {
+            [0] => Forwarded::Applied,
+            [1] => Forwarded::NotAppended,
+            _ => Forwarded::Unknown,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{PacketBuilder, PacketId, begin_entry, check_packet, entry};

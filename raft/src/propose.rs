@@ -7,25 +7,31 @@
 //! - sent, and the connection or the leader was lost before `apply` came: never retried, *unknown*.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     future::Future,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use openraft::{errors::ClientWriteError, impls::ProgressResponder};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
+    time::Instant,
+};
 
 use crate::{
     Local, NodeId, ProposeError, Unavailable,
     clock::Clock,
     company::{Company, Load, Verdict},
     net::peer::CallError,
-    packet::{self, PacketBuilder, PacketId},
+    packet::{self, Forwarded, PacketBuilder, PacketId},
     types::Payload,
 };
+
+/// The pause before a refused packet is offered again.
+const REFUSED_PAUSE: Duration = Duration::from_millis(5);
 
 /// How often limits of time are looked at.
 const SWEEP: Duration = Duration::from_millis(20);
@@ -38,28 +44,6 @@ const GATHER: Duration = Duration::from_millis(1);
 
 /// How long proposals wait for what is in flight: it may take long where disks or links are slow.
 const PATIENCE: Duration = Duration::from_millis(10);
-
-/// A leader's answer to a forwarded packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Forwarded {
-    /// It is applied on the leader; the origin learns the rest from its own `apply`.
-    Applied = 0,
-    /// It was not appended to any log.
-    NotAppended = 1,
-    /// It was appended and its fate is not known.
-    Unknown = 2,
-}
-
-impl Forwarded {
-    pub(crate) fn of(body: &[u8]) -> Forwarded {
-        match body {
-            [0] => Forwarded::Applied,
-            [1] => Forwarded::NotAppended,
-            _ => Forwarded::Unknown,
-        }
-    }
-}
 
 /// What the proposer needs of the group, so that it knows no network and no openraft handle.
 pub(crate) trait Group: Send + Sync + 'static {
@@ -102,7 +86,7 @@ pub(crate) struct Proposer<L> {
     limits: Limits,
     clock: Arc<Clock>,
     queue: Mutex<Queue<L>>,
-    pending: Mutex<HashMap<u64, Pending<L>>>,
+    pending: Mutex<BTreeMap<u64, Pending<L>>>,
     wake: Notify,
     in_flight: Arc<Semaphore>,
     pub(crate) entries: std::sync::atomic::AtomicU64,
@@ -341,7 +325,7 @@ impl<L: Local> Proposer<L> {
                 wake.await;
                 continue;
             }
-            let in_time = |limit| tokio::time::Instant::now() + limit;
+            let in_time = |limit| Instant::now() + limit;
             let until = match verdict {
                 Verdict::Send => return gather_until.map(|_| true),
                 Verdict::Gather => *gather_until.get_or_insert_with(|| in_time(GATHER)),
@@ -445,6 +429,7 @@ impl<L: Local> Proposer<L> {
         self.entries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (responder, done) = ProgressResponder::complete_only();
         if group.append(Payload(payload.into()), responder).await.is_err() {
+            tokio::time::sleep(REFUSED_PAUSE).await;
             self.settle(own, answers, Forwarded::NotAppended);
             self.landed(proposals);
             return;
@@ -457,6 +442,10 @@ impl<L: Local> Proposer<L> {
                 // LogEntryDiscarded, or openraft has stopped.
                 Ok(Err(_)) | Err(_) => Forwarded::Unknown,
             };
+            if outcome == Forwarded::NotAppended {
+                // It leads no more, or no majority has answered it for a while: asking again at once would be a loop.
+                tokio::time::sleep(REFUSED_PAUSE).await;
+            }
             this.settle(own, answers, outcome);
             drop(permit);
             this.landed(proposals);
@@ -516,6 +505,7 @@ impl<L: Local> Proposer<L> {
         tokio::spawn(async move {
             // A leader that is gone without a word would keep others waiting that the next one could serve.
             let outcome = tokio::select! {
+                biased;
                 outcome = group.forward(leader, bytes.clone(), this.limits.timeout, || this.begin(sequence)) => outcome,
                 () = group.leader_is_not(Some(leader)) => Err(CallError::Lost("there is another leader".into())),
             };
@@ -523,7 +513,7 @@ impl<L: Local> Proposer<L> {
                 Ok(Forwarded::Applied) => {}
                 Ok(Forwarded::NotAppended) | Err(CallError::NotSent(_)) => {
                     // The leader is changing: give the news a moment to arrive before asking again.
-                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    tokio::time::sleep(REFUSED_PAUSE).await;
                     this.take_back(sequence, bytes);
                 }
                 Ok(Forwarded::Unknown) | Err(CallError::Lost(_)) => this.doubt(sequence, bytes),

@@ -8,15 +8,13 @@
 //! carries only a commit index ends at the same entry as the one before it, so the late answer to the one before passes
 //! for an answer to both, and the leader counts its lease from a moment of which the follower knows nothing.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use openraft::{
     ReadPolicy,
     errors::{LinearizableReadError, RaftError},
 };
+use tokio::time::Instant;
 
 use crate::{
     Machine, ReadLevel, Unavailable,

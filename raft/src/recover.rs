@@ -10,7 +10,8 @@ use crate::{
     core::{GROUP, PeerTable},
     net::{frame::Kind, peer::Peer},
     pages::PageStore,
-    snapshot::{decode_pages, encode_pages, open_store},
+    platform::Platform,
+    snapshot::{decode_pages, encode_pages},
 };
 
 const CHUNK_BYTES: usize = 1 << 20;
@@ -50,7 +51,7 @@ pub(crate) async fn fetch(
             continue;
         }
         tracing::info!(peer = id, address, "asking a peer for its checkpoint");
-        match fetch_from(&table.at(id, &address), dir, cache_bytes, index_min).await {
+        match fetch_from(&table.platform, &table.at(id, &address), dir, cache_bytes, index_min).await {
             Ok(store) => return Ok(store),
             Err(why) => reasons.push(format!("node {id} ({address}): {why}")),
         }
@@ -59,17 +60,15 @@ pub(crate) async fn fetch(
 }
 
 async fn fetch_from(
+    platform: &Platform,
     peer: &Peer,
     dir: &Path,
     cache_bytes: usize,
     index_min: u64,
 ) -> Result<PageStore, String> {
     for _ in 0..ATTEMPTS {
-        match tokio::fs::remove_dir_all(dir).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(text(error)),
-            _ => {}
-        }
-        let store = open_store(dir.to_owned(), cache_bytes).await.map_err(text)?;
+        platform.remove_pages(dir).await.map_err(text)?;
+        let store = platform.open_pages(dir.to_owned(), cache_bytes).await.map_err(text)?;
         if copy(peer, &store, index_min).await? {
             return Ok(store);
         }

@@ -20,7 +20,8 @@ use crate::{
     checkpoint::{Checkpointer, Head},
     codec::{self, CodecError, Reader, put_bool, put_bytes, put_u32},
     net::{frame::Kind, peer::Peer},
-    pages::{PageStore, PagesError},
+    pages::PageStore,
+    platform::Platform,
     state::SnapshotMeta,
     types::Vote,
 };
@@ -139,6 +140,7 @@ fn resume_point(answer: &[u8]) -> Result<Option<Vec<u8>>, CodecError> {
 /// Collects the pages of one snapshot at a time.
 pub(crate) struct Receiver {
     group: GroupId,
+    platform: Platform,
     dir: PathBuf,
     cache_bytes: usize,
     staging: Mutex<Option<Staging>>,
@@ -156,8 +158,10 @@ struct Staging {
 
 impl Receiver {
     /// `dir` is the staging directory; what an earlier process left there is of no use.
-    pub(crate) fn new(group: GroupId, dir: PathBuf, cache_bytes: usize) -> Receiver {
-        Receiver { group, dir, cache_bytes, staging: Mutex::new(None) }
+    pub(crate) fn new<M: Machine>(checkpointer: &Checkpointer<M>, dir: PathBuf) -> Receiver {
+        let platform = checkpointer.platform.clone();
+        let (group, cache_bytes) = (checkpointer.group, checkpointer.cache_bytes);
+        Receiver { group, platform, dir, cache_bytes, staging: Mutex::new(None) }
     }
 
     /// The answer is the page after which to go on.
@@ -180,11 +184,8 @@ impl Receiver {
     }
 
     async fn create_staging(&self) -> Result<PageStore, String> {
-        match tokio::fs::remove_dir_all(&self.dir).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(text(error)),
-            _ => {}
-        }
-        open_store(self.dir.clone(), self.cache_bytes).await.map_err(text)
+        self.platform.remove_pages(&self.dir).await.map_err(text)?;
+        self.platform.open_pages(self.dir.clone(), self.cache_bytes).await.map_err(text)
     }
 
     pub(crate) async fn pages(&self, body: &[u8]) -> Result<Vec<u8>, String> {
@@ -211,11 +212,4 @@ impl Receiver {
         staging.store.commit(self.group, staging.head).await.map_err(text)?;
         Ok((vote, meta, Received { store: staging.store }))
     }
-}
-
-/// Opens a page store without blocking the caller's thread.
-pub(crate) async fn open_store(dir: PathBuf, cache_bytes: usize) -> Result<PageStore, PagesError> {
-    let opened =
-        tokio::task::spawn_blocking(move || PageStore::open(&dir, cache_bytes, crate::fatal::handler()));
-    opened.await.unwrap_or_else(|error| Err(PagesError::Failed(error.to_string())))
 }

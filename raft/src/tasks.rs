@@ -8,7 +8,7 @@ use std::{
 
 use openraft::async_runtime::watch::WatchReceiver;
 
-use crate::{Machine, core::Core, fatal};
+use crate::{Machine, core::Core};
 
 /// How often slow affairs are looked at.
 const UPKEEP: Duration = Duration::from_millis(100);
@@ -56,10 +56,11 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
         }
         core.changes.send_modify(|count| *count += 1);
         tokio::select! {
+            biased;
             changed = metrics.changed() => if changed.is_err() {
                 if !*core.stop.borrow() {
                     // It has panicked: without it the node serves nobody and looks alive.
-                    (fatal::handler())("consensus has ended".to_owned());
+                    (core.table.platform.fatal)("consensus has ended".to_owned());
                 }
                 return;
             },

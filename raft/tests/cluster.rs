@@ -394,3 +394,23 @@ async fn a_member_that_lost_its_disk_is_refused() {
     assert_eq!(status.last_log_index, 0);
     assert!(status.not_ready.is_some());
 }
+
+/// Found by the simulation, where time stood still meanwhile: openraft refuses what is proposed to a leader that no
+/// majority has answered for a while, and it was offered again at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_a_majority_does_not_offer_the_same_proposal_without_a_pause() {
+    let cluster = Cluster::start(3, |config| config.request_timeout_ms = 10_000).await;
+    let leader = cluster.leader().await;
+    let others: Vec<String> = cluster.nodes.keys().filter(|id| **id != leader).map(|id| name(*id)).collect();
+    let others: Vec<&str> = others.iter().map(String::as_str).collect();
+    cluster.network.silence(&name(leader), &others);
+    // Longer than its lease.
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    let node = cluster.node(leader).clone();
+    let waiting = tokio::spawn(async move { propose(&node, 1, 1).await });
+    let before = cluster.node(leader).counters().entries_proposed;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let offered = cluster.node(leader).counters().entries_proposed - before;
+    assert!((1..=150).contains(&offered), "offered {offered} times in 500 ms");
+    waiting.abort();
+}

@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeMap,
     net::{Shutdown, SocketAddr},
-    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -16,10 +15,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use socket2::SockRef;
-use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot};
+use tokio::sync::oneshot;
 
-use super::table;
+use super::{stream::Stream, table};
 
 /// What a client told about itself, and what its session is at.
 #[derive(Clone, Debug, Default)]
@@ -77,25 +75,24 @@ pub struct Client {
     pub killed: AtomicBool,
     /// Taken by CLIENT UNBLOCK while a command waits.
     pub unblock: Mutex<Option<oneshot::Sender<Unblock>>>,
-    stream: OwnedWriteHalf,
+    stream: Stream,
 }
 
 impl Client {
-    /// The socket, to write to.
-    pub fn stream(&self) -> &tokio::net::TcpStream {
-        self.stream.as_ref()
+    /// The connection, to write to.
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
     }
 
     /// Ends the connection at once; replies on their way are lost.
     pub fn hang_up(&self) {
         self.killed.store(true, Relaxed);
-        // An error means that the other side was faster.
-        let _ = SockRef::from(self.stream()).shutdown(Shutdown::Both);
+        self.stream.shutdown(Shutdown::Both);
     }
 
     /// Ends the connection when what has arrived by now is answered.
     pub fn finish(&self) {
-        let _ = SockRef::from(self.stream()).shutdown(Shutdown::Read);
+        self.stream.shutdown(Shutdown::Read);
     }
 
     /// Milliseconds since the last command.
@@ -150,12 +147,13 @@ pub struct Clients {
 
 impl Clients {
     /// Enters a connection. An error means that it is gone already.
-    pub fn enter(&self, stream: OwnedWriteHalf) -> std::io::Result<Arc<Client>> {
+    pub fn enter(&self, stream: Stream) -> std::io::Result<Arc<Client>> {
+        let (addr, local_addr) = stream.addresses()?;
         let client = Arc::new(Client {
             id: self.last_id.fetch_add(1, Relaxed) + 1,
-            addr: stream.peer_addr()?,
-            local_addr: stream.local_addr()?,
-            fd: stream.as_ref().as_raw_fd(),
+            addr,
+            local_addr,
+            fd: stream.fd(),
             since: Instant::now(),
             active_ms: AtomicU64::new(0),
             last_row: AtomicUsize::new(usize::MAX),

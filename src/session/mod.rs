@@ -12,7 +12,7 @@ use std::{
 };
 
 use kvorum_raft::ReadLevel;
-use tokio::{io::AsyncReadExt, net::tcp::OwnedReadHalf};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::{
     error::Error,
@@ -38,6 +38,7 @@ mod push;
 mod server;
 pub mod settings;
 pub mod stats;
+pub mod stream;
 pub mod table;
 mod transaction;
 mod waiting;
@@ -130,7 +131,7 @@ pub struct Session {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(shared: Arc<Shared>, client: Arc<Client>, mut reader: OwnedReadHalf) {
+pub async fn serve(shared: Arc<Shared>, client: Arc<Client>, mut reader: impl AsyncRead + Unpin) {
     let mut session = Session::new(shared, client);
     // An error of the socket has no one to be told to: the client is gone.
     let _ = session.serve(&mut reader).await;
@@ -167,7 +168,7 @@ impl Session {
         session
     }
 
-    async fn serve(&mut self, reader: &mut OwnedReadHalf) -> io::Result<()> {
+    async fn serve(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(IDLE_BYTES);
         let mut decoder = Decoder::default();
         while !self.closing {
@@ -211,9 +212,14 @@ impl Session {
     }
 
     /// Reads what has arrived, and sends meanwhile what is to be pushed.
-    async fn next_bytes(&mut self, reader: &mut OwnedReadHalf, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    async fn next_bytes(
+        &mut self,
+        reader: &mut (impl AsyncRead + Unpin),
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<usize> {
         while !self.pushes.is_empty() {
             tokio::select! {
+                biased;
                 count = reader.read_buf(buffer) => return count,
                 () = self.pushes.ready() => self.push().await?,
             }

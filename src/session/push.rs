@@ -104,6 +104,7 @@ impl Pushes {
         match &mut self.tick {
             None => std::future::pending().await,
             Some(tick) => tokio::select! {
+                biased;
                 () = self.wake.notified() => {}
                 _ = tick.tick() => {}
             },

@@ -4,7 +4,7 @@
 
 use std::{io, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use tokio::{io::Interest, sync::oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     Replies, Session,
@@ -178,7 +178,7 @@ async fn has_hung_up(client: &Client) -> bool {
         return true;
     }
     // An error of the socket: nobody will read what is written there.
-    client.stream().ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed())
+    client.stream().has_ended().await
 }
 
 /// Whether it is known already that the client has hung up.

@@ -44,14 +44,14 @@ impl Lock {
         let owner = format!("owner-{}", value["element"]);
         let token = (0..ATTEMPTS).find_map(|attempt| {
             if attempt > 0 {
-                std::thread::sleep(ATTEMPT_PAUSE);
+                connection.pause(ATTEMPT_PAUSE);
             }
             acquire(connection, &lock, &owner, HOLD_MS).transpose()
         });
         let token = token.unwrap_or_else(|| Err(Failure::Fail("others hold the lock".into())));
         let token = token.map_err(Failure::harmless)?.to_string();
         let before = read(connection, &data).map_err(Failure::harmless)?;
-        std::thread::sleep(Duration::from_millis(value["pause_ms"].as_u64().unwrap_or_default()));
+        connection.pause(Duration::from_millis(value["pause_ms"].as_u64().unwrap_or_default()));
         let mut after: Vec<String> = before.iter().map(i64::to_string).collect();
         after.push(value["element"].to_string());
         let after = after.join(",");

@@ -10,10 +10,11 @@ use std::{
     os::{fd::AsRawFd, unix::fs::FileExt},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 /// A directory of files.
-pub(super) trait Disk: Send + Sync + 'static {
+pub(crate) trait Disk: Send + Sync + 'static {
     /// Names and lengths of all files.
     fn list(&self) -> io::Result<Vec<(String, u64)>>;
     /// Creates a file that reads as `bytes` zeros. Its space is reserved where the system can do so.
@@ -28,10 +29,15 @@ pub(super) trait Disk: Send + Sync + 'static {
     fn sync_dir(&self) -> io::Result<()>;
     /// What a message to the operator calls the file.
     fn path(&self, name: &str) -> PathBuf;
+    /// How long the sync that comes takes in simulated time; a simulated disk's log has tasks in place of threads. None
+    /// for a disk that takes its time itself.
+    fn simulated_sync(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// An open file. Concurrent calls are fine.
-pub(super) trait DiskFile: Send + Sync + 'static {
+pub(crate) trait DiskFile: Send + Sync + 'static {
     /// Fills `buffer` from `offset`, or fails.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`.

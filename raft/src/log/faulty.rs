@@ -1,15 +1,16 @@
 //! A disk in memory that does what disks do in a power cut: it forgets what was not synced, write by write and
 //! sector by sector, and refuses when told to. Names are forgotten from the newest change backwards, as a
-//! journalling file system does.
+//! journalling file system does. The simulation's nodes have their logs on it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     io,
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -20,10 +21,14 @@ const SECTOR_BYTES: usize = 512;
 const NEVER: u64 = u64::MAX;
 
 #[derive(Clone)]
-pub(super) struct FaultyDisk {
+pub(crate) struct FaultyDisk {
     directory: Arc<Mutex<Directory>>,
     faults: Arc<Faults>,
+    /// How long the sync that comes takes in simulated time.
+    pace: Option<Pace>,
 }
+
+pub(crate) type Pace = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 #[derive(Default)]
 struct Directory {
@@ -37,6 +42,8 @@ struct Faults {
     /// Counts down; the sync or write that finds 0 fails, as all that follow.
     syncs_left: AtomicU64,
     writes_left: AtomicU64,
+    /// Syncs succeed and do nothing.
+    lies: AtomicBool,
 }
 
 #[derive(Default)]
@@ -52,38 +59,68 @@ struct Content {
 }
 
 impl FaultyDisk {
-    pub(super) fn new() -> FaultyDisk {
+    pub(crate) fn new() -> FaultyDisk {
         FaultyDisk::with(BTreeMap::new())
     }
 
     /// A disk with these files, all durable.
-    pub(super) fn with(files: BTreeMap<String, Vec<u8>>) -> FaultyDisk {
+    pub(crate) fn with(files: BTreeMap<String, Vec<u8>>) -> FaultyDisk {
         let inode = |bytes: Vec<u8>| {
             let content = Content { now: bytes.clone(), durable: bytes, unsynced: Vec::new() };
             Arc::new(Inode { content: Mutex::new(content) })
         };
         let names: BTreeMap<_, _> = files.into_iter().map(|(name, bytes)| (name, inode(bytes))).collect();
         let directory = Directory { durable: names.clone(), names, since: Vec::new() };
-        let faults = Faults { syncs_left: AtomicU64::new(NEVER), writes_left: AtomicU64::new(NEVER) };
-        FaultyDisk { directory: Arc::new(Mutex::new(directory)), faults: Arc::new(faults) }
+        let faults = Faults {
+            syncs_left: AtomicU64::new(NEVER),
+            writes_left: AtomicU64::new(NEVER),
+            lies: AtomicBool::new(false),
+        };
+        FaultyDisk { directory: Arc::new(Mutex::new(directory)), faults: Arc::new(faults), pace: None }
     }
 
     /// The files as a reader sees them.
-    pub(super) fn files(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let directory = self.directory.lock();
         directory.names.iter().map(|(name, inode)| (name.clone(), inode.content.lock().now.clone())).collect()
     }
 
-    pub(super) fn fail_after_syncs(&self, syncs: u64) {
+    /// The same disk for a log that runs in simulated time.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn paced(self, pace: Pace) -> FaultyDisk {
+        FaultyDisk { pace: Some(pace), ..self }
+    }
+
+    /// From now on syncs succeed and do nothing.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn lie(&self) {
+        self.faults.lies.store(true, Ordering::SeqCst);
+    }
+
+    /// Changes one bit of a file whose name ends so, in what is durable. False if there is none.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn flip(&self, suffix: &str, rng: &mut fastrand::Rng) -> bool {
+        let directory = self.directory.lock();
+        let files: Vec<_> = directory.durable.iter().filter(|(name, _)| name.ends_with(suffix)).collect();
+        let Some((_, inode)) = rng.choice(&files) else { return false };
+        let mut content = inode.content.lock();
+        let Some(written) = content.durable.iter().rposition(|byte| *byte != 0) else { return false };
+        let (at, bit) = (rng.usize(..=written), rng.u8(..8));
+        content.durable[at] ^= 1 << bit;
+        content.now = content.durable.clone();
+        true
+    }
+
+    pub(crate) fn fail_after_syncs(&self, syncs: u64) {
         self.faults.syncs_left.store(syncs, Ordering::SeqCst);
     }
 
-    pub(super) fn fail_after_writes(&self, writes: u64) {
+    pub(crate) fn fail_after_writes(&self, writes: u64) {
         self.faults.writes_left.store(writes, Ordering::SeqCst);
     }
 
     /// What a power cut leaves, as a new disk. The present one works no more.
-    pub(super) fn crash(&self, rng: &mut fastrand::Rng) -> FaultyDisk {
+    pub(crate) fn crash(&self, rng: &mut fastrand::Rng) -> FaultyDisk {
         self.fail_after_syncs(0);
         self.fail_after_writes(0);
         let directory = self.directory.lock();
@@ -91,7 +128,7 @@ impl FaultyDisk {
         let names = if survived == 0 { &directory.durable } else { &directory.since[survived - 1] };
         let files =
             names.iter().map(|(name, inode)| (name.clone(), inode.content.lock().crash(rng))).collect();
-        FaultyDisk::with(files)
+        FaultyDisk { pace: self.pace.clone(), ..FaultyDisk::with(files) }
     }
 
     fn change(
@@ -183,6 +220,10 @@ impl Disk for FaultyDisk {
     fn path(&self, name: &str) -> PathBuf {
         PathBuf::from(name)
     }
+
+    fn simulated_sync(&self) -> Option<Duration> {
+        self.pace.as_ref().map(|pace| pace())
+    }
 }
 
 struct FaultyFile {
@@ -212,6 +253,9 @@ impl DiskFile for FaultyFile {
 
     fn sync(&self) -> io::Result<()> {
         count_down(&self.faults.syncs_left)?;
+        if self.faults.lies.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let mut content = self.inode.content.lock();
         content.durable = content.now.clone();
         content.unsynced.clear();
@@ -219,25 +263,32 @@ impl DiskFile for FaultyFile {
     }
 }
 
-/// A fault injector needs proof that it bites.
-#[test]
-fn a_crash_forgets_and_tears_what_was_not_synced() {
-    let mut rng = fastrand::Rng::with_seed(7);
-    let mut outcomes = HashSet::new();
-    for _ in 0..100 {
-        let disk = FaultyDisk::new();
-        let file = disk.create("a", 4096).unwrap();
-        disk.sync_dir().unwrap();
-        file.write_at(&[1; 1024], 0).unwrap();
-        file.sync().unwrap();
-        file.write_at(&[2; 2048], 0).unwrap();
-        disk.rename("a", "b").unwrap();
-        let (name, bytes) = disk.crash(&mut rng).files().pop_first().unwrap();
-        assert!(bytes[..1024].iter().all(|byte| *byte != 0));
-        let sectors: Vec<u8> = bytes.chunks(SECTOR_BYTES).map(|sector| sector[0]).collect();
-        outcomes.insert((name, sectors));
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// A fault injector needs proof that it bites.
+    #[test]
+    fn a_crash_forgets_and_tears_what_was_not_synced() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut outcomes = HashSet::new();
+        for _ in 0..100 {
+            let disk = FaultyDisk::new();
+            let file = disk.create("a", 4096).unwrap();
+            disk.sync_dir().unwrap();
+            file.write_at(&[1; 1024], 0).unwrap();
+            file.sync().unwrap();
+            file.write_at(&[2; 2048], 0).unwrap();
+            disk.rename("a", "b").unwrap();
+            let (name, bytes) = disk.crash(&mut rng).files().pop_first().unwrap();
+            assert!(bytes[..1024].iter().all(|byte| *byte != 0));
+            let sectors: Vec<u8> = bytes.chunks(SECTOR_BYTES).map(|sector| sector[0]).collect();
+            outcomes.insert((name, sectors));
+        }
+        assert!(outcomes.len() > 10, "{outcomes:?}");
+        assert!(outcomes.contains(&("a".to_owned(), vec![1, 1, 0, 0, 0, 0, 0, 0])));
+        assert!(outcomes.contains(&("b".to_owned(), vec![2, 2, 2, 2, 0, 0, 0, 0])));
     }
-    assert!(outcomes.len() > 10, "{outcomes:?}");
-    assert!(outcomes.contains(&("a".to_owned(), vec![1, 1, 0, 0, 0, 0, 0, 0])));
-    assert!(outcomes.contains(&("b".to_owned(), vec![2, 2, 2, 2, 0, 0, 0, 0])));
 }

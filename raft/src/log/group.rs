@@ -33,9 +33,9 @@ pub(super) struct Position {
 }
 
 /// A group: its number and its log.
-pub(super) struct Group {
-    pub(super) id: GroupId,
-    pub(super) log: Mutex<GroupLog>,
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) log: Mutex<GroupLog>,
 }
 
 /// The log of one group.
@@ -45,7 +45,7 @@ pub(super) struct Group {
 /// - `cached` holds the newest entries, without holes, to the last one; never more than `positions`.
 /// - An entry without a place on disk is in `cached`.
 #[derive(Debug, Default)]
-pub(super) struct GroupLog {
+pub(crate) struct GroupLog {
     first: u64,
     positions: VecDeque<Position>,
     cached: VecDeque<Entry>,
@@ -73,7 +73,7 @@ impl GroupLog {
     }
 
     /// The last entry's id; the purged one's when there are no entries.
-    pub(super) fn last_log_id(&self) -> Option<LogId> {
+    pub(crate) fn last_log_id(&self) -> Option<LogId> {
         match self.positions.back() {
             Some(last) => Some(LogId::new_term_index(last.term, self.end() - 1)),
             None => self.purged,
@@ -179,6 +179,23 @@ impl GroupLog {
             }
         }
         found
+    }
+}
+
+#[cfg(feature = "simulation")]
+impl GroupLog {
+    /// Where the entries from `from` on stand, with the sums of those in memory.
+    pub(crate) fn peek(&self, from: u64) -> Vec<(crate::simulation::Position, Option<u32>)> {
+        let cached_from = self.end() - self.cached.len() as u64;
+        let sum = |index: u64| {
+            let entry = &self.cached[index.checked_sub(cached_from)? as usize];
+            let mut bytes = Vec::new();
+            crate::codec::put_payload(&mut bytes, &entry.payload);
+            Some(crc32fast::hash(&bytes))
+        };
+        let indexes = from.max(self.first)..self.end();
+        let term = |index: u64| self.positions[(index - self.first) as usize].term;
+        indexes.map(|index| (crate::simulation::Position { term: term(index), index }, sum(index))).collect()
     }
 }
 

@@ -9,8 +9,8 @@
 //! It does not lock its directory: `Node::start` does.
 
 mod disk;
-#[cfg(test)]
-mod faulty;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod faulty;
 mod frame;
 mod group;
 #[cfg(test)]
@@ -33,19 +33,23 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
+use tokio::time::Instant;
 
-pub(crate) use self::store::LogStore;
 use self::{
-    disk::{Disk, DiskFile, RealDisk},
+    disk::RealDisk,
     group::{Group, GroupLog},
     queue::Queue,
     segment::Spares,
     writer::{Counters, Writer},
+};
+pub(crate) use self::{
+    disk::{Disk, DiskFile},
+    store::LogStore,
 };
 use crate::machine::GroupId;
 
@@ -122,6 +126,8 @@ struct Shared {
     cache_used: AtomicUsize,
     counters: Counters,
     started: Instant,
+    /// Tasks in place of threads.
+    is_simulated: bool,
 }
 
 impl Shared {
@@ -151,7 +157,8 @@ impl Log {
         Log::open_on(Arc::new(disk), config, fatal)
     }
 
-    fn open_on(disk: Arc<dyn Disk>, config: LogConfig, fatal: Fatal) -> Result<Log, LogError> {
+    /// The same on any disk.
+    pub(crate) fn open_on(disk: Arc<dyn Disk>, config: LogConfig, fatal: Fatal) -> Result<Log, LogError> {
         if config.segment_bytes == 0 || config.segment_bytes > SEGMENT_BYTES_MAX {
             return Err(LogError::Config(format!("a log segment must have 1 to {SEGMENT_BYTES_MAX} bytes")));
         }
@@ -163,6 +170,7 @@ impl Log {
         let spares = Spares::new(disk.clone(), config.segment_bytes, config.spare_segments, recovered.spares);
         let counters = Counters::default();
         counters.segments.store(files.len() as u64, Ordering::Relaxed);
+        let is_simulated = disk.simulated_sync().is_some();
         let shared = Arc::new(Shared {
             config,
             disk,
@@ -173,6 +181,7 @@ impl Log {
             cache_used: AtomicUsize::new(0),
             counters,
             started: Instant::now(),
+            is_simulated,
         });
         let writer = Writer {
             shared: shared.clone(),
@@ -185,6 +194,10 @@ impl Log {
             marked: recovered.marked,
         };
         let log = Log { shared: shared.clone(), threads: Mutex::default() };
+        if is_simulated {
+            tokio::spawn(writer.run_simulated());
+            return Ok(log);
+        }
         log.spawn("log-writer", move || {
             let queue_owner = writer.shared.clone();
             if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {

@@ -13,7 +13,7 @@ use std::{
 
 use openraft::storage::IOFlushed;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::{frame::FRAME_HEADER_BYTES, group::Group};
 use crate::types::{LogId, TypeConfig, Vote};
@@ -66,6 +66,8 @@ pub(super) enum Change {
 pub(super) struct Queue {
     state: Mutex<State>,
     ready: Condvar,
+    /// The same for a writer that is a task.
+    news: Notify,
 }
 
 #[derive(Default)]
@@ -79,12 +81,12 @@ struct State {
 /// The queue, locked for pushing.
 pub(super) struct Pusher<'a> {
     state: MutexGuard<'a, State>,
-    ready: &'a Condvar,
+    queue: &'a Queue,
 }
 
 impl Queue {
     pub(super) fn new() -> Queue {
-        Queue { state: Mutex::default(), ready: Condvar::new() }
+        Queue { state: Mutex::default(), ready: Condvar::new(), news: Notify::new() }
     }
 
     /// Locks the queue for pushing, or says why nothing can be written any more.
@@ -96,7 +98,7 @@ impl Queue {
         if state.closed {
             return Err(io::Error::other("the log is closed"));
         }
-        Ok(Pusher { state, ready: &self.ready })
+        Ok(Pusher { state, queue: self })
     }
 
     /// The next batch to write. Waits for one; lazy records wait a moment for company. None when the queue is
@@ -105,17 +107,36 @@ impl Queue {
         let mut state = self.state.lock();
         let mut lazy_deadline = None;
         loop {
-            let is_due = match state.batches.front() {
-                None if state.closed => return None,
-                None => {
-                    self.ready.wait(&mut state);
-                    continue;
+            match state.due() {
+                Due::Now => return state.batches.pop_front(),
+                Due::Never => return None,
+                Due::Empty => self.ready.wait(&mut state),
+                Due::Soon => {
+                    let deadline = *lazy_deadline.get_or_insert_with(|| Instant::now() + LAZY_WAIT);
+                    if self.ready.wait_until(&mut state, deadline).timed_out() {
+                        return state.batches.pop_front();
+                    }
                 }
-                Some(batch) => batch.urgent || state.batches.len() > 1 || state.closed,
-            };
-            let deadline = *lazy_deadline.get_or_insert_with(|| Instant::now() + LAZY_WAIT);
-            if is_due || self.ready.wait_until(&mut state, deadline).timed_out() {
-                return state.batches.pop_front();
+            }
+        }
+    }
+
+    /// The same for a writer that is a task, whose time is tokio's.
+    pub(super) async fn next_simulated(&self) -> Option<Batch> {
+        let mut lazy_deadline = None;
+        loop {
+            let due = self.state.lock().due();
+            match due {
+                Due::Now => return self.state.lock().batches.pop_front(),
+                Due::Never => return None,
+                Due::Empty => self.news.notified().await,
+                Due::Soon => {
+                    let now = tokio::time::Instant::now();
+                    let deadline = *lazy_deadline.get_or_insert(now + LAZY_WAIT);
+                    if tokio::time::timeout_at(deadline, self.news.notified()).await.is_err() {
+                        return self.state.lock().batches.pop_front();
+                    }
+                }
             }
         }
     }
@@ -133,6 +154,7 @@ impl Queue {
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
         self.ready.notify_all();
+        self.news.notify_one();
     }
 
     /// Takes nothing more, and forgets what waits: nobody is told that it is durable.
@@ -142,6 +164,28 @@ impl Queue {
         let forgotten = std::mem::take(&mut state.batches);
         drop(state);
         drop(forgotten);
+    }
+}
+
+/// Whether there is something to write.
+enum Due {
+    /// Somebody waits for it.
+    Now,
+    /// Nobody waits, so it may wait for company.
+    Soon,
+    Empty,
+    /// Nothing will come any more.
+    Never,
+}
+
+impl State {
+    fn due(&self) -> Due {
+        match self.batches.front() {
+            None if self.closed => Due::Never,
+            None => Due::Empty,
+            Some(batch) if batch.urgent || self.batches.len() > 1 || self.closed => Due::Now,
+            Some(_) => Due::Soon,
+        }
     }
 }
 
@@ -165,7 +209,8 @@ impl Pusher<'_> {
 impl Drop for Pusher<'_> {
     fn drop(&mut self) {
         if !self.state.batches.is_empty() {
-            self.ready.notify_one();
+            self.queue.ready.notify_one();
+            self.queue.news.notify_one();
         }
     }
 }

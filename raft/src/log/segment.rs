@@ -139,6 +139,12 @@ impl Spares {
         }
     }
 
+    /// Removes what was handed over, where nothing is recycled.
+    pub(super) fn remove_retired(&self) -> io::Result<()> {
+        let retired = std::mem::take(&mut self.state.lock().retired);
+        retired.into_iter().try_for_each(|retired| self.perform(Job::Remove(retired)))
+    }
+
     fn next_job(&self) -> Option<Job> {
         let mut state = self.state.lock();
         loop {

@@ -12,8 +12,9 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
 };
+
+use tokio::time::Instant;
 
 use super::{
     Fatal, Shared,
@@ -71,23 +72,48 @@ impl Writer {
     pub(super) fn run(mut self) {
         let result = self.retire_purged();
         let result = result.and_then(|()| {
-            while let Some(batch) = self.shared.queue.next() {
-                self.write(batch)?;
+            while let Some(mut batch) = self.shared.queue.next() {
+                let frame_offset = self.write(&mut batch)?;
+                self.settle(batch, frame_offset)?;
             }
             Ok(())
         });
+        self.end(result);
+    }
+
+    /// The same as a task on a simulated disk: time passes between a write and its sync.
+    pub(super) async fn run_simulated(mut self) {
+        let mut result = self.retire_purged();
+        while result.is_ok()
+            && let Some(mut batch) = self.shared.queue.next_simulated().await
+        {
+            let written = self.write(&mut batch);
+            tokio::time::sleep(self.shared.disk.simulated_sync().unwrap_or_default()).await;
+            result = written.and_then(|frame_offset| self.settle(batch, frame_offset));
+            result = result.and_then(|()| self.shared.spares.remove_retired());
+        }
+        self.end(result);
+    }
+
+    fn end(self, result: io::Result<()>) {
         if let Err(error) = result {
             self.shared.queue.fail(error.to_string());
             (self.fatal)(format!("cannot write the log: {error}"));
         }
     }
 
-    fn write(&mut self, mut batch: Batch) -> io::Result<()> {
+    /// Writes a batch's frame; gives its offset.
+    fn write(&mut self, batch: &mut Batch) -> io::Result<u64> {
         let since_ns = self.shared.started.elapsed().as_nanos() as u64;
         self.shared.counters.write_since_ns.store(since_ns + 1, Ordering::Relaxed);
         self.make_room(batch.bytes.len() as u64)?;
         let frame_offset = self.offset;
         self.write_frame(&mut batch.bytes)?;
+        Ok(frame_offset)
+    }
+
+    /// Makes a batch that is written durable, and tells who waits.
+    fn settle(&mut self, mut batch: Batch, frame_offset: u64) -> io::Result<()> {
         self.sync()?;
         self.shared.counters.write_since_ns.store(0, Ordering::Relaxed);
         self.shared.queue.recycle(std::mem::take(&mut batch.bytes));

@@ -3,10 +3,10 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 /// How long a follower that has asked for something is taken to serve clients.
 const MEMORY: Duration = Duration::from_millis(100);

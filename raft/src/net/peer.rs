@@ -2,7 +2,7 @@
 //! made anew after an error.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     io,
     sync::{
         Arc,
@@ -56,8 +56,8 @@ pub(crate) struct Link {
 /// Who waits for answers. Emptied when the connection closes, which ends every wait.
 #[derive(Default)]
 struct Waiting {
-    calls: HashMap<u64, oneshot::Sender<Bytes>>,
-    streams: HashMap<u64, mpsc::UnboundedSender<Bytes>>,
+    calls: BTreeMap<u64, oneshot::Sender<Bytes>>,
+    streams: BTreeMap<u64, mpsc::UnboundedSender<Bytes>>,
     closed: bool,
 }
 

@@ -285,6 +285,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
 /// Returns when a request must not be held any more.
 async fn held_enough(until: tokio::time::Instant, interest: &Interest) {
     tokio::select! {
+        biased;
         () = tokio::time::sleep_until(until) => {}
         () = interest.next() => {}
     }
@@ -382,6 +383,7 @@ impl NetSnapshot<TypeConfig> for Client {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         tokio::select! {
+            biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             result = self.snapshots.send(&self.peer, vote) => match result {
                 Ok(vote) => Ok(SnapshotResponse::new(vote)),

@@ -1,7 +1,7 @@
 //! The other end of peers' connections: greets, then answers each frame. A malformed frame closes the
 //! connection; nothing that a peer sends can do more.
 
-use std::{collections::HashMap, future::Future, io, sync::Arc};
+use std::{collections::BTreeMap, future::Future, io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
@@ -52,6 +52,7 @@ pub(crate) async fn serve<H: Handler>(
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             // The sender going away means that the node is gone.
             _ = stop.changed() => return,
             accepted = listener.accept() => match accepted {
@@ -106,10 +107,11 @@ async fn serve_connection<H: Handler>(
         frame::write_all(writer, outgoing).await;
         Ok(())
     });
-    let mut streams = HashMap::new();
+    let mut streams = BTreeMap::new();
     serve_frame(second, &handler, &frames, &mut streams, &mut tasks).await?;
     loop {
         tokio::select! {
+            biased;
             received = frame::read(&mut reader, &mut buffer) => {
                 serve_frame(received?, &handler, &frames, &mut streams, &mut tasks).await?;
             }
@@ -120,7 +122,7 @@ async fn serve_connection<H: Handler>(
     }
 }
 
-type Streams = HashMap<u64, mpsc::Sender<AppendRequest>>;
+type Streams = BTreeMap<u64, mpsc::Sender<AppendRequest>>;
 
 async fn serve_frame<H: Handler>(
     Frame { kind, id, group, body }: Frame,

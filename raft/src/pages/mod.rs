@@ -8,6 +8,8 @@
 //! creates, replaces and sets aside directories, `metadata_log.rs` mends what a crash left in one.
 
 mod dirs;
+#[cfg(feature = "simulation")]
+pub(crate) mod memory;
 mod metadata_log;
 mod panics;
 #[cfg(test)]

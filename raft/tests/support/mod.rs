@@ -6,7 +6,7 @@ pub mod network;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use counter::Counter;
-use kvorum_raft::{Node, NodeConfig, NodeId, ReadLevel, Role, StartError};
+use kvorum_raft::{Node, NodeConfig, NodeId, Platform, ReadLevel, Role, StartError};
 use network::Network;
 use tempfile::TempDir;
 
@@ -61,7 +61,7 @@ impl Cluster {
         (self.tune)(&mut config);
         let machine = counter::machine();
         let port = self.network.port(&name(id));
-        let node = Node::start_over(config, machine.clone(), port).await?;
+        let node = Node::start_on(Platform::over(port), config, machine.clone()).await?;
         self.nodes.insert(id, (node, machine));
         Ok(())
     }

@@ -1,0 +1,156 @@
+//! The clients of a simulation: the workloads of real runs, on simulated connections.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    network::{Place, SharedHub, dial},
+    turns::{SimulatedWire, Turns},
+};
+use crate::{
+    client::{Connection, Failure},
+    contents,
+    history::{Kind, Recorder},
+    run::LAST_PROCESS,
+    workload::{Ended, Workload},
+};
+
+/// How long clients wait for a reply: longer than the server, which gives up after 1 s.
+const REPLY_TIMEOUT: Duration = Duration::from_millis(2_500);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// One operation in so many begins with a new connection, to any node.
+const MOVE_ODDS: u32 = 15;
+/// The longest pause between two operations of a client.
+const THINK_MS_MAX: u64 = 40;
+/// How often the last look at something is tried.
+const LAST_ATTEMPTS: usize = 100;
+
+/// What the clients of a simulation share.
+pub(super) struct Load {
+    pub(super) workload: Arc<dyn Workload>,
+    pub(super) recorder: Recorder,
+    pub(super) hub: SharedHub,
+    /// Where clients go.
+    pub(super) nodes: Mutex<Vec<u64>>,
+    pub(super) stop: AtomicBool,
+    pub(super) clients: usize,
+    /// What the last look could not see.
+    pub(super) unseen: Mutex<Vec<String>>,
+}
+
+impl Load {
+    fn nodes(&self) -> Vec<u64> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn connect(&self, turns: &Turns, client: usize, node: u64) -> Option<Connection> {
+        let end = dial(&self.hub, Place::Client(client), node);
+        let wire = SimulatedWire { turns: turns.clone(), end };
+        let mut connection = Connection::over(node, wire, CONNECT_TIMEOUT);
+        connection.call(&["PING"]).ok()?;
+        connection.timeout = REPLY_TIMEOUT;
+        Some(connection)
+    }
+
+    /// Prepares the workload.
+    pub(super) fn prepare(&self, turns: &Turns) {
+        for attempt in 0.. {
+            let node = self.nodes()[attempt % self.nodes().len()];
+            let connection = self.connect(turns, 0, node);
+            if connection.is_some_and(|mut open| self.workload.prepare(&mut open).is_ok()) {
+                return;
+            }
+            turns.sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A client, until it is told to stop.
+    pub(super) fn client(&self, turns: &Turns, number: usize, mut random: fastrand::Rng) {
+        let mut process = number as i64;
+        let mut connection: Option<Connection> = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            turns.sleep(Duration::from_millis(random.u64(1..=THINK_MS_MAX)));
+            if connection.as_ref().is_none_or(|open| open.is_broken) || random.u32(..MOVE_ODDS) == 0 {
+                // The old one is hung up first.
+                drop(connection.take());
+                let node = random.choice(self.nodes());
+                connection = node.and_then(|node| self.connect(turns, number, node));
+            }
+            let Some(open) = &mut connection else { continue };
+            let (f, value) = self.workload.next(&mut random);
+            if self.operate(process, open, f, &value) == Kind::Info {
+                process += self.clients as i64;
+            }
+        }
+    }
+
+    fn operate(&self, process: i64, connection: &mut Connection, f: &str, value: &Value) -> Kind {
+        let node = Some(connection.node);
+        self.recorder.record(process, Kind::Invoke, f, value.clone(), node, None);
+        let (kind, value, error) = match self.workload.invoke(connection, f, value) {
+            Ok(done) => (Kind::Ok, done, None),
+            Err(Ended::Otherwise(found)) => (Kind::Fail, found, None),
+            Err(Ended::Failure(Failure::Fail(why))) => (Kind::Fail, value.clone(), Some(why)),
+            Err(Ended::Failure(Failure::Info(why))) => (Kind::Info, value.clone(), Some(why)),
+        };
+        self.recorder.record(process, kind, f, value, node, error);
+        kind
+    }
+
+    /// Reads through every node what the workload wants to see in the end, and all that there is.
+    pub(super) fn look_at_the_end(&self, turns: &Turns) {
+        turns.sleep(self.workload.settles_within());
+        let mut process = LAST_PROCESS;
+        for node in self.nodes() {
+            for (f, value) in self.workload.last() {
+                let is_done = self.insist(turns, node, |connection| {
+                    process += 1;
+                    self.operate(process, connection, f, &value) == Kind::Ok
+                });
+                self.must(is_done, || format!("{f} {value} has no answer on node {node}"));
+            }
+        }
+        for node in self.nodes() {
+            let mut contents: BTreeMap<bool, _> = BTreeMap::new();
+            for is_local in [false, true] {
+                let is_done = self.insist(turns, node, |connection| {
+                    let content = contents::read(connection, is_local);
+                    content.is_ok_and(|content| contents.insert(is_local, content).is_none())
+                });
+                self.must(is_done, || format!("the contents of node {node} could not be read"));
+            }
+            for (is_local, content) in contents {
+                process += 1;
+                let level = json!({"local": is_local});
+                self.recorder.record(process, Kind::Invoke, "contents", level, Some(node), None);
+                let value = json!({"local": is_local, "content": content});
+                self.recorder.record(process, Kind::Ok, "contents", value, Some(node), None);
+            }
+        }
+    }
+
+    fn must(&self, is_done: bool, otherwise: impl FnOnce() -> String) {
+        if !is_done {
+            self.unseen.lock().unwrap_or_else(PoisonError::into_inner).push(otherwise());
+        }
+    }
+
+    fn insist(&self, turns: &Turns, node: u64, mut attempt: impl FnMut(&mut Connection) -> bool) -> bool {
+        for _ in 0..LAST_ATTEMPTS {
+            let connection = self.connect(turns, usize::MAX, node);
+            if connection.is_some_and(|mut open| attempt(&mut open)) {
+                return true;
+            }
+            turns.sleep(Duration::from_millis(100));
+        }
+        false
+    }
+}

@@ -1,0 +1,267 @@
+//! What goes wrong in a simulation: faults begin and end at moments of the seed, and overlap.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::{network::Place, world::World};
+
+/// The longest pause between the beginnings of two faults, and how long they last, in milliseconds.
+const PAUSE_MS_MAX: u64 = 900;
+const LASTS_MS: std::ops::Range<u64> = 50..2_500;
+/// The sizes between which the cluster grows and shrinks.
+const MEMBERS: std::ops::RangeInclusive<usize> = 3..=5;
+
+/// What ends a fault.
+enum End {
+    Start(u64),
+    Resume(u64),
+    Network,
+    Disk(u64),
+    Rate(u64),
+}
+
+const KINDS: &[&str] = &[
+    "kill",
+    "kill-leader",
+    "power-cut",
+    "power-cut-all",
+    "pause",
+    "isolate",
+    "halves",
+    "one-way",
+    "clients-only",
+    "delay",
+    "broken-streams",
+    "slow-disk",
+    "failed-sync",
+    "full-disk",
+    "flipped-bit",
+    "wall-clock",
+    "drift",
+    "transfer",
+    "checkpoint",
+    "grow",
+    "shrink",
+];
+
+/// The faults of one simulation.
+pub(super) struct Faults {
+    next_at: u64,
+    under_way: Vec<(u64, End)>,
+    chance: fastrand::Rng,
+    /// Clocks are right: the workload compares them with its own. (A whole cluster that starts takes a wall clock.)
+    pub(super) steady_clocks: bool,
+    /// How many of each kind took effect.
+    pub(super) counts: BTreeMap<&'static str, usize>,
+}
+
+impl Faults {
+    pub(super) fn new(chance: fastrand::Rng, steady_clocks: bool) -> Faults {
+        Faults { next_at: 0, under_way: Vec::new(), chance, steady_clocks, counts: BTreeMap::new() }
+    }
+
+    /// Ends what is over, and begins what is due.
+    pub(super) fn step(&mut self, world: &mut World) -> Result<()> {
+        let (over, rest) =
+            std::mem::take(&mut self.under_way).into_iter().partition(|(at, _)| *at <= world.now);
+        self.under_way = rest;
+        for (_, end) in over {
+            self.end(world, end)?;
+        }
+        if world.now >= self.next_at {
+            self.next_at = world.now + self.chance.u64(1..=PAUSE_MS_MAX);
+            let kind = KINDS[self.chance.usize(..KINDS.len())];
+            if self.begin(world, kind)? {
+                *self.counts.entry(kind).or_default() += 1;
+                world.record(kind, json!({"at_ms": world.now}));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all faults.
+    pub(super) fn heal(&mut self, world: &mut World) -> Result<()> {
+        for (_, end) in std::mem::take(&mut self.under_way) {
+            self.end(world, end)?;
+        }
+        for id in world.nodes.keys().copied().collect::<Vec<_>>() {
+            world.start(id)?;
+        }
+        Ok(())
+    }
+
+    fn lasts(&mut self, world: &World, end: End) {
+        self.under_way.push((world.now + self.chance.u64(LASTS_MS), end));
+    }
+
+    fn end(&mut self, world: &mut World, end: End) -> Result<()> {
+        match end {
+            End::Start(id) => return world.start(id),
+            End::Resume(id) => {
+                if let Some(node) = world.nodes.get_mut(&id).filter(|node| node.is_paused) {
+                    node.resume();
+                }
+            }
+            End::Network => world.network.heal(),
+            End::Disk(id) => {
+                if let Some(node) = world.nodes.get(&id) {
+                    node.storage.slow(2);
+                }
+            }
+            End::Rate(id) => {
+                if let Some(node) = world.nodes.get_mut(&id) {
+                    node.rate = 1.0;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A node that runs.
+    fn victim(&mut self, world: &World) -> Option<u64> {
+        let running: Vec<u64> = world
+            .nodes
+            .values()
+            .filter(|node| node.is_running() && !node.is_paused)
+            .map(|node| node.id)
+            .collect();
+        self.chance.choice(running)
+    }
+
+    /// False if it could not be.
+    fn begin(&mut self, world: &mut World, kind: &str) -> Result<bool> {
+        match kind {
+            "kill" | "power-cut" => {
+                let Some(id) = self.victim(world) else { return Ok(false) };
+                self.kill(world, id, kind == "power-cut");
+            }
+            "kill-leader" => {
+                let Some((id, _)) = world.leader() else { return Ok(false) };
+                self.kill(world, id, false);
+            }
+            "power-cut-all" => {
+                let ids: Vec<u64> = world.nodes.keys().copied().collect();
+                ids.into_iter().for_each(|id| self.kill(world, id, true));
+            }
+            "pause" => {
+                let Some(id) = self.victim(world) else { return Ok(false) };
+                world.nodes.get_mut(&id).expect("it was chosen among them").is_paused = true;
+                self.lasts(world, End::Resume(id));
+            }
+            "isolate" | "halves" | "one-way" | "clients-only" => return Ok(self.partition(world, kind)),
+            "delay" => {
+                (world.network.delay_max, world.network.late_permille) =
+                    (self.chance.u64(5..60), self.chance.u64(..100));
+                self.lasts(world, End::Network);
+            }
+            "broken-streams" => {
+                let count = self.chance.usize(1..8);
+                return Ok((0..count).filter(|_| world.network.break_one()).count() > 0);
+            }
+            "slow-disk" | "failed-sync" | "full-disk" => return Ok(self.disk(world, kind)),
+            "flipped-bit" => return self.flip_bit(world),
+            "wall-clock" => {
+                let Some(id) = self.victim(world).filter(|_| !self.steady_clocks) else { return Ok(false) };
+                let seconds = self.chance.i64(-10_000..10_000);
+                world.nodes[&id].move_wall_clock(seconds * 1_000_000);
+            }
+            "drift" => {
+                let Some(id) = self.victim(world).filter(|_| !self.steady_clocks) else { return Ok(false) };
+                let rate = 0.8 + self.chance.f64() * 0.45;
+                world.nodes.get_mut(&id).expect("it was chosen among them").rate = rate;
+                self.lasts(world, End::Rate(id));
+            }
+            "grow" if world.nodes.len() < *MEMBERS.end() => {
+                let id = world.create()?;
+                world.add_member(id);
+            }
+            "shrink" if world.nodes.len() > *MEMBERS.start() => {
+                let Some(id) = self.victim(world) else { return Ok(false) };
+                world.remove_member(id);
+            }
+            "transfer" | "checkpoint" => return Ok(self.administer(world, kind)),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn kill(&mut self, world: &mut World, id: u64, loses_power: bool) {
+        world.end(id, loses_power);
+        self.lasts(world, End::Start(id));
+    }
+
+    fn partition(&mut self, world: &mut World, kind: &str) -> bool {
+        let mut ids: Vec<u64> = world.nodes.keys().copied().collect();
+        self.chance.shuffle(&mut ids);
+        let cut = match kind {
+            "halves" => ids.len() / 2,
+            _ => 1,
+        };
+        let (some, others) = ids.split_at(cut.min(ids.len()));
+        for (one, other) in some.iter().flat_map(|one| others.iter().map(move |other| (*one, *other))) {
+            let (one, other) = (Place::Node(one), Place::Node(other));
+            match kind {
+                "clients-only" => {}
+                "one-way" => world.network.block(one, other),
+                _ => {
+                    world.network.block(one, other);
+                    world.network.block(other, one);
+                }
+            }
+        }
+        if kind == "clients-only" {
+            for client in (0..world.load.clients).map(Place::Client) {
+                some.iter().for_each(|node| world.network.block(client, Place::Node(*node)));
+            }
+        }
+        self.lasts(world, End::Network);
+        true
+    }
+
+    fn disk(&mut self, world: &mut World, kind: &str) -> bool {
+        let Some(id) = self.victim(world) else { return false };
+        let storage = &world.nodes[&id].storage;
+        match kind {
+            "slow-disk" => {
+                storage.slow(self.chance.u64(50..3_000));
+                self.lasts(world, End::Disk(id));
+                return true;
+            }
+            "failed-sync" => storage.fail_syncs(),
+            _ => storage.fail_writes(),
+        }
+        // It ends itself when it writes next.
+        world.may_end.push(id);
+        true
+    }
+
+    /// One node at a time: the others have what it has lost.
+    fn flip_bit(&mut self, world: &mut World) -> Result<bool> {
+        let is_whole = world.nodes.values().all(|node| node.is_running() && !node.is_paused);
+        let Some(id) = self.victim(world).filter(|_| is_whole && world.is_whole()) else { return Ok(false) };
+        world.end(id, false);
+        let is_flipped = world.nodes[&id].storage.flip_bit();
+        if is_flipped {
+            world.may_end.push(id);
+        }
+        world.start(id)?;
+        Ok(is_flipped)
+    }
+
+    fn administer(&mut self, world: &World, kind: &str) -> bool {
+        let Some(id) = self.victim(world) else { return false };
+        if kind == "checkpoint" {
+            world.nodes[&id].ask(|server| async move {
+                let _ = server.node().checkpoint_now().await;
+            });
+            return true;
+        }
+        let Some((leader, _)) = world.leader() else { return false };
+        world.nodes[&leader].ask(move |server| async move {
+            let _ = tokio::time::timeout(Duration::from_secs(2), server.node().transfer_leader(id)).await;
+        });
+        true
+    }
+}

@@ -1,0 +1,28 @@
+//! What a simulation holds of its nodes: their disks, which outlive them, and a look inside, for invariants that no
+//! client can see. `kvorum-jepsen sim` is the simulation.
+
+mod endpoint;
+mod peek;
+mod storage;
+
+use std::sync::Arc;
+
+pub use self::{
+    endpoint::{Endpoint, NodeEnd},
+    peek::{Peek, Position},
+    storage::Storage,
+};
+use crate::{Platform, transport::Transport};
+
+impl Platform {
+    /// A simulated machine. `wall_us` is its wall clock; `fatal` is told when the node must end and the node goes on, so
+    /// that from then on nothing of it may reach the network or the disk.
+    pub fn simulated(
+        transport: Arc<dyn Transport>,
+        storage: Storage,
+        wall_us: impl Fn() -> u64 + Send + Sync + 'static,
+        fatal: impl Fn(String) + Send + Sync + 'static,
+    ) -> Platform {
+        Platform { transport, wall: Arc::new(wall_us), fatal: Arc::new(fatal), storage: Some(storage) }
+    }
+}

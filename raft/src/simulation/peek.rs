@@ -1,0 +1,53 @@
+//! A node as an observer outside of the simulated world sees it.
+
+use openraft::{ServerState, async_runtime::watch::WatchReceiver};
+
+use crate::{Machine, Node, core::GROUP};
+
+/// Where an entry stands in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub struct Position {
+    pub term: u64,
+    pub index: u64,
+}
+
+/// A node at one moment.
+#[derive(Clone, Debug)]
+pub struct Peek {
+    /// Its current term.
+    pub term: u64,
+    /// Whether it is the leader of that term.
+    pub leads: bool,
+    /// The last entry of its log.
+    pub last: Option<Position>,
+    /// The last entry that it has applied.
+    pub applied: Option<Position>,
+    /// The log clock as it would stamp now, in milliseconds since the Unix epoch.
+    pub clock_ms: u64,
+}
+
+impl<M: Machine> Node<M> {
+    /// Looks inside.
+    pub fn peek(&self) -> Peek {
+        let metrics = self.core.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let vote = metrics.vote;
+        let last = self.core.log.store(GROUP).group.log.lock().last_log_id();
+        let applied = self.core.applier.paused(|_, progress| progress.last);
+        let position = |id: crate::types::LogId| Position { term: id.leader_id.term, index: id.index };
+        Peek {
+            term: vote.leader_id.term,
+            leads: metrics.state == ServerState::Leader,
+            last: last.map(position),
+            applied: applied.map(position),
+            clock_ms: self.clock_ms(),
+        }
+    }
+
+    /// The terms of the entries of its log from an index on, in order, with their indexes and sums of their content
+    /// where it is in memory.
+    pub fn peek_log(&self, from: u64) -> Vec<(Position, Option<u32>)> {
+        self.core.log.store(GROUP).group.log.lock().peek(from)
+    }
+}
