@@ -138,8 +138,8 @@ impl Faults {
                 self.kill(world, id, kind == "power-cut");
             }
             "kill-leader" => {
-                let Some((id, _)) = world.leader() else { return Ok(false) };
-                self.kill(world, id, false);
+                let Some(leader) = world.leader() else { return Ok(false) };
+                self.kill(world, leader.node_id, false);
             }
             "power-cut-all" => {
                 let ids: Vec<u64> = world.nodes.keys().copied().collect();
@@ -258,8 +258,8 @@ impl Faults {
             });
             return true;
         }
-        let Some((leader, _)) = world.leader() else { return false };
-        world.nodes[&leader].ask(move |server| async move {
+        let Some(leader) = world.leader() else { return false };
+        world.nodes[&leader.node_id].ask(move |server| async move {
             let _ = tokio::time::timeout(Duration::from_secs(2), server.node().transfer_leader(id)).await;
         });
         true

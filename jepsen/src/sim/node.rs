@@ -16,7 +16,7 @@ use kvorum::{
     simulation::Server,
 };
 use kvorum_raft::{
-    Platform, StartError,
+    Platform, StartError, Status,
     simulation::{Endpoint, Storage},
 };
 use tokio::{runtime::Runtime, time::Instant};
@@ -137,9 +137,21 @@ impl Node {
     }
 
     /// The server, when it has started.
-    pub(super) fn server(&self) -> Option<Server> {
+    fn server(&self) -> Option<Server> {
         let running = self.running.as_ref()?;
         locked(&running.started).as_ref().and_then(|started| started.as_ref().ok().cloned())
+    }
+
+    /// Looks at the server, when it has started, at its own time.
+    pub(super) fn look<R>(&self, look: impl FnOnce(&Server) -> R) -> Option<R> {
+        let server = self.server()?;
+        // Without it, what the server tells of times would be measured by the system's clock.
+        let _context = self.running.as_ref()?.runtime.enter();
+        Some(look(&server))
+    }
+
+    pub(super) fn status(&self) -> Option<Status> {
+        self.look(|server| server.node().status())
     }
 
     /// Why it did not start, or has ended itself.

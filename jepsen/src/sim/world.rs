@@ -11,8 +11,7 @@ use std::{
 };
 
 use anyhow::Result;
-use kvorum::simulation::Server;
-use kvorum_raft::Role;
+use kvorum_raft::{Role, Status};
 use serde_json::json;
 
 use super::{
@@ -136,16 +135,15 @@ impl World {
     }
 
     /// The leader of the highest term among the running.
-    pub(super) fn leader(&self) -> Option<(u64, Server)> {
-        let servers = self.nodes.iter().filter_map(|(id, node)| Some((*id, node.server()?)));
-        let leaders = servers.filter(|(_, server)| server.node().status().role == Role::Leader);
-        leaders.max_by_key(|(_, server)| server.node().status().term)
+    pub(super) fn leader(&self) -> Option<Status> {
+        let all = self.nodes.values().filter_map(Node::status);
+        all.filter(|status| status.role == Role::Leader).max_by_key(|status| status.term)
     }
 
     /// Has the leader add a node.
     pub(super) fn add_member(&self, id: u64) {
-        if let Some((leader, _)) = self.leader() {
-            self.nodes[&leader].ask(move |server| async move {
+        if let Some(leader) = self.leader() {
+            self.nodes[&leader.node_id].ask(move |server| async move {
                 // A refusal shows in the membership.
                 let _ = server.node().add_member(id, address(id)).await;
             });
@@ -153,8 +151,8 @@ impl World {
     }
 
     pub(super) fn remove_member(&self, id: u64) {
-        if let Some((leader, _)) = self.leader() {
-            self.nodes[&leader].ask(move |server| async move {
+        if let Some(leader) = self.leader() {
+            self.nodes[&leader.node_id].ask(move |server| async move {
                 let _ = server.node().remove_member(id).await;
             });
         }
@@ -162,19 +160,13 @@ impl World {
 
     /// Ends nodes that are no members any more, and asks again for those that are not yet.
     pub(super) fn settle_membership(&mut self) {
-        let Some((_, server)) = self.leader() else { return };
-        let status = server.node().status();
-        if status.not_ready.is_some() {
-            return;
-        }
-        let members: Vec<u64> = status.members.iter().map(|member| member.id).collect();
+        let Some(leader) = self.leader().filter(|leader| leader.not_ready.is_none()) else { return };
+        let members: Vec<u64> = leader.members.iter().map(|member| member.id).collect();
         for id in self.nodes.keys().copied().filter(|id| !members.contains(id)).collect::<Vec<_>>() {
-            let is_new =
-                self.nodes[&id].server().is_some_and(|server| server.node().status().cluster_id.is_none());
-            if is_new {
-                self.add_member(id);
-            } else if self.nodes[&id].server().is_some() || self.nodes[&id].is_damaged {
-                self.forget(id);
+            match self.nodes[&id].status() {
+                Some(status) if status.cluster_id.is_none() => self.add_member(id),
+                None if !self.nodes[&id].is_damaged => {}
+                _ => self.forget(id),
             }
         }
         let damaged: Vec<u64> =
@@ -186,19 +178,13 @@ impl World {
 
     /// Whether every node serves.
     pub(super) fn is_whole(&self) -> bool {
-        self.nodes.values().all(|node| {
-            node.server().is_some_and(|server| server.node().status().not_ready.is_none()) && !node.is_damaged
-        })
+        self.nodes.values().all(|node| why_not_ready(node).is_none())
     }
 
     /// Which nodes do not serve, and why.
     pub(super) fn not_ready(&self) -> String {
-        let why = |node: &Node| match node.server() {
-            Some(server) => server.node().status().not_ready,
-            None => Some("it has not started".to_owned()),
-        };
-        let late = self.nodes.values().filter_map(|node| Some(format!("node {}: {}", node.id, why(node)?)));
-        late.collect::<Vec<_>>().join("; ")
+        let why = |node: &Node| Some(format!("node {}: {}", node.id, why_not_ready(node)?));
+        self.nodes.values().filter_map(why).collect::<Vec<_>>().join("; ")
     }
 
     /// A millisecond.
@@ -230,10 +216,11 @@ impl World {
             self.node_ended(id, &why);
         }
         for (id, node) in self.nodes.iter().filter(|(_, node)| !node.is_paused) {
-            if let Some(server) = node.server() {
-                self.invariants.look(*id, &server);
-                server.node().peek().applied.hash(&mut self.trace);
-            }
+            let (invariants, trace) = (&mut self.invariants, &mut self.trace);
+            node.look(|server| {
+                invariants.look(*id, server);
+                server.node().peek().applied.hash(trace);
+            });
         }
         self.network.delivered.hash(&mut self.trace);
     }
@@ -267,5 +254,13 @@ impl World {
     /// The sum of all that happened up to now.
     pub(super) fn trace(&self) -> u64 {
         self.trace.finish()
+    }
+}
+
+fn why_not_ready(node: &Node) -> Option<String> {
+    match node.status() {
+        _ if node.is_damaged => Some("its log is damaged".to_owned()),
+        Some(status) => status.not_ready,
+        None => Some("it has not started".to_owned()),
     }
 }

@@ -19,6 +19,9 @@ use super::disk::{Disk, DiskFile};
 
 const SECTOR_BYTES: usize = 512;
 const NEVER: u64 = u64::MAX;
+/// A file with less has no frames to spare.
+#[cfg(feature = "simulation")]
+const FLIPPED_BYTES_MIN: usize = 4 << 10;
 
 #[derive(Clone)]
 pub(crate) struct FaultyDisk {
@@ -97,15 +100,19 @@ impl FaultyDisk {
         self.faults.lies.store(true, Ordering::SeqCst);
     }
 
-    /// Changes one bit of a file whose name ends so, in what is durable. False if there is none.
+    /// Changes one bit of a file whose name ends so, in the first half of what is durable: a frame behind it says that it
+    /// was. False if there is no such file.
     #[cfg(feature = "simulation")]
     pub(crate) fn flip(&self, suffix: &str, rng: &mut fastrand::Rng) -> bool {
         let directory = self.directory.lock();
         let files: Vec<_> = directory.durable.iter().filter(|(name, _)| name.ends_with(suffix)).collect();
         let Some((_, inode)) = rng.choice(&files) else { return false };
         let mut content = inode.content.lock();
-        let Some(written) = content.durable.iter().rposition(|byte| *byte != 0) else { return false };
-        let (at, bit) = (rng.usize(..=written), rng.u8(..8));
+        let written = content.durable.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+        if written < FLIPPED_BYTES_MIN {
+            return false;
+        }
+        let (at, bit) = (rng.usize(..written / 2), rng.u8(..8));
         content.durable[at] ^= 1 << bit;
         content.now = content.durable.clone();
         true
