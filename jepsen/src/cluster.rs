@@ -26,6 +26,8 @@ use crate::{
 /// How long an administrative request may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
+/// How long a process may take to die of SIGKILL: a busy disk keeps it until its sync has returned.
+const DEATH_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a node may take to say what time it is.
 const TIME_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -303,7 +305,7 @@ impl Cluster {
         let signalled: Vec<Result<u32>> = ids.iter().map(|id| self.signal(*id, libc::SIGKILL)).collect();
         let mut outcome = Ok(());
         for (id, signalled) in ids.iter().zip(signalled) {
-            let status = signalled.and_then(|_| self.wait(*id, HTTP_TIMEOUT));
+            let status = signalled.and_then(|_| self.wait(*id, DEATH_PATIENCE));
             outcome = outcome.and(status.and_then(|status| match status.signal() {
                 Some(libc::SIGKILL) => Ok(()),
                 _ => Err(anyhow!("node {id} ended by itself: {status}")),
