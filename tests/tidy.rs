@@ -12,7 +12,8 @@ use std::{
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Where Rust files are.
-const PLACES: &[&str] = &["src", "raft/src", "raft/tests", "jepsen/src", "jepsen/tests", "tests"];
+const PLACES: &[&str] =
+    &["src", "raft/src", "raft/tests", "jepsen/src", "jepsen/tests", "jepsen/disk-faults/src", "tests"];
 /// The places whose code runs in production.
 const PRODUCTION: &[&str] = &["src/", "raft/src/"];
 

@@ -32,6 +32,9 @@ pub(crate) enum Break {
     DuplicateWrites,
     /// SET and RPUSH are done and answered as not applied.
     FalseErrors,
+    /// Below the nodes: syncs of disks report success and do nothing, so that a power cut (`disk-lost-unsynced`) takes
+    /// what was acknowledged.
+    LyingDisks,
 }
 
 /// Answers of reads, by request: when, and what.

@@ -3,23 +3,33 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::{OsStr, OsString},
     fs::File,
     net::{SocketAddr, TcpListener},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, MutexGuard, PoisonError, mpsc},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use crate::network::{Network, Proxy};
+use crate::{
+    client::{Connection, Reply},
+    clocks::Clocks,
+    disks::Disks,
+    network::{Network, Proxy},
+};
 
 /// How long an administrative request may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
+/// How long a process may take to die of SIGKILL: a busy disk keeps it until its sync has returned.
+const DEATH_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a node may take to say what time it is.
+const TIME_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Ports below those that the kernel gives to outgoing connections: a node that is down does not lose its own.
 const PORTS: std::ops::Range<u16> = 11_000..32_000;
@@ -37,6 +47,13 @@ const OPTIONS: &[&str] = &[
     "--threads",
     "2",
 ];
+
+/// What nodes have to load for the faults of a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Needs {
+    pub(crate) clocks: bool,
+    pub(crate) disks: bool,
+}
 
 /// What a node's process is at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +83,9 @@ struct Node {
 /// All nodes of a run. Ids count from 1 and are never used again.
 pub(crate) struct Cluster {
     pub(crate) network: Network,
+    /// What the nodes load, or why they do not.
+    pub(crate) clocks: Result<Clocks, String>,
+    pub(crate) disks: Result<Disks, String>,
     nodes: Mutex<BTreeMap<u64, Node>>,
     spawner: Spawner,
     binary: PathBuf,
@@ -118,10 +138,15 @@ fn agent() -> ureq::Agent {
 }
 
 impl Cluster {
-    /// Starts `size` nodes, which form a cluster by themselves.
-    pub(crate) fn start(binary: &Path, dir: &Path, size: u64) -> Result<Cluster> {
+    /// Starts `size` nodes, which form a cluster by themselves, and load what `needs` says.
+    pub(crate) fn start(binary: &Path, dir: &Path, size: u64, needs: Needs) -> Result<Cluster> {
+        let dir = &dir.canonicalize().context("cannot find the run's directory")?;
+        let given = |is_needed: bool| if is_needed { Ok(()) } else { Err("no fault needs it".to_owned()) };
+        let text = |error: anyhow::Error| format!("{error:#}");
         let cluster = Cluster {
             network: Network::new()?,
+            clocks: given(needs.clocks).and_then(|()| Clocks::find(dir).map_err(text)),
+            disks: given(needs.disks).and_then(|()| Disks::find(&dir.join("data")).map_err(text)),
             nodes: Mutex::default(),
             spawner: Spawner::new(),
             binary: binary.to_owned(),
@@ -179,6 +204,7 @@ impl Cluster {
             .args(["--peer", &node.peer.to_string(), "--advertise-peer", &node.peer_proxy.to_string()])
             .args(&node.membership)
             .args(OPTIONS)
+            .envs(self.environment(id)?)
             // A Ctrl-C is for this process, which then ends its nodes.
             .process_group(0)
             .stdin(Stdio::null())
@@ -193,6 +219,24 @@ impl Cluster {
             self.network.open(id, node.client_proxy, node.resp, false)?,
         ];
         Ok(())
+    }
+
+    /// What a node's process loads, and what that is told.
+    fn environment(&self, id: u64) -> Result<Vec<(&'static str, OsString)>> {
+        let mut environment = Vec::new();
+        let mut libraries = Vec::new();
+        if let Ok(clocks) = &self.clocks {
+            libraries.push(clocks.library.as_os_str());
+            environment.extend(clocks.environment(id)?);
+        }
+        if let Ok(disks) = &self.disks {
+            libraries.push(disks.library.as_os_str());
+            environment.extend(disks.environment(id, &self.data_of(id))?);
+        }
+        if !libraries.is_empty() {
+            environment.push(("LD_PRELOAD", libraries.join(OsStr::new(":"))));
+        }
+        Ok(environment)
     }
 
     /// Starts a node with an id of its own, which asks a member to be added. Gives the id.
@@ -253,12 +297,21 @@ impl Cluster {
 
     /// kill -9. Ok when it is certain that the process died of it.
     pub(crate) fn kill(&self, id: u64) -> Result<()> {
-        self.signal(id, libc::SIGKILL)?;
-        let status = self.wait(id, HTTP_TIMEOUT)?;
-        if status.signal() != Some(libc::SIGKILL) {
-            bail!("node {id} ended by itself: {status}");
+        self.kill_together(&[id])
+    }
+
+    /// The same for several at once.
+    pub(crate) fn kill_together(&self, ids: &[u64]) -> Result<()> {
+        let signalled: Vec<Result<u32>> = ids.iter().map(|id| self.signal(*id, libc::SIGKILL)).collect();
+        let mut outcome = Ok(());
+        for (id, signalled) in ids.iter().zip(signalled) {
+            let status = signalled.and_then(|_| self.wait(*id, DEATH_PATIENCE));
+            outcome = outcome.and(status.and_then(|status| match status.signal() {
+                Some(libc::SIGKILL) => Ok(()),
+                _ => Err(anyhow!("node {id} ended by itself: {status}")),
+            }));
         }
-        Ok(())
+        outcome
     }
 
     /// Waits for a node's process to end.
@@ -280,6 +333,9 @@ impl Cluster {
         let child = node.child.as_mut().with_context(|| format!("node {id} does not run"))?;
         let Some(status) = child.try_wait().context("a child can be waited for")? else { return Ok(None) };
         self.network.has_ended(child.id());
+        if let Ok(clocks) = &self.clocks {
+            clocks.has_ended(child.id());
+        }
         node.child = None;
         node.proxies.clear();
         node.state = State::Down;
@@ -327,6 +383,22 @@ impl Cluster {
         // It may have been down already.
         let _ = self.kill(id);
         self.nodes().remove(&id);
+    }
+
+    /// How far a node's wall clock is ahead of the machine's by its own words, at least and at most, in microseconds.
+    pub(crate) fn offset_us(&self, id: u64) -> Option<(i64, i64)> {
+        let address = self.nodes().get(&id)?.resp;
+        let now_us = || {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+            i64::try_from(now.as_micros()).ok()
+        };
+        let mut connection = Connection::open(id, address, TIME_TIMEOUT).ok()?;
+        let before_us = now_us()?;
+        let Reply::Array(parts) = connection.call(&["TIME"]).ok()? else { return None };
+        let after_us = now_us()?;
+        let part = |at: usize| parts.get(at)?.number().ok()?;
+        let said_us = part(0)? * 1_000_000 + part(1)?;
+        Some((said_us - after_us, said_us - before_us))
     }
 
     /// `GET /v1/cluster` of a node.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -72,6 +72,15 @@ struct Load {
     interval: Duration,
 }
 
+/// Creates the directory, with the plan in it.
+fn begin(plan: &Plan, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    if std::fs::read_dir(dir).context("cannot list the directory")?.next().is_some() {
+        bail!("{} is not empty", dir.display());
+    }
+    std::fs::write(plan_file(dir), serde_json::to_string_pretty(plan)?).context("cannot write the plan")
+}
+
 /// Runs a plan; its directory must be empty or missing. `is_asked_to_stop` ends it early, and in order.
 pub(crate) fn run(
     plan: &Plan,
@@ -85,13 +94,12 @@ pub(crate) fn run(
     let nemeses =
         plan.nemeses.iter().map(|name| nemesis::named(name).with_context(|| format!("no nemesis {name}")));
     let nemeses: Vec<Nemesis> = nemeses.collect::<Result<_>>()?;
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    if std::fs::read_dir(dir).context("cannot list the directory")?.next().is_some() {
-        bail!("{} is not empty", dir.display());
-    }
-    std::fs::write(plan_file(dir), serde_json::to_string_pretty(plan)?).context("cannot write the plan")?;
+    begin(plan, dir)?;
     let recorder = Arc::new(Recorder::create(&history_file(dir))?);
-    let cluster = Arc::new(Cluster::start(binary, dir, plan.nodes)?);
+    let is_lying = broken == Some(Break::LyingDisks);
+    let mut needs = nemesis::needs(&nemeses);
+    needs.disks |= is_lying;
+    let cluster = Arc::new(Cluster::start(binary, dir, plan.nodes, needs)?);
     let is_ready = |cluster: &Cluster| cluster.ids().iter().all(|node| cluster.is_ready(*node));
     if !cluster.wait_until(PATIENCE, |cluster| is_asked_to_stop() || is_ready(cluster)) {
         bail!("the cluster did not form within {PATIENCE:?}; see the nodes' logs in {}", dir.display());
@@ -100,12 +108,15 @@ pub(crate) fn run(
         workload,
         cluster: cluster.clone(),
         recorder: recorder.clone(),
-        breaker: broken.map(Breaker::new),
+        breaker: broken.filter(|_| !is_lying).map(Breaker::new),
         stop: AtomicBool::new(false),
         clients: plan.clients,
         interval: Duration::from_secs_f64(plan.clients as f64 / plan.rate),
     });
     load.prepare()?;
+    if is_lying {
+        cluster.disks.as_ref().map_err(|why| anyhow!("disks cannot lie: {why}"))?.lie();
+    }
     let env = Arc::new(Env::new(cluster.clone(), recorder.clone()));
     let mut random = fastrand::Rng::with_seed(plan.seed);
     let clients: Vec<_> = (0..plan.clients)
@@ -169,6 +180,14 @@ fn heal(env: &Env) -> bool {
     let cluster = &env.cluster;
     let started = Instant::now();
     cluster.network.heal();
+    if let Ok(disks) = &cluster.disks {
+        disks.heal();
+    }
+    if let Ok(clocks) = &cluster.clocks
+        && let Err(error) = clocks.heal()
+    {
+        env.record("finding", json!({"anomaly": "fault not mended", "detail": format!("{error:#}")}));
+    }
     env.look_for_exits();
     let refused = env.refused();
     for node in cluster.ids().into_iter().filter(|node| !refused.contains(node)) {
@@ -182,7 +201,8 @@ fn heal(env: &Env) -> bool {
         }
     }
     let is_whole = cluster.wait_until(PATIENCE, |cluster| {
-        refused.iter().for_each(|node| remove(cluster, *node));
+        env.look_for_refusals();
+        env.refused().iter().for_each(|node| remove(cluster, *node));
         forget_strangers(cluster);
         cluster.ids().iter().all(|node| cluster.is_ready(*node))
     });

@@ -86,6 +86,18 @@ fn each_broken_promise_is_found_and_named() {
     }
 }
 
+/// Nodes that lose power at one moment have what they acknowledged, because they synced it; the control is a disk that
+/// only says so.
+#[test]
+fn a_power_cut_takes_what_was_not_synced_and_no_more() {
+    let options = ["--workload", "append", "--nemesis", "disk-lost-unsynced-all"];
+    let (code, dir, verdict) = run(&[&options[..], &["--time", "8"]].concat());
+    assert_eq!(anomalies(&verdict), [""; 0], "see {}", dir.display());
+    assert!(code == Some(0) || !verdict["missing"].as_array().unwrap().is_empty(), "{verdict}");
+    std::fs::remove_dir_all(dir).unwrap();
+    is_found(&[&options[..], &["--break", "lying-disks"]].concat(), "lost write");
+}
+
 #[test]
 fn locks_without_fencing_are_caught() {
     is_found(&["--workload", "lock-unfenced"], "lost update");

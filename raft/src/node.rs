@@ -492,14 +492,17 @@ async fn open_pages<M: Machine>(
         .map_err(|error| io_error("cannot set the unreadable pages aside", error))?;
     tracing::error!(why, aside = %aside.display(), "the pages are unreadable and were set aside");
     if purged_index > 0 {
-        let store = recover::fetch(table, &dir, config.page_cache_bytes, purged_index)
-            .await
-            .map_err(|reasons| StartError::PagesUnreadable(format!("{why}; {reasons}")))?;
+        let fetched = recover::fetch(table, &dir, config.page_cache_bytes, purged_index).await;
+        let store = fetched.map_err(|error| match error {
+            PagesError::Failed(error) => io_error("cannot fetch the pages", error),
+            PagesError::Unreadable(reasons) => StartError::PagesUnreadable(format!("{why}; {reasons}")),
+        })?;
         store.close();
     }
-    try_open_pages(&table.platform, config, machine)
-        .await
-        .map_err(|error| StartError::PagesUnreadable(error.to_string()))
+    try_open_pages(&table.platform, config, machine).await.map_err(|error| match error {
+        LoadError::Pages(PagesError::Failed(why)) => io_error("cannot use the pages", why),
+        error => StartError::PagesUnreadable(error.to_string()),
+    })
 }
 
 async fn try_open_pages<M: Machine>(

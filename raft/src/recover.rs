@@ -9,7 +9,7 @@ use crate::{
     codec::{Reader, put_bool, put_bytes},
     core::{GROUP, PeerTable},
     net::{frame::Kind, peer::Peer},
-    pages::PageStore,
+    pages::{PageStore, PagesError},
     platform::Platform,
     snapshot::{decode_pages, encode_pages},
 };
@@ -38,13 +38,14 @@ pub(crate) async fn answer<M: Machine>(
     Ok(out)
 }
 
-/// Fetches a checkpoint of at least `index_min` from any peer into an empty page store at `dir`.
+/// Fetches a checkpoint of at least `index_min` from any peer into an empty page store at `dir`. `Failed` is this
+/// node's own disk; `Unreadable` says that no peer has given one.
 pub(crate) async fn fetch(
     table: &Arc<PeerTable>,
     dir: &Path,
     cache_bytes: usize,
     index_min: u64,
-) -> Result<PageStore, String> {
+) -> Result<PageStore, PagesError> {
     let mut reasons = Vec::new();
     for (id, address) in table.identity.peers() {
         if id == table.identity.node_id() {
@@ -53,10 +54,12 @@ pub(crate) async fn fetch(
         tracing::info!(peer = id, address, "asking a peer for its checkpoint");
         match fetch_from(&table.platform, &table.at(id, &address), dir, cache_bytes, index_min).await {
             Ok(store) => return Ok(store),
-            Err(why) => reasons.push(format!("node {id} ({address}): {why}")),
+            Err(PagesError::Failed(why)) => return Err(PagesError::Failed(why)),
+            Err(PagesError::Unreadable(why)) => reasons.push(format!("node {id} ({address}): {why}")),
         }
     }
-    Err(if reasons.is_empty() { "no peers are known".into() } else { reasons.join("; ") })
+    let none = || "no peers are known".to_owned();
+    Err(PagesError::Unreadable(if reasons.is_empty() { none() } else { reasons.join("; ") }))
 }
 
 async fn fetch_from(
@@ -65,16 +68,16 @@ async fn fetch_from(
     dir: &Path,
     cache_bytes: usize,
     index_min: u64,
-) -> Result<PageStore, String> {
+) -> Result<PageStore, PagesError> {
     for _ in 0..ATTEMPTS {
-        platform.remove_pages(dir).await.map_err(text)?;
-        let store = platform.open_pages(dir.to_owned(), cache_bytes).await.map_err(text)?;
-        if copy(peer, &store, index_min).await? {
+        platform.remove_pages(dir).await.map_err(|error| PagesError::Failed(text(error)))?;
+        let store = platform.open_pages(dir.to_owned(), cache_bytes).await?;
+        if copy(peer, &store, index_min).await.map_err(PagesError::Unreadable)? {
             return Ok(store);
         }
         store.close();
     }
-    Err("it writes checkpoints faster than they can be read".into())
+    Err(PagesError::Unreadable("it writes checkpoints faster than they can be read".into()))
 }
 
 /// False when the peer's checkpoint changed on the way.

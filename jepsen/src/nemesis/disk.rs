@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Env, membership, network::between, process::READY_PATIENCE};
 
 /// The documented exit code for damaged data.
-const DATA_DAMAGED: i32 = 6;
+pub(super) const DATA_DAMAGED: i32 = 6;
 const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy)]
@@ -72,6 +72,7 @@ pub(super) fn damage(env: &Env, random: &mut fastrand::Rng, damage: Damage) -> R
     let id = claim.nodes[0];
     env.cluster.kill(id)?;
     let mut what = break_file(&env.cluster.data_of(id), random, damage)?;
+    env.is_damaged(id, true);
     what["node"] = json!(id);
     env.cluster.start_node(id)?;
     if !is_repaired(env, id, &mut what)? {
@@ -109,6 +110,7 @@ pub(super) fn lost_tail(env: &Env, random: &mut fastrand::Rng, hold: Duration) -
     let run = || -> Result<Value> {
         killed?;
         let mut what = break_file(&env.cluster.data_of(id), random, Damage::Tail)?;
+        env.is_damaged(id, true);
         what["node"] = json!(id);
         env.cluster.start_node(id)?;
         is_repaired(env, id, &mut what)?;
@@ -125,7 +127,8 @@ pub(super) fn lost_tail(env: &Env, random: &mut fastrand::Rng, hold: Duration) -
     Ok(what)
 }
 
-/// Waits for what a started node makes of its damage: true if it goes on, false if it refuses.
+/// Waits for what a started node makes of its damage: true if it goes on, false if it refuses. If it says neither in
+/// time, `Env::look_for_refusals` goes on waiting.
 fn is_repaired(env: &Env, id: u64, what: &mut Value) -> Result<bool> {
     let deadline = Instant::now() + READY_PATIENCE;
     loop {
@@ -136,10 +139,12 @@ fn is_repaired(env: &Env, id: u64, what: &mut Value) -> Result<bool> {
                 let detail = format!("node {id} with damage {what}: {status}");
                 env.record("finding", json!({"anomaly": "unexpected exit", "detail": detail}));
             }
+            env.is_damaged(id, false);
             what["refused"] = json!(status.code());
             return Ok(false);
         }
         if env.cluster.is_ready(id) {
+            env.is_damaged(id, false);
             what["repaired"] = json!(true);
             return Ok(true);
         }

@@ -4,13 +4,18 @@
 //! Each nemesis has a thread and a stream of chance of its own, so that several overlap as the seed has it. Faults
 //! of processes claim their nodes: nobody kills what another has paused.
 
+mod clock;
 mod disk;
+mod faulty_disk;
+mod load;
 mod membership;
 mod network;
+mod packet;
 mod process;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    process::ExitStatus,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +27,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, Needs},
     history::{Event, Kind, NEMESIS, Recorder},
 };
 
@@ -39,6 +44,8 @@ pub(crate) struct Env {
     /// No new faults are begun, and those under way end early.
     pub(crate) stop: AtomicBool,
     claimed: Mutex<BTreeSet<u64>>,
+    /// Nodes with damage of which they have not said yet whether they can go on with it.
+    damaged: Mutex<BTreeSet<u64>>,
     /// Nodes that refused to start with damage that a fault did to them, and are members still.
     refused: Mutex<BTreeSet<u64>>,
 }
@@ -75,7 +82,20 @@ const FAULTS: &[(&str, Fault)] = &[
     ("flip-log", |env, random, _| disk::damage(env, random, disk::Damage::Flip)),
     ("truncate-log", |env, random, _| disk::damage(env, random, disk::Damage::Truncate)),
     ("lost-tail", disk::lost_tail),
-    ("clock", |_, _, _| bail!("not done: it needs faketime, which this harness does not use")),
+    ("disk-slow-fsync", faulty_disk::slow_syncs),
+    ("disk-fail-fsync", faulty_disk::failed_sync),
+    ("disk-full", faulty_disk::full),
+    ("disk-lost-unsynced", faulty_disk::lost_unsynced),
+    ("disk-lost-unsynced-all", faulty_disk::lost_unsynced_all),
+    ("clock-jump", clock::jump),
+    ("clock-strobe", clock::strobe),
+    ("clock-drift", clock::drift),
+    ("packet-loss", |_, _, _| packet::not_done("loss 20%")),
+    ("packet-duplicate", |_, _, _| packet::not_done("duplicate 20%")),
+    ("packet-reorder", |_, _, _| packet::not_done("delay 20ms reorder 50%")),
+    ("packet-corrupt", |_, _, _| packet::not_done("corrupt 5%")),
+    ("load-hot-key", load::hot_key),
+    ("load-huge-value", load::huge_value),
 ];
 
 /// Names for several faults, which follow each other in an order of the seed.
@@ -95,7 +115,21 @@ const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("membership", &["grow", "shrink", "replace"]),
-    ("disk", &["flip-log", "truncate-log"]),
+    (
+        "disk",
+        &[
+            "flip-log",
+            "truncate-log",
+            "disk-slow-fsync",
+            "disk-fail-fsync",
+            "disk-full",
+            "disk-lost-unsynced",
+            "disk-lost-unsynced-all",
+        ],
+    ),
+    ("clock", &["clock-jump", "clock-strobe", "clock-drift"]),
+    ("packet", &["packet-loss", "packet-duplicate", "packet-reorder", "packet-corrupt"]),
+    ("load", &["load-hot-key", "load-huge-value"]),
 ];
 
 /// A fault or a group of them.
@@ -124,6 +158,14 @@ pub(crate) fn named(name: &str) -> Option<Nemesis> {
         .filter(|nemesis| !nemesis.faults.is_empty())
 }
 
+/// What the nodes have to load for them.
+pub(crate) fn needs(nemeses: &[Nemesis]) -> Needs {
+    let is_chosen = |prefix: &str| {
+        nemeses.iter().flat_map(|nemesis| &nemesis.faults).any(|(fault, _)| fault.starts_with(prefix))
+    };
+    Needs { clocks: is_chosen("clock-"), disks: is_chosen("disk-") }
+}
+
 /// The victims of a fault, until it ends.
 pub(crate) struct Claim<'a> {
     env: &'a Env,
@@ -146,6 +188,7 @@ impl Env {
             recorder,
             stop: AtomicBool::new(false),
             claimed: Mutex::default(),
+            damaged: Mutex::default(),
             refused: Mutex::default(),
         }
     }
@@ -191,30 +234,63 @@ impl Env {
     }
 
     fn has_refused(&self, node: u64, has: bool) {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if has {
-            refused.insert(node)
-        } else {
-            refused.remove(&node)
-        };
+        change(&self.refused, node, has);
+    }
+
+    fn is_damaged(&self, node: u64, is: bool) {
+        change(&self.damaged, node, is);
+    }
+
+    /// Notices damaged nodes that refuse their data after the fault has given up waiting for a word.
+    pub(crate) fn look_for_refusals(&self) {
+        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        for node in damaged.into_iter().filter(|node| !claimed.contains(node)) {
+            match self.cluster.ended(node) {
+                Ok(Some(status)) if status.code() == Some(disk::DATA_DAMAGED) => {
+                    self.has_refused(node, true);
+                    self.record("refused", json!({"node": node, "late": true}));
+                }
+                Ok(Some(status)) => self.has_ended_by_itself(node, status),
+                Ok(None) => continue,
+                // It has no process: whoever has taken it, has judged its end.
+                Err(_) => {}
+            }
+            self.is_damaged(node, false);
+        }
     }
 
     /// Notices nodes that ended though no fault has them, and starts them again.
     pub(crate) fn look_for_exits(&self) {
+        self.look_for_refusals();
         let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         for node in self.cluster.running().into_iter().filter(|node| !claimed.contains(node)) {
             if let Ok(Some(status)) = self.cluster.ended(node) {
-                let detail = format!("node {node} ended by itself: {status}");
-                self.record("finding", json!({"anomaly": "unexpected exit", "detail": detail}));
-                // If it cannot be started, it is missing at the end.
-                let _ = self.cluster.start_node(node);
+                self.has_ended_by_itself(node, status);
             }
         }
+    }
+
+    fn has_ended_by_itself(&self, node: u64, status: ExitStatus) {
+        let detail = format!("node {node} ended by itself: {status}");
+        self.record("finding", json!({"anomaly": "unexpected exit", "detail": detail}));
+        // If it cannot be started, it is missing at the end.
+        let _ = self.cluster.start_node(node);
     }
 
     pub(crate) fn record(&self, f: &str, value: Value) {
         self.recorder.record(NEMESIS, Kind::Info, f, value, None, None);
     }
+}
+
+/// Takes a node into a set, or out of it.
+fn change(set: &Mutex<BTreeSet<u64>>, node: u64, is_in: bool) {
+    let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
+    if is_in {
+        set.insert(node)
+    } else {
+        set.remove(&node)
+    };
 }
 
 impl Nemesis {

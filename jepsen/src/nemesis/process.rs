@@ -25,7 +25,7 @@ pub(super) enum Who {
     All,
 }
 
-fn victims<'a>(env: &'a Env, random: &mut fastrand::Rng, who: Who) -> Result<Claim<'a>> {
+pub(super) fn victims<'a>(env: &'a Env, random: &mut fastrand::Rng, who: Who) -> Result<Claim<'a>> {
     let leader = env.cluster.leader();
     let size = env.cluster.ids().len();
     env.claim(|mut free| {

@@ -156,10 +156,8 @@ impl Worker {
         is_committing: Rc<Cell<bool>>,
     ) -> Result<Worker, PagesError> {
         let unreadable = |error: io::Error| {
-            let text = format!("{}: {error}", dir.display());
-            // A directory that somebody uses is not a damaged one, and must not be set aside.
-            let is_in_use = error.kind() == io::ErrorKind::WouldBlock;
-            if is_in_use { PagesError::Failed(text) } else { PagesError::Unreadable(text) }
+            let error = io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
+            sled_error(error)
         };
         let open = |path: &Path| open_when_free(path, cache_bytes);
         dirs::settle(dir).map_err(unreadable)?;
@@ -314,8 +312,20 @@ fn poison(poison: &watch::Sender<Option<PagesError>>, error: &PagesError) {
     poison.send_replace(Some(error.clone()));
 }
 
+/// A directory that somebody uses, on a full disk, or that this process may not change, is not a damaged one, and must
+/// not be set aside.
 fn sled_error(error: io::Error) -> PagesError {
-    PagesError::Unreadable(error.to_string())
+    let is_harmless = matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock
+            | io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::OutOfMemory
+    );
+    let text = error.to_string();
+    if is_harmless { PagesError::Failed(text) } else { PagesError::Unreadable(text) }
 }
 
 impl Group {
