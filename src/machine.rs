@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeSet, sync::Arc, thread};
 
-use kvorum_raft::{Batch, Loader, PageWrite};
+use kvorum_raft::{
+    Batch, Loader, PageWrite,
+    safeguard::{self, Safeguard},
+};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
@@ -122,9 +125,10 @@ impl kvorum_raft::Machine for Machine {
         let mut answered = Vec::new();
         let mut state = self.state.write();
         state.enter(batch.index);
-        state.advance(batch.stamp_ms, batch.term);
+        state.advance(safeguard::clock_ms(batch.stamp_ms), batch.term);
         let mut draft = self.feed.draft(batch.index);
-        let seed = Chance::new(batch.index).next_u64();
+        let is_own = safeguard::is_off(Safeguard::ReplicatedChance);
+        let seed = Chance::new(if is_own { fastrand::u64(..) } else { batch.index }).next_u64();
         let mut applying = Applying { state: &mut state, draft: draft.as_mut(), seed, caller: None };
         applying.reap();
         for proposal in batch.proposals {

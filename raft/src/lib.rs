@@ -26,6 +26,7 @@ mod propose;
 mod reads;
 mod recover;
 mod rounds;
+pub mod safeguard;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod snapshot;

@@ -27,6 +27,7 @@ use crate::{
     company::{Company, Load, Verdict},
     net::peer::CallError,
     packet::{self, Forwarded, PacketBuilder, PacketId},
+    safeguard::{self, Safeguard},
     types::Payload,
 };
 
@@ -394,7 +395,7 @@ impl<L: Local> Proposer<L> {
             pending.in_doubt = pending.sent;
             pending.sent
         });
-        if sent == Some(false) {
+        if sent == Some(false) || sent.is_some() && safeguard::is_off(Safeguard::NoRetryAfterAppend) {
             self.take_back(sequence, bytes);
         }
     }

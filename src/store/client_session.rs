@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use kvorum_raft::safeguard::{self, Safeguard};
+
 use super::{
     codec::{Input, put_bytes, put_varint},
     object::{Kind, Pages, Typed, Value},
@@ -110,6 +112,10 @@ impl Kind for ClientSession {
 
     fn encode_head(&self, out: &mut Vec<u8>) {
         put_varint(out, self.ttl_ms);
+        if safeguard::is_off(Safeguard::SessionsInCheckpoints) {
+            out.extend_from_slice(&[0, 0]);
+            return;
+        }
         put_varint(out, self.floor);
         put_varint(out, self.replies.len() as u64);
         for (number, given) in &self.replies {

@@ -16,7 +16,7 @@ use kvorum::{
     simulation::Server,
 };
 use kvorum_raft::{
-    Platform, StartError, Status,
+    Platform, StartError, Status, safeguard,
     simulation::{Endpoint, Storage},
 };
 use tokio::{runtime::Runtime, time::Instant};
@@ -55,6 +55,11 @@ pub(super) struct Node {
     bootstrap: Option<String>,
     /// Its log is damaged: it does not start any more.
     pub(super) is_damaged: bool,
+}
+
+/// A node's wall clock, in microseconds since the Unix epoch.
+fn wall_us(now_us: u64, offset_us: &AtomicI64) -> u64 {
+    (EPOCH_S * 1_000_000 + now_us).saturating_add_signed(offset_us.load(Ordering::Relaxed))
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -111,10 +116,7 @@ impl Node {
         let platform = Platform::simulated(
             Arc::new(Port { node: self.id, hub: hub.clone() }),
             self.storage.clone(),
-            move || {
-                let now = EPOCH_S * 1_000_000 + now_us.load(Ordering::Relaxed);
-                now.saturating_add_signed(offset.load(Ordering::Relaxed))
-            },
+            move || wall_us(now_us.load(Ordering::Relaxed), &offset),
             move |why| {
                 // A process that ends itself writes nothing more; nobody knows what of the last write is there.
                 storage.cut_power();
@@ -174,7 +176,7 @@ impl Node {
     }
 
     /// Lets it run for as long as its clock says that a millisecond is.
-    pub(super) fn step(&mut self) {
+    pub(super) fn step(&mut self, now_us: u64) {
         let Some(running) = &mut self.running else { return };
         let before = running.age_ms as u64;
         running.age_ms += self.rate;
@@ -183,6 +185,7 @@ impl Node {
             return;
         }
         let until = running.since + Duration::from_millis(age_ms);
+        safeguard::set_own_clock_ms(wall_us(now_us, &self.wall_offset_us) / 1000);
         let _span = tracing::error_span!("node", id = self.id).entered();
         running.runtime.block_on(async { tokio::time::sleep_until(until).await });
     }

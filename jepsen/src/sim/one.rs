@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, panic::catch_unwind};
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
+use kvorum_raft::safeguard;
 use serde::{Deserialize, Serialize};
 
 use super::{Outcome, entropy, log, panics, seeds::World, simulate};
@@ -41,6 +42,9 @@ pub(crate) struct Summary {
 pub(crate) fn run_one(options: &One) -> Result<bool> {
     let (seed, world) = (options.seed, &options.world);
     entropy::comes_from(seed);
+    if let Some(safeguard) = world.without {
+        safeguard::switch_off(safeguard);
+    }
     if let Some(filter) = &options.log {
         log::show(filter)?;
     }

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use kvorum_raft::safeguard::Safeguard;
 
 use super::one::Summary;
 
@@ -37,6 +38,9 @@ pub(crate) struct World {
     /// Syncs of the log do nothing: the simulation must find it
     #[arg(long)]
     pub(super) disks_lie: bool,
+    /// A safeguard of the server that is switched off: the simulation must find it
+    #[arg(long, value_name = "SAFEGUARD", value_parser = safeguard_named)]
+    pub(super) without: Option<Safeguard>,
 }
 
 #[derive(Args, Debug)]
@@ -147,6 +151,8 @@ impl World {
         let mut command = Command::new(program);
         command.args(["sim-one", "--seed", &seed.to_string(), "--time", &self.time.to_string()]);
         command.arg("--out").arg(&self.out).args(self.disks_lie.then_some("--disks-lie"));
+        let without = Safeguard::ALL.iter().find(|(_, safeguard)| Some(*safeguard) == self.without);
+        command.args(without.iter().flat_map(|(name, _)| ["--without", name]));
         command.args(self.workload.iter().flat_map(|name| ["--workload", name]));
         let child = command.stdout(Stdio::piped()).spawn().context("cannot start a simulation")?;
         let Some(output) = within(child, SEED_TIME_MAX)? else { return Ok(None) };
@@ -154,6 +160,12 @@ impl World {
             serde_json::from_slice(&output).with_context(|| format!("seed {seed} has no result"))?;
         Ok(Some(summary))
     }
+}
+
+fn safeguard_named(name: &str) -> Result<Safeguard, String> {
+    let found = Safeguard::ALL.iter().find(|(known, _)| *known == name).map(|(_, safeguard)| *safeguard);
+    let names: Vec<&str> = Safeguard::ALL.iter().map(|(name, _)| *name).collect();
+    found.ok_or_else(|| format!("there are {}", names.join(", ")))
 }
 
 /// What a process writes until its end. None if it had to be ended.

@@ -200,7 +200,7 @@ impl World {
         let nodes = &self.nodes;
         self.network.step(self.now, |id| nodes.get(&id)?.accept());
         for node in self.nodes.values_mut() {
-            node.step();
+            node.step(self.now * 1000);
         }
         self.look();
         self.restart()

@@ -7,6 +7,7 @@ mod counter;
 mod expiry;
 mod ids;
 mod lock;
+mod pop;
 mod register;
 mod set;
 
@@ -68,6 +69,7 @@ pub(crate) const NAMES: &[(&str, &str)] = &[
     ("counter", "INCR and GET: within bounds"),
     ("ids", "INCR and the tokens of LOCK.ACQUIRE: unique and rising"),
     ("bank", "transfers in MULTI: the total is constant"),
+    ("pop", "SADD and SPOP, which chooses by chance: nothing taken twice"),
     ("expiry", "SET PX: never early, never back"),
     ("lock", "read, pause, write under LOCK.ACQUIRE with FENCE: no lost update"),
     ("lock-unfenced", "the same without FENCE, the control: lost updates must be found"),
@@ -81,6 +83,7 @@ pub(crate) fn named(name: &str) -> Option<Arc<dyn Workload>> {
         "set" => Arc::new(set::Set::default()),
         "counter" => Arc::new(counter::Counter),
         "ids" => Arc::new(ids::Ids::default()),
+        "pop" => Arc::new(pop::Pop::default()),
         "bank" => Arc::new(bank::Bank),
         "expiry" => Arc::new(expiry::Expiry::default()),
         "lock" => Arc::new(lock::Lock::new(true)),

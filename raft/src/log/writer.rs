@@ -23,7 +23,10 @@ use super::{
     queue::{Batch, Change},
     segment::{self, Retired, segment_name},
 };
-use crate::machine::GroupId;
+use crate::{
+    machine::GroupId,
+    safeguard::{self, Safeguard},
+};
 
 /// What the writer and its watchers count.
 #[derive(Default)]
@@ -88,8 +91,17 @@ impl Writer {
             && let Some(mut batch) = self.shared.queue.next_simulated().await
         {
             let written = self.write(&mut batch);
-            tokio::time::sleep(self.shared.disk.simulated_sync().unwrap_or_default()).await;
-            result = written.and_then(|frame_offset| self.settle(batch, frame_offset));
+            let sync_takes = tokio::time::sleep(self.shared.disk.simulated_sync().unwrap_or_default());
+            if safeguard::is_off(Safeguard::SyncBeforeAcknowledgement) {
+                result = written.map(|frame_offset| {
+                    self.announce(batch, frame_offset);
+                });
+                sync_takes.await;
+                result = result.and_then(|()| self.sync());
+            } else {
+                sync_takes.await;
+                result = written.and_then(|frame_offset| self.settle(batch, frame_offset));
+            }
             result = result.and_then(|()| self.shared.spares.remove_retired());
         }
         self.end(result);

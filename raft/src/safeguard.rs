@@ -1,0 +1,80 @@
+//! Safeguards that the simulation switches off, one at a time, to show that it finds what is then wrong. In a server all
+//! are on, and asking costs nothing: only with the feature `simulation` can one be off.
+
+/// Something without which an acknowledged write is lost, a read is stale, or replicas differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Safeguard {
+    /// A linearizable read waits until a majority has confirmed the leader.
+    ReadRound = 1,
+    /// An entry counts as written when it is synced.
+    SyncBeforeAcknowledgement,
+    /// A vote is in the log before it is given.
+    DurableVote,
+    /// What may be in a log is not proposed again.
+    NoRetryAfterAppend,
+    /// Replies of client sessions are in checkpoints.
+    SessionsInCheckpoints,
+    /// The log's clock is in checkpoints.
+    ClockInCheckpoints,
+    /// Deadlines are compared with the log's clock, not with the node's own.
+    LogClock,
+    /// Choices by chance follow from the log, not from the node.
+    ReplicatedChance,
+}
+
+#[cfg(feature = "simulation")]
+impl Safeguard {
+    /// All of them, by name.
+    pub const ALL: &[(&str, Safeguard)] = &[
+        ("read-round", Safeguard::ReadRound),
+        ("sync-before-acknowledgement", Safeguard::SyncBeforeAcknowledgement),
+        ("durable-vote", Safeguard::DurableVote),
+        ("no-retry-after-append", Safeguard::NoRetryAfterAppend),
+        ("sessions-in-checkpoints", Safeguard::SessionsInCheckpoints),
+        ("clock-in-checkpoints", Safeguard::ClockInCheckpoints),
+        ("log-clock", Safeguard::LogClock),
+        ("replicated-chance", Safeguard::ReplicatedChance),
+    ];
+}
+
+#[cfg(feature = "simulation")]
+static OFF: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+
+#[cfg(feature = "simulation")]
+std::thread_local! {
+    static OWN_CLOCK_MS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Switches one off, in this process and for good.
+#[cfg(feature = "simulation")]
+pub fn switch_off(safeguard: Safeguard) {
+    OFF.store(safeguard as u8, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether one is off.
+#[cfg(feature = "simulation")]
+pub fn is_off(safeguard: Safeguard) -> bool {
+    OFF.load(std::sync::atomic::Ordering::Relaxed) == safeguard as u8
+}
+
+/// Whether one is off: none is.
+#[cfg(not(feature = "simulation"))]
+#[inline(always)]
+pub const fn is_off(_: Safeguard) -> bool {
+    false
+}
+
+/// The wall clock of the node that runs now on this thread, for [`Safeguard::LogClock`].
+#[cfg(feature = "simulation")]
+pub fn set_own_clock_ms(clock_ms: u64) {
+    OWN_CLOCK_MS.set(clock_ms);
+}
+
+/// What the time is after an entry with this stamp: the stamp.
+pub fn clock_ms(stamp_ms: u64) -> u64 {
+    #[cfg(feature = "simulation")]
+    if is_off(Safeguard::LogClock) {
+        return OWN_CLOCK_MS.get();
+    }
+    stamp_ms
+}
