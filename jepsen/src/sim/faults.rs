@@ -51,7 +51,7 @@ pub(super) struct Faults {
     next_at: u64,
     under_way: Vec<(u64, End)>,
     chance: fastrand::Rng,
-    /// Clocks are right: the workload compares them with its own. (A whole cluster that starts takes a wall clock.)
+    /// Clocks are right: the workload compares them with its own.
     pub(super) steady_clocks: bool,
     /// How many of each kind took effect.
     pub(super) counts: BTreeMap<&'static str, usize>,
@@ -134,14 +134,14 @@ impl Faults {
     fn begin(&mut self, world: &mut World, kind: &str) -> Result<bool> {
         match kind {
             "kill" | "power-cut" => {
-                let Some(id) = self.victim(world) else { return Ok(false) };
+                let Some(id) = self.victim(world).filter(|_| self.may_kill(world)) else { return Ok(false) };
                 self.kill(world, id, kind == "power-cut");
             }
             "kill-leader" => {
-                let Some(leader) = world.leader() else { return Ok(false) };
+                let Some(leader) = world.leader().filter(|_| self.may_kill(world)) else { return Ok(false) };
                 self.kill(world, leader.node_id, false);
             }
-            "power-cut-all" => {
+            "power-cut-all" if !self.steady_clocks => {
                 let ids: Vec<u64> = world.nodes.keys().copied().collect();
                 ids.into_iter().for_each(|id| self.kill(world, id, true));
             }
@@ -160,7 +160,8 @@ impl Faults {
                 let count = self.chance.usize(1..8);
                 return Ok((0..count).filter(|_| world.network.break_one()).count() > 0);
             }
-            "slow-disk" | "failed-sync" | "full-disk" => return Ok(self.disk(world, kind)),
+            "slow-disk" => return Ok(self.disk(world, kind)),
+            "failed-sync" | "full-disk" if self.may_kill(world) => return Ok(self.disk(world, kind)),
             "flipped-bit" => return self.flip_bit(world),
             "wall-clock" => {
                 let Some(id) = self.victim(world).filter(|_| !self.steady_clocks) else { return Ok(false) };
@@ -185,6 +186,12 @@ impl Faults {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// A whole cluster that starts takes a wall clock, and what it had lagged behind it is a jump.
+    fn may_kill(&self, world: &World) -> bool {
+        let running = world.nodes.values().filter(|node| node.status().is_some()).count();
+        !self.steady_clocks || running > 2
     }
 
     fn kill(&mut self, world: &mut World, id: u64, loses_power: bool) {

@@ -54,6 +54,9 @@ pub(crate) struct Seeds {
     /// Simulations at the same time [default: the number of cores]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// Something is broken on purpose: go on until a seed finds it, and fail if none does
+    #[arg(long)]
+    find: bool,
     #[command(flatten)]
     world: World,
 }
@@ -77,7 +80,7 @@ pub(crate) fn run_seeds(options: &Seeds, is_asked_to_stop: fn() -> bool) -> Resu
     let (next, sum, started) = (AtomicU64::new(from), Mutex::new(Sum::default()), Instant::now());
     let told = Mutex::new(Instant::now());
     let work = || -> Result<()> {
-        while !is_asked_to_stop() {
+        while !is_asked_to_stop() && !(options.find && !locked(&sum).failed.is_empty()) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= from + options.seeds {
                 return Ok(());
@@ -105,7 +108,7 @@ pub(crate) fn run_seeds(options: &Seeds, is_asked_to_stop: fn() -> bool) -> Resu
     if !sum.failed.is_empty() {
         println!("FAILED seeds: {:?}; their histories are in {}", sum.failed, options.world.out.display());
     }
-    Ok(sum.failed.is_empty() && sum.done == options.seeds)
+    Ok(if options.find { !sum.failed.is_empty() } else { sum.failed.is_empty() && sum.done == options.seeds })
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
