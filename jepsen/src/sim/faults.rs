@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
+use kvorum_raft::simulation::SYNC_MS_MAX;
 use serde_json::json;
 
 use super::{network::Place, world::World};
@@ -107,7 +108,7 @@ impl Faults {
             End::Network => world.network.heal(),
             End::Disk(id) => {
                 if let Some(node) = world.nodes.get(&id) {
-                    node.storage.slow(2);
+                    node.storage.slow(SYNC_MS_MAX);
                 }
             }
             End::Rate(id) => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub use self::{
     endpoint::{Endpoint, NodeEnd},
     peek::{Peek, Position},
-    storage::Storage,
+    storage::{SYNC_MS_MAX, Storage},
 };
 use crate::{Platform, transport::Transport};
 

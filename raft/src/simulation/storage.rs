@@ -16,6 +16,9 @@ use crate::{
     pages::{PageStore, memory::MemoryPages},
 };
 
+/// The longest sync of a disk that is well, in milliseconds.
+pub const SYNC_MS_MAX: u64 = 8;
+
 /// A disk for the log and the pages of one node. Clones are the same disk.
 #[derive(Clone)]
 pub struct Storage {
@@ -30,7 +33,7 @@ impl Storage {
     /// An empty disk.
     pub fn new(seed: u64) -> Storage {
         let chance = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
-        let sync_ms_max = Arc::new(AtomicU64::new(2));
+        let sync_ms_max = Arc::new(AtomicU64::new(SYNC_MS_MAX));
         let (of_sync, longest) = (chance.clone(), sync_ms_max.clone());
         let takes = move || Duration::from_millis(of_sync.lock().u64(..=longest.load(Ordering::Relaxed)));
         let of_commit = takes.clone();
