@@ -260,7 +260,23 @@ impl<M: Machine> Core<M> {
                 rest.len()
             )));
         }
+        if id == self.config.id {
+            return Err(self.step_aside().await);
+        }
         self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await
+    }
+
+    /// A leader does not remove itself: openraft's would go on to lead for a while, and fail at the next change of the
+    /// members. It hands the leadership over, and whoever leads next removes it.
+    async fn step_aside(&self) -> Refusal {
+        let moved = match self.successor() {
+            Some(successor) => self.transfer(successor).await.is_ok(),
+            None => false,
+        };
+        if moved {
+            return Refusal::NotLeader;
+        }
+        conflict("this leader could not hand over before its removal; it is still a member")
     }
 
     fn is_in_contact(&self, id: NodeId, metrics: &Metrics) -> bool {
