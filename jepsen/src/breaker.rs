@@ -24,17 +24,19 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Which promise is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Break {
-    /// GET, SMEMBERS and LRANGE are answered from a cache.
+    /// GET, SMEMBERS, LRANGE and CONSISTENCY are answered from a cache.
     StaleReads,
     /// SET and SADD are acknowledged and not done.
     LostWrites,
-    /// INCR and RPUSH are done twice, as by a retry after a lost confirmation.
+    /// INCR, RPUSH and ONCE are done twice, as by a retry after a lost confirmation.
     DuplicateWrites,
     /// SET and RPUSH are done and answered as not applied.
     FalseErrors,
     /// Below the nodes: syncs of disks report success and do nothing, so that a power cut (`disk-lost-unsynced`) takes
     /// what was acknowledged.
     LyingDisks,
+    /// FENCE does its command whoever holds the lock. Every time: who has lost it does not come often.
+    UnfencedWrites,
 }
 
 /// Answers of reads, by request: when, and what.
@@ -125,7 +127,7 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
         };
         let is_plain_set = name == "SET" && request.len() == 3;
         let answer = match (kind, name) {
-            (Break::StaleReads, "GET" | "SMEMBERS" | "LRANGE") if !in_transaction => {
+            (Break::StaleReads, "GET" | "SMEMBERS" | "LRANGE" | "CONSISTENCY") if !in_transaction => {
                 let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
                 let old = cache.get(&request).filter(|(since, _)| is_alone && since.elapsed() > STALE);
                 match old.map(|(_, answer)| answer.clone()) {
@@ -149,6 +151,12 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
                 ask(&request)?;
                 first
             }
+            (Break::DuplicateWrites, "ONCE") if is_alone && request.len() > 2 => {
+                let first = ask(&request)?;
+                ask(&request[2..])?;
+                first
+            }
+            (Break::UnfencedWrites, "FENCE") if request.len() > 3 => ask(&request[3..])?,
             (Break::FalseErrors, "SET" | "RPUSH") if is_alone => {
                 ask(&request)?;
                 OwnedFrame::Error("CLUSTERDOWN no leader is known".into())

@@ -96,7 +96,7 @@ fn verdict(plan: Plan, events: &[Event], operations: &[Operation], shadows: &[Sh
     judgement.findings.extend(contents::check(&looks).findings);
     judgement.findings.extend(noticed(events)?);
     judgement.shorten();
-    let Judgement { findings, undecided } = judgement;
+    let Judgement { findings, undecided, missing: not_done } = judgement;
     let mut counts: BTreeMap<String, Count> = BTreeMap::new();
     let mut errors: BTreeMap<String, usize> = BTreeMap::new();
     for operation in operations {
@@ -121,7 +121,7 @@ fn verdict(plan: Plan, events: &[Event], operations: &[Operation], shadows: &[Sh
         let reason = shadow.detail.as_str().filter(|_| !shadow.effect).map(str::to_owned);
         of.reasons.extend(reason.filter(|reason| !of.reasons.contains(reason)));
     }
-    let missing = missing(&plan, events, &counts, &looks, shadows);
+    let missing = [missing(&plan, events, &counts, &looks, shadows), not_done].concat();
     let valid = findings.is_empty() && undecided.is_empty() && missing.is_empty();
     let (latency_ms, silence_ms) = (latencies(operations), silence(operations));
     Ok(Verdict { valid, plan, findings, undecided, missing, counts, errors, faults, latency_ms, silence_ms })

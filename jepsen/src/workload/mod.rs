@@ -5,9 +5,12 @@ mod append;
 mod bank;
 mod counter;
 mod expiry;
+mod holds;
 mod ids;
 mod lock;
 mod pop;
+mod once;
+mod read_levels;
 mod register;
 mod set;
 
@@ -72,6 +75,10 @@ pub(crate) const NAMES: &[(&str, &str)] = &[
     ("pop", "SADD and SPOP, which chooses by chance: nothing taken twice"),
     ("expiry", "SET PX: never early, never back"),
     ("lock", "read, pause, write under LOCK.ACQUIRE with FENCE: no lost update"),
+    ("read-levels", "LRANGE at each level, and after tokens: no older than was asked for"),
+    ("once", "ONCE in sessions, asked again on other nodes: applied once, the same answer"),
+    ("mutex", "LOCK.ACQUIRE, LOCK.RENEW, LOCK.RELEASE, FENCE: one holder at a time"),
+    ("election", "ELECT.CAMPAIGN, ELECT.RESIGN, ELECT.OBSERVE, FENCE: one leader an epoch, in order"),
     ("lock-unfenced", "the same without FENCE, the control: lost updates must be found"),
 ];
 
@@ -87,6 +94,10 @@ pub(crate) fn named(name: &str) -> Option<Arc<dyn Workload>> {
         "bank" => Arc::new(bank::Bank),
         "expiry" => Arc::new(expiry::Expiry::default()),
         "lock" => Arc::new(lock::Lock::new(true)),
+        "read-levels" => Arc::new(read_levels::ReadLevels::default()),
+        "once" => Arc::new(once::Once::default()),
+        "mutex" => Arc::new(holds::Holds::of_locks()),
+        "election" => Arc::new(holds::Holds::of_elections()),
         "lock-unfenced" => Arc::new(lock::Lock::new(false)),
         _ => return None,
     })
