@@ -35,6 +35,7 @@ const SHORT: &[(&str, &str)] = &[
     ("once", "kill,partition"),
     ("mutex", "pause"),
     ("election", "kill,partition"),
+    ("feed", "kill,partition"),
     (CONTROL, "pause"),
 ];
 

@@ -6,6 +6,7 @@ mod append_tests;
 pub(crate) mod contents;
 pub(crate) mod cycles;
 pub(crate) mod election;
+pub(crate) mod feed;
 pub(crate) mod growth;
 pub(crate) mod holds;
 pub(crate) mod levels;

@@ -16,7 +16,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Ended, Workload};
+use super::{Ended, Workload, listen};
 use crate::{
     check::{Judgement, election, holds},
     client::{Connection, Failure, Outcome, Reply},
@@ -150,41 +150,20 @@ fn leader(candidate: &Reply, epoch: &Reply, value: &Reply) -> Outcome<Value> {
     Ok(json!([candidate.number()?, epoch.number()?, value.number()?]))
 }
 
-/// What an observer is told for a while; and whether it was told that it missed something. The connection is whole
-/// afterwards, or cut off.
+/// What an observer is told for a while; and whether it was told that it missed something.
 fn messages(connection: &mut Connection) -> Outcome<(Vec<Value>, bool)> {
-    let deadline = Instant::now() + OBSERVED;
-    let mut messages = Vec::new();
-    let mut is_ending = false;
-    loop {
-        let wait = if is_ending { Instant::now() + connection.timeout } else { deadline };
-        let reply = match connection.receive(wait) {
-            Ok(reply) => reply,
-            // What was told before the connection broke was told.
-            Err(_) => return Ok((messages, false)),
-        };
-        match reply {
-            Some(Reply::Array(parts)) => match &parts[..] {
-                [_, _, Reply::Nil] => messages.push(Value::Null),
-                [_, _, Reply::Error(_)] => {
-                    connection.is_broken = true;
-                    return Ok((messages, true));
-                }
-                [_, _, Reply::Array(it)] if it.len() == 3 => messages.push(leader(&it[0], &it[1], &it[2])?),
-                _ => return Err(Reply::Array(parts).unexpected()),
-            },
-            Some(Reply::Integer(_)) if is_ending => return Ok((messages, false)),
-            Some(other) => return Err(other.unexpected()),
-            None if is_ending || fastrand::u32(..CUT_ODDS) == 0 => {
-                connection.is_broken = true;
-                return Ok((messages, false));
-            }
-            None => {
-                is_ending = true;
-                connection.send(&["ELECT.UNOBSERVE"]).unwrap_or(());
-            }
+    let (mut messages, mut is_compacted) = (Vec::new(), false);
+    let goodbye = (fastrand::u32(..CUT_ODDS) > 0).then_some("ELECT.UNOBSERVE");
+    listen(connection, OBSERVED, goodbye, |parts| {
+        match parts {
+            [_, _, Reply::Nil] => messages.push(Value::Null),
+            [_, _, Reply::Error(_)] => is_compacted = true,
+            [_, _, Reply::Array(it)] if it.len() == 3 => messages.push(leader(&it[0], &it[1], &it[2])?),
+            _ => return Err(Reply::Array(parts.to_vec()).unexpected()),
         }
-    }
+        Ok(!is_compacted)
+    })?;
+    Ok((messages, is_compacted))
 }
 
 impl Workload for Holds {

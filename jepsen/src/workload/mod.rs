@@ -5,6 +5,7 @@ mod append;
 mod bank;
 mod counter;
 mod expiry;
+mod feed;
 mod holds;
 mod ids;
 mod lock;
@@ -23,7 +24,7 @@ use serde_json::Value;
 
 use crate::{
     check::Judgement,
-    client::{Connection, Failure, Outcome},
+    client::{Connection, Failure, Outcome, Reply},
     history::Operation,
 };
 
@@ -79,6 +80,7 @@ pub(crate) const NAMES: &[(&str, &str)] = &[
     ("once", "ONCE in sessions, asked again on other nodes: applied once, the same answer"),
     ("mutex", "LOCK.ACQUIRE, LOCK.RENEW, LOCK.RELEASE, FENCE: one holder at a time"),
     ("election", "ELECT.CAMPAIGN, ELECT.RESIGN, ELECT.OBSERVE, FENCE: one leader an epoch, in order"),
+    ("feed", "SET, RPUSH, DEL, MULTI, and FEED.SUBSCRIBE FROM on any node: every write once, in order"),
     ("lock-unfenced", "the same without FENCE, the control: lost updates must be found"),
 ];
 
@@ -98,6 +100,7 @@ pub(crate) fn named(name: &str) -> Option<Arc<dyn Workload>> {
         "once" => Arc::new(once::Once::default()),
         "mutex" => Arc::new(holds::Holds::of_locks()),
         "election" => Arc::new(holds::Holds::of_elections()),
+        "feed" => Arc::new(feed::Feed::default()),
         "lock-unfenced" => Arc::new(lock::Lock::new(false)),
         _ => return None,
     })
@@ -111,4 +114,43 @@ fn words(words: &[&str]) -> Vec<String> {
 /// The reads that show every key from 0 to `count`.
 fn reads_of_keys(count: u64) -> Vec<(&'static str, Value)> {
     (0..count).map(|key| ("read", serde_json::json!([key, null]))).collect()
+}
+
+/// Takes messages, each in its parts, for a while or until `take` gives false. Then says `goodbye` and gives its reply;
+/// None if there is none, because the connection was cut: by others, or for want of a goodbye.
+fn listen(
+    connection: &mut Connection,
+    duration: Duration,
+    mut goodbye: Option<&str>,
+    mut take: impl FnMut(&[Reply]) -> Outcome<bool>,
+) -> Outcome<Option<Reply>> {
+    let mut deadline = Instant::now() + duration;
+    let mut is_ending = false;
+    loop {
+        match connection.receive(deadline) {
+            Ok(Some(Reply::Array(parts))) => match take(&parts) {
+                Ok(true) => {}
+                Ok(false) => deadline = Instant::now(),
+                Err(failure) => {
+                    connection.is_broken = true;
+                    return Err(failure);
+                }
+            },
+            Ok(Some(reply)) if is_ending => return Ok(Some(reply)),
+            Ok(Some(reply)) => return Err(reply.unexpected()),
+            // What was told before was told.
+            Err(_) => return Ok(None),
+            Ok(None) => {
+                let Some(command) = goodbye.take() else {
+                    connection.is_broken = true;
+                    return Ok(None);
+                };
+                is_ending = true;
+                deadline = Instant::now() + connection.timeout;
+                if connection.send(&[command]).is_err() {
+                    return Ok(None);
+                }
+            }
+        }
+    }
 }
