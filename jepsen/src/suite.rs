@@ -36,6 +36,7 @@ const SHORT: &[(&str, &str)] = &[
     ("mutex", "pause"),
     ("election", "kill,partition"),
     ("feed", "kill,partition"),
+    ("snapshot", "kill,partition"),
     (CONTROL, "pause"),
 ];
 

@@ -14,6 +14,7 @@ mod once;
 mod read_levels;
 mod register;
 mod set;
+mod snapshot;
 
 use std::{
     sync::Arc,
@@ -81,6 +82,10 @@ pub(crate) const NAMES: &[(&str, &str)] = &[
     ("mutex", "LOCK.ACQUIRE, LOCK.RENEW, LOCK.RELEASE, FENCE: one holder at a time"),
     ("election", "ELECT.CAMPAIGN, ELECT.RESIGN, ELECT.OBSERVE, FENCE: one leader an epoch, in order"),
     ("feed", "SET, RPUSH, DEL, MULTI, and FEED.SUBSCRIBE FROM on any node: every write once, in order"),
+    (
+        "snapshot",
+        "megabytes of every type beside RPUSH and LRANGE in MULTI: snapshots installed, digests equal",
+    ),
     ("lock-unfenced", "the same without FENCE, the control: lost updates must be found"),
 ];
 
@@ -101,6 +106,7 @@ pub(crate) fn named(name: &str) -> Option<Arc<dyn Workload>> {
         "mutex" => Arc::new(holds::Holds::of_locks()),
         "election" => Arc::new(holds::Holds::of_elections()),
         "feed" => Arc::new(feed::Feed::default()),
+        "snapshot" => Arc::new(snapshot::Snapshot::default()),
         "lock-unfenced" => Arc::new(lock::Lock::new(false)),
         _ => return None,
     })
