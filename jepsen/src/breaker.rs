@@ -12,12 +12,14 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use redis_protocol::resp2::types::OwnedFrame;
 
-use crate::client::{Frames, encode};
+use crate::client::{Frames, TIMEOUT, encode};
 
 /// One in so many requests is answered wrongly.
 const ODDS: u32 = 25;
 /// How old an answer is that is given as a new one, at least.
 const STALE: Duration = Duration::from_millis(300);
+/// How often both sides are looked at while messages come.
+const POLL: Duration = Duration::from_millis(2);
 /// How long a connection may be silent.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -35,6 +37,8 @@ pub(crate) enum Break {
     /// Below the nodes: syncs of disks report success and do nothing, so that a power cut (`disk-lost-unsynced`) takes
     /// what was acknowledged.
     LyingDisks,
+    /// Messages of the change feed are left out.
+    LostEvents,
     /// FENCE does its command whoever holds the lock. Every time: who has lost it does not come often.
     UnfencedWrites,
 }
@@ -163,9 +167,42 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
             }
             _ => ask(&request)?,
         };
+        let is_feed = kind == Break::LostEvents && name == "FEED.SUBSCRIBE";
         let mut bytes = Vec::new();
         put(&mut bytes, &answer);
         client.wire().write_all(&bytes).map_err(text)?;
+        if is_feed && matches!(answer, OwnedFrame::Integer(_)) {
+            lose_messages(&mut client, &mut server)?;
+        }
     }
     Ok(())
+}
+
+/// Passes messages on, but for some that have events, until there is a reply again.
+fn lose_messages(client: &mut Frames, server: &mut Frames) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    let next = |side: &mut Frames| match side.next(POLL) {
+        Ok(Some(frame)) => Ok(Some(frame)),
+        Err(why) if why == TIMEOUT => Ok(None),
+        other => Err(other.err().unwrap_or_else(|| "closed".into())),
+    };
+    loop {
+        if let Some(request) = next(client)? {
+            let mut bytes = Vec::new();
+            put(&mut bytes, &request);
+            server.wire().write_all(&bytes).map_err(text)?;
+        }
+        let Some(frame) = next(server)? else { continue };
+        let has_events = matches!(&frame, OwnedFrame::Array(parts)
+            if matches!(parts.last(), Some(OwnedFrame::Array(events)) if !events.is_empty()));
+        if has_events && fastrand::u32(..ODDS) == 0 {
+            continue;
+        }
+        let mut bytes = Vec::new();
+        put(&mut bytes, &frame);
+        client.wire().write_all(&bytes).map_err(text)?;
+        if !matches!(frame, OwnedFrame::Array(_)) {
+            return Ok(());
+        }
+    }
 }

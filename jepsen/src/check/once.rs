@@ -47,6 +47,8 @@ impl<'a> Command<'a> {
 struct Sessions<'a> {
     operations: &'a [Operation],
     commands: Vec<Command<'a>>,
+    /// Their places by function and key.
+    by_key: HashMap<(&'a str, &'a Value), Vec<usize>>,
     judgement: Judgement,
 }
 
@@ -60,8 +62,12 @@ pub(crate) fn check(operations: &[Operation]) -> Judgement {
             command.or_insert(Command { attempts: Vec::new() }).attempts.push(operation);
         }
     }
-    let commands = commands.into_values().collect();
-    let mut sessions = Sessions { operations, commands, judgement: Judgement::default() };
+    let commands: Vec<Command<'_>> = commands.into_values().collect();
+    let mut by_key: HashMap<(&str, &Value), Vec<usize>> = HashMap::new();
+    for (place, first) in commands.iter().map(Command::first).enumerate() {
+        by_key.entry((&first.f, &first.input["key"])).or_default().push(place);
+    }
+    let mut sessions = Sessions { operations, commands, by_key, judgement: Judgement::default() };
     sessions.look_at_answers();
     sessions.look_at_ends();
     sessions.look_at_counters();
@@ -77,9 +83,8 @@ fn has_said(operation: &Operation, word: &str) -> bool {
 
 impl<'a> Sessions<'a> {
     fn commands(&self, f: &'static str, key: &'a Value) -> impl Iterator<Item = &Command<'a>> {
-        self.commands
-            .iter()
-            .filter(move |command| command.first().f == f && command.first().input["key"] == *key)
+        let places = self.by_key.get(&(f, key)).into_iter().flatten();
+        places.map(|place| &self.commands[*place])
     }
 
     /// Every read of this kind that was done.
@@ -252,8 +257,12 @@ impl<'a> Sessions<'a> {
     }
 
     fn look_for_what_is_missing(&mut self) {
-        if !self.commands.iter().any(|command| command.answers().count() > 1) {
-            self.judgement.missing.push("no command was asked for again after its answer".into());
+        let is_elsewhere = |command: &Command<'_>| {
+            let mut nodes = command.answers().map(|answer| answer.node);
+            nodes.next().is_some_and(|first| nodes.any(|node| node != first))
+        };
+        if !self.commands.iter().any(is_elsewhere) {
+            self.judgement.missing.push("no command was answered again by another node".into());
         }
         if !self.operations.iter().any(|operation| has_said(operation, "NOSESSION")) {
             self.judgement.missing.push("no session expired".into());
@@ -371,9 +380,15 @@ mod tests {
 
     #[test]
     fn a_run_without_retries_or_ends_is_not_clean() {
-        let missing = |parts: &[Lines], error: &str| check(&operations(&events(parts, error))).missing.len();
+        let missing = |parts: &[Lines], nodes: &[u64], error: &str| {
+            let mut operations = operations(&events(parts, error));
+            operations.iter_mut().zip(nodes).for_each(|(operation, node)| operation.node = Some(*node));
+            check(&operations).missing.len()
+        };
         let ask = |kind| ask("incr", kind, 1, json!(1));
-        assert_eq!(missing(&[open(5), ask(Ok)], ""), 2);
-        assert_eq!(missing(&[open(5), ask(Ok), ask(Ok), ask(Fail)], "NOSESSION there is none"), 0);
+        let end = "NOSESSION there is none";
+        assert_eq!(missing(&[open(5), ask(Ok)], &[1, 1], end), 2);
+        assert_eq!(missing(&[open(5), ask(Ok), ask(Ok), ask(Fail)], &[1, 1, 1, 1], end), 1);
+        assert_eq!(missing(&[open(5), ask(Ok), ask(Ok), ask(Fail)], &[1, 1, 2, 1], end), 0);
     }
 }

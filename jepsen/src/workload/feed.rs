@@ -32,10 +32,13 @@ const PX_MS: u64 = 300;
 /// What the readers want to see, and how long they read at a time.
 const PREFIXES: &[&str] = &["feed:", "feed:", "feed:string:"];
 const WATCHED: Duration = Duration::from_millis(250);
-/// Long enough for a node to say that nothing more comes.
-const REPLAYED: Duration = Duration::from_millis(1_500);
+/// How long a node may take to tell all that it has.
+const REPLAYED: Duration = Duration::from_secs(5);
 /// One reading in so many ends with its connection.
 const CUT_ODDS: u32 = 2;
+/// One reading in so many begins further back, by so many indexes at most.
+const BACK_ODDS: u32 = 8;
+const BACK_MAX: u64 = 2_000;
 /// So often a reader looks for a node whose history reaches back far enough, before it goes on later.
 const COMPACTED_MAX: u32 = 5;
 
@@ -103,8 +106,14 @@ fn write(connection: &mut Connection, f: &str, value: &Value) -> Outcome<()> {
     Ok(())
 }
 
-/// Reads on from an index, for a while.
-fn read_on(connection: &mut Connection, input: &Value, duration: Duration, is_cut: bool) -> Outcome<Value> {
+/// Reads on from an index, for a while or up to the index `enough`.
+fn read_on(
+    connection: &mut Connection,
+    input: &Value,
+    duration: Duration,
+    is_cut: bool,
+    enough: Option<u64>,
+) -> Outcome<Value> {
     let mut done = input.clone();
     let prefix = input["prefix"].as_str().unwrap_or_default();
     let mut command = words(&["FEED.SUBSCRIBE", "PREFIX", prefix, "VALUES"]);
@@ -125,7 +134,8 @@ fn read_on(connection: &mut Connection, input: &Value, duration: Duration, is_cu
             [_, index, events] => messages.push(json!([index.number()?, value(events)])),
             _ => return Err(Reply::Array(parts.to_vec()).unexpected()),
         }
-        Ok(compacted.is_null())
+        let told = messages.last().and_then(|message| message[0].as_u64());
+        Ok(compacted.is_null() && (enough.is_none() || told < enough))
     });
     // Reading changes nothing.
     let last = last.map_err(Failure::harmless)?.and_then(|reply| reply.number().ok().flatten());
@@ -143,19 +153,22 @@ impl Feed {
     }
 
     /// Begins to read, if this reader does not read already.
-    fn begin(&self, number: u64) -> Option<Value> {
+    fn begin(&self, random: &mut fastrand::Rng) -> Option<Value> {
+        let number = random.u64(..PREFIXES.len() as u64);
         let mut readers = self.readers();
         let reader = readers.entry(number).or_default();
         if reader.is_reading {
             return None;
         }
         reader.is_reading = true;
-        let prefix = PREFIXES[number as usize];
-        Some(json!({"reader": number, "prefix": prefix, "from": reader.last}))
+        let is_back = random.u32(..BACK_ODDS) == 0;
+        let from =
+            reader.last.map(|last| if is_back { last.saturating_sub(random.u64(..BACK_MAX)) } else { last });
+        Some(json!({"reader": number, "prefix": PREFIXES[number as usize], "from": from}))
     }
 
     fn watch(&self, connection: &mut Connection, input: &Value) -> Outcome<Value> {
-        let done = read_on(connection, input, WATCHED, fastrand::u32(..CUT_ODDS) == 0);
+        let done = read_on(connection, input, WATCHED, fastrand::u32(..CUT_ODDS) == 0, None);
         let mut readers = self.readers();
         let reader = readers.entry(input["reader"].as_u64().unwrap_or_default()).or_default();
         reader.is_reading = false;
@@ -173,12 +186,13 @@ impl Feed {
 
 /// All that a node has: from the beginning, or from where its history begins.
 fn replay(connection: &mut Connection, input: &Value) -> Outcome<Value> {
-    let done = read_on(connection, input, REPLAYED, true)?;
+    let enough = position(connection);
+    let done = read_on(connection, input, REPLAYED, true, enough)?;
     match done["compacted"].as_u64() {
         None => Ok(done),
         Some(oldest) => {
             let input = json!({"prefix": input["prefix"], "from": oldest});
-            read_on(connection, &input, REPLAYED, true)
+            read_on(connection, &input, REPLAYED, true, enough)
         }
     }
 }
@@ -186,7 +200,7 @@ fn replay(connection: &mut Connection, input: &Value) -> Outcome<Value> {
 impl Workload for Feed {
     fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value) {
         if random.u8(..25) == 0
-            && let Some(reading) = self.begin(random.u64(..PREFIXES.len() as u64))
+            && let Some(reading) = self.begin(random)
         {
             return ("watch", reading);
         }
