@@ -6,6 +6,8 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
+use serde_json::{Value, json};
+
 use crate::client::{Connection, Outcome, Reply};
 
 /// Longer values are told by their hash: the history has them ten times.
@@ -36,6 +38,17 @@ pub(crate) fn read(connection: &mut Connection, is_local: bool) -> Outcome<BTree
             return Ok(content);
         }
         cursor = next;
+    }
+}
+
+/// A digest of all that a node holds, locks and sessions too, and the log index at which it is that.
+pub(crate) fn digest(connection: &mut Connection) -> Outcome<Value> {
+    match connection.call(&["DEBUG", "DIGEST"])? {
+        Reply::Array(parts) => match &parts[..] {
+            [Reply::Integer(index), Reply::Text(digest)] => Ok(json!({"index": index, "digest": digest})),
+            _ => Err(Reply::Array(parts).unexpected()),
+        },
+        other => Err(other.unexpected()),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Snapshots and checkpoints under load: megabytes in keys of every type, rewritten all the time, beside the transactions
-//! of `append`. Followers that fall behind get snapshots; nodes tell the digests of their states, by log index, and how
-//! many snapshots they have installed. A run in which none did proves nothing.
+//! of `append`. Followers that fall behind get snapshots; nodes tell the digests of their states, as in the end of every
+//! run, and how many snapshots they have installed. A run in which none did proves nothing.
 //!
-//! `bulk` has `{kind, key, seed}`; `digest` gives `{index, digest}` and `status` counts, both of the node that is asked.
+//! `bulk` has `{kind, key, seed}`; `status` gives counts of the node that is asked.
 
 use std::{
     collections::HashMap,
@@ -16,6 +16,7 @@ use super::{Ended, Workload, append::Append, words};
 use crate::{
     check::{Judgement, append},
     client::{Connection, Failure, Outcome, Reply},
+    contents,
     history::Operation,
 };
 
@@ -58,16 +59,6 @@ fn bulk(connection: &mut Connection, value: &Value) -> Outcome<()> {
     replies.map(|_| ()).ok_or_else(|| Failure::Info("EXEC gave nil".into()))
 }
 
-fn digest(connection: &mut Connection) -> Outcome<Value> {
-    match connection.call(&["DEBUG", "DIGEST"])? {
-        Reply::Array(parts) => match &parts[..] {
-            [Reply::Integer(index), Reply::Text(digest)] => Ok(json!({"index": index, "digest": digest})),
-            _ => Err(Reply::Array(parts).unexpected()),
-        },
-        other => Err(other.unexpected()),
-    }
-}
-
 fn status(connection: &mut Connection) -> Outcome<Value> {
     let Reply::Text(info) = connection.call(&["INFO", "kvorum"])? else {
         return Err(Failure::Fail("INFO gave no text".into()));
@@ -103,7 +94,7 @@ impl Workload for Snapshot {
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
         match f {
             "bulk" => bulk(connection, value)?,
-            "digest" => return Ok(digest(connection)?),
+            "digest" => return Ok(contents::digest(connection)?),
             "status" => return Ok(status(connection)?),
             _ => return self.append.invoke(connection, f, value),
         }
@@ -111,35 +102,14 @@ impl Workload for Snapshot {
     }
 
     fn last(&self) -> Vec<(&'static str, Value)> {
-        let looks = ["status", "digest"].map(|f| (f, json!(null)));
-        self.append.last().into_iter().chain(looks).collect()
+        self.append.last().into_iter().chain([("status", json!(null))]).collect()
     }
 
     fn check(&self, operations: &[Operation], _: Instant) -> Judgement {
         let transactions: Vec<Operation> = operations.iter().filter(|it| it.f == "txn").cloned().collect();
         let mut judgement = append::check(&transactions);
-        compare(operations, &mut judgement);
         look_for_snapshots(operations, &mut judgement);
         judgement
-    }
-}
-
-/// At one index of the log all nodes have one digest.
-fn compare(operations: &[Operation], judgement: &mut Judgement) {
-    let mut digests: HashMap<u64, &Operation> = HashMap::new();
-    let mut is_compared = false;
-    for told in operations.iter().filter(|it| it.f == "digest" && it.is_ok()) {
-        let Some(index) = told.output["index"].as_u64() else { continue };
-        let first = *digests.entry(index).or_insert(told);
-        is_compared |= first.node != told.node;
-        if first.output["digest"] != told.output["digest"] {
-            let node = |it: &Operation| it.node.unwrap_or_default();
-            let detail = format!("nodes {} and {} differ at index {index}", node(first), node(told));
-            judgement.found("divergent replicas", detail, &[first.start, told.start]);
-        }
-    }
-    if !is_compared {
-        judgement.missing.push("no two nodes told their digests at one index".into());
     }
 }
 
@@ -160,45 +130,21 @@ fn look_for_snapshots(operations: &[Operation], judgement: &mut Judgement) {
 mod tests {
     use super::*;
     use crate::history::{
-        Event,
         Kind::{Invoke, Ok},
         operations,
         tests::history,
     };
 
-    /// Digests by node, index and content, and what one node counts.
-    fn events(digests: &[(u64, u64, &str)], counts: [u64; 3]) -> Vec<Event> {
-        let mut lines = vec![(1, Invoke, "status", json!(null))];
-        let counts = COUNTS.iter().zip(counts).map(|(name, count)| ((*name).to_owned(), json!(count)));
-        lines.push((1, Ok, "status", counts.collect()));
-        for (_, index, digest) in digests {
-            lines.push((1, Invoke, "digest", json!(null)));
-            lines.push((1, Ok, "digest", json!({"index": index, "digest": digest})));
-        }
-        let mut events = history(&lines);
-        for (event, node) in events[2..].iter_mut().zip(digests.iter().flat_map(|it| [it.0, it.0])) {
-            event.node = Some(node);
-        }
-        events
-    }
-
-    fn judge(digests: &[(u64, u64, &str)], counts: [u64; 3]) -> Judgement {
-        Snapshot::default().check(&operations(&events(digests, counts)), Instant::now())
-    }
-
     #[test]
-    fn nodes_that_differ_at_one_index_are_found() {
-        let good = judge(&[(1, 7, "a"), (2, 8, "b"), (2, 7, "a")], [1, 1, 1]);
-        assert_eq!((good.findings, good.missing), (vec![], vec![]));
-        let bad = judge(&[(1, 7, "a"), (2, 7, "b")], [1, 1, 1]);
-        assert!(bad.names().contains("divergent replicas"));
-    }
-
-    #[test]
-    fn a_run_without_snapshots_or_comparison_is_not_clean() {
-        assert_eq!(judge(&[(1, 7, "a"), (1, 7, "a"), (2, 8, "a")], [1, 1, 1]).missing.len(), 1);
+    fn a_run_without_snapshots_is_not_clean() {
+        let missing = |counts: [u64; 3]| {
+            let counts = COUNTS.iter().zip(counts).map(|(name, count)| ((*name).to_owned(), json!(count)));
+            let lines = [(1, Invoke, "status", json!(null)), (1, Ok, "status", counts.collect())];
+            Snapshot::default().check(&operations(&history(&lines)), Instant::now()).missing.len()
+        };
+        assert_eq!(missing([1, 1, 1]), 0);
         for counts in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
-            assert_eq!(judge(&[(1, 7, "a"), (2, 7, "a")], counts).missing.len(), 1);
+            assert_eq!(missing(counts), 1);
         }
     }
 }
