@@ -3,8 +3,9 @@
 //!
 //! `set`, `push`, `del` and `txn` have `{keys, element}`, a set perhaps `px` too; they give the `span`: two log indexes,
 //! between which they were applied, as tokens that were taken before and after say. `watch` and `replay` have
-//! `{prefix, from}` and give where they `begin`, the `messages` as `[index, events]`, and the index `until` which all was
-//! told; or where the history begins, if it is `compacted`. `read` has `{keys}` and gives the `value`.
+//! `{prefix, from}`, and whether the end `is_cut`. They give where they `begin`, the `messages` as `[index, events]`, and
+//! `until` which index all was told; or where the history begins, if it is `compacted`. `read` has `{keys}` and gives the
+//! `value`.
 
 use std::{
     collections::BTreeMap,
@@ -111,7 +112,6 @@ fn read_on(
     connection: &mut Connection,
     input: &Value,
     duration: Duration,
-    is_cut: bool,
     enough: Option<u64>,
 ) -> Outcome<Value> {
     let mut done = input.clone();
@@ -127,7 +127,7 @@ fn read_on(
     };
     let mut messages: Vec<Value> = Vec::new();
     let mut compacted = Value::Null;
-    let goodbye = (!is_cut).then_some("FEED.UNSUBSCRIBE");
+    let goodbye = (input["is_cut"] == false).then_some("FEED.UNSUBSCRIBE");
     let last = listen(connection, duration, goodbye, |parts| {
         match parts {
             [_, _, Reply::Error(why)] => compacted = json!(is_compacted(&Failure::Fail(why.clone()))),
@@ -164,11 +164,13 @@ impl Feed {
         let is_back = random.u32(..BACK_ODDS) == 0;
         let from =
             reader.last.map(|last| if is_back { last.saturating_sub(random.u64(..BACK_MAX)) } else { last });
-        Some(json!({"reader": number, "prefix": PREFIXES[number as usize], "from": from}))
+        let is_cut = random.u32(..CUT_ODDS) == 0;
+        let prefix = PREFIXES[number as usize];
+        Some(json!({"reader": number, "prefix": prefix, "from": from, "is_cut": is_cut}))
     }
 
     fn watch(&self, connection: &mut Connection, input: &Value) -> Outcome<Value> {
-        let done = read_on(connection, input, WATCHED, fastrand::u32(..CUT_ODDS) == 0, None);
+        let done = read_on(connection, input, WATCHED, None);
         let mut readers = self.readers();
         let reader = readers.entry(input["reader"].as_u64().unwrap_or_default()).or_default();
         reader.is_reading = false;
@@ -187,12 +189,12 @@ impl Feed {
 /// All that a node has: from the beginning, or from where its history begins.
 fn replay(connection: &mut Connection, input: &Value) -> Outcome<Value> {
     let enough = position(connection);
-    let done = read_on(connection, input, REPLAYED, true, enough)?;
+    let done = read_on(connection, input, REPLAYED, enough)?;
     match done["compacted"].as_u64() {
         None => Ok(done),
         Some(oldest) => {
             let input = json!({"prefix": input["prefix"], "from": oldest});
-            read_on(connection, &input, REPLAYED, true, enough)
+            read_on(connection, &input, REPLAYED, enough)
         }
     }
 }

@@ -115,7 +115,7 @@ impl Holds {
         let mut command = vec!["ELECT.OBSERVE".to_owned(), key];
         command.extend(value["from"].as_u64().into_iter().flat_map(|from| ["FROM".into(), from.to_string()]));
         let mut done = value.clone();
-        let observed = connection.call(&command).and_then(|_| messages(connection));
+        let observed = connection.call(&command).and_then(|_| messages(connection, value["is_cut"] == true));
         let (messages, is_compacted) = match observed {
             Ok(observed) => observed,
             Err(failure) => {
@@ -151,9 +151,9 @@ fn leader(candidate: &Reply, epoch: &Reply, value: &Reply) -> Outcome<Value> {
 }
 
 /// What an observer is told for a while; and whether it was told that it missed something.
-fn messages(connection: &mut Connection) -> Outcome<(Vec<Value>, bool)> {
+fn messages(connection: &mut Connection, is_cut: bool) -> Outcome<(Vec<Value>, bool)> {
     let (mut messages, mut is_compacted) = (Vec::new(), false);
-    let goodbye = (fastrand::u32(..CUT_ODDS) > 0).then_some("ELECT.UNOBSERVE");
+    let goodbye = (!is_cut).then_some("ELECT.UNOBSERVE");
     listen(connection, OBSERVED, goodbye, |parts| {
         match parts {
             [_, _, Reply::Nil] => messages.push(Value::Null),
@@ -185,7 +185,9 @@ impl Workload for Holds {
             13 => {
                 let observer = random.u64(..OBSERVERS);
                 let from = state.observers.insert((key, observer), None);
-                let value = json!({"key": key, "observer": observer, "from": from.flatten()});
+                let is_cut = random.u32(..CUT_ODDS) == 0;
+                let value =
+                    json!({"key": key, "observer": observer, "from": from.flatten(), "is_cut": is_cut});
                 return ("observe", value);
             }
             _ => "acquire",
