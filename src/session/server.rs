@@ -150,6 +150,8 @@ impl Session {
     }
 
     async fn digest(&mut self) {
+        // One at a time: between two of them entries are applied.
+        let _turn = DIGEST_TURN.lock().await;
         let shared = self.shared.clone();
         // It walks over everything, for longer than other connections of this thread can wait.
         let digest = tokio::task::spawn_blocking(move || shared.router.digest_at()).await;
@@ -181,6 +183,9 @@ impl Session {
         });
     }
 }
+
+/// Who makes a digest has it.
+static DIGEST_TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The longest DEBUG SLEEP.
 const DEBUG_SLEEP_MAX: Duration = Duration::from_secs(3600);

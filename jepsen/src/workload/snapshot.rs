@@ -79,14 +79,14 @@ impl Workload for Snapshot {
     }
 
     fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value) {
-        match random.u8(..40) {
-            0..2 => {
+        match random.u8(..80) {
+            0..4 => {
                 let seed = self.bulk.fetch_add(1, Ordering::Relaxed) + KEYS;
                 let kind = random.choice(KINDS);
                 ("bulk", json!({"kind": kind, "key": random.u64(..KEYS), "seed": seed}))
             }
-            2 => ("digest", json!(null)),
-            3 | 4 => ("status", json!(null)),
+            4 => ("digest", json!(null)),
+            5..8 => ("status", json!(null)),
             _ => self.append.next(random),
         }
     }
