@@ -130,13 +130,14 @@ fn listen(
     mut goodbye: Option<&str>,
     mut take: impl FnMut(&[Reply]) -> Outcome<bool>,
 ) -> Outcome<Option<Reply>> {
-    let mut deadline = Instant::now() + duration;
+    let mut deadline = connection.now() + duration;
     let mut is_ending = false;
     loop {
-        match connection.receive(deadline) {
+        let left = deadline.saturating_sub(connection.now());
+        match connection.receive(left) {
             Ok(Some(Reply::Array(parts))) => match take(&parts) {
                 Ok(true) => {}
-                Ok(false) => deadline = Instant::now(),
+                Ok(false) => deadline = Duration::ZERO,
                 Err(failure) => {
                     connection.is_broken = true;
                     return Err(failure);
@@ -152,7 +153,7 @@ fn listen(
                     return Ok(None);
                 };
                 is_ending = true;
-                deadline = Instant::now() + connection.timeout;
+                deadline = connection.now() + connection.timeout;
                 if connection.send(&[command]).is_err() {
                     return Ok(None);
                 }
