@@ -99,7 +99,13 @@ impl Machine {
 
     /// The digest of all content. Walks over everything.
     pub fn digest(&self) -> u128 {
-        self.state.read().digest()
+        self.digest_at().1
+    }
+
+    /// The last entry that was applied, and the digest of all content then. Nothing is applied meanwhile.
+    pub fn digest_at(&self) -> (u64, u128) {
+        let state = self.state.read();
+        (state.applied(), state.digest())
     }
 
     /// Each database that has keys, the number of its keys, and of those with a deadline.

@@ -53,6 +53,12 @@ impl Router {
         self.machine.read(db, self.node.clock_ms(), fastrand::u64(..), read)
     }
 
+    /// The last entry that was applied, and the digest of all content then. Blocks for as long as it takes to walk over
+    /// everything.
+    pub fn digest_at(&self) -> (u64, u128) {
+        self.machine.digest_at()
+    }
+
     /// Each database that has keys, the number of its keys, and of those with a deadline.
     pub fn database_sizes(&self) -> Vec<(u32, usize, usize)> {
         self.machine.database_sizes()

@@ -12,29 +12,35 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use redis_protocol::resp2::types::OwnedFrame;
 
-use crate::client::{Frames, encode};
+use crate::client::{Frames, TIMEOUT, encode};
 
 /// One in so many requests is answered wrongly.
 const ODDS: u32 = 25;
 /// How old an answer is that is given as a new one, at least.
 const STALE: Duration = Duration::from_millis(300);
+/// How often both sides are looked at while messages come.
+const POLL: Duration = Duration::from_millis(2);
 /// How long a connection may be silent.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Which promise is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Break {
-    /// GET, SMEMBERS and LRANGE are answered from a cache.
+    /// GET, SMEMBERS, LRANGE and CONSISTENCY are answered from a cache.
     StaleReads,
     /// SET and SADD are acknowledged and not done.
     LostWrites,
-    /// INCR and RPUSH are done twice, as by a retry after a lost confirmation.
+    /// INCR, RPUSH and ONCE are done twice, as by a retry after a lost confirmation.
     DuplicateWrites,
     /// SET and RPUSH are done and answered as not applied.
     FalseErrors,
     /// Below the nodes: syncs of disks report success and do nothing, so that a power cut (`disk-lost-unsynced`) takes
     /// what was acknowledged.
     LyingDisks,
+    /// Messages of the change feed are left out.
+    LostEvents,
+    /// FENCE does its command whoever holds the lock. Every time: who has lost it does not come often.
+    UnfencedWrites,
 }
 
 /// Answers of reads, by request: when, and what.
@@ -125,7 +131,7 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
         };
         let is_plain_set = name == "SET" && request.len() == 3;
         let answer = match (kind, name) {
-            (Break::StaleReads, "GET" | "SMEMBERS" | "LRANGE") if !in_transaction => {
+            (Break::StaleReads, "GET" | "SMEMBERS" | "LRANGE" | "CONSISTENCY") if !in_transaction => {
                 let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
                 let old = cache.get(&request).filter(|(since, _)| is_alone && since.elapsed() > STALE);
                 match old.map(|(_, answer)| answer.clone()) {
@@ -149,15 +155,54 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
                 ask(&request)?;
                 first
             }
+            (Break::DuplicateWrites, "ONCE") if is_alone && request.len() > 2 => {
+                let first = ask(&request)?;
+                ask(&request[2..])?;
+                first
+            }
+            (Break::UnfencedWrites, "FENCE") if request.len() > 3 => ask(&request[3..])?,
             (Break::FalseErrors, "SET" | "RPUSH") if is_alone => {
                 ask(&request)?;
                 OwnedFrame::Error("CLUSTERDOWN no leader is known".into())
             }
             _ => ask(&request)?,
         };
+        let is_feed = kind == Break::LostEvents && name == "FEED.SUBSCRIBE";
         let mut bytes = Vec::new();
         put(&mut bytes, &answer);
         client.wire().write_all(&bytes).map_err(text)?;
+        if is_feed && matches!(answer, OwnedFrame::Integer(_)) {
+            lose_messages(&mut client, &mut server)?;
+        }
     }
     Ok(())
+}
+
+/// Passes messages on, but for some that have events, until there is a reply again.
+fn lose_messages(client: &mut Frames, server: &mut Frames) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    let next = |side: &mut Frames| match side.next(POLL) {
+        Ok(Some(frame)) => Ok(Some(frame)),
+        Err(why) if why == TIMEOUT => Ok(None),
+        other => Err(other.err().unwrap_or_else(|| "closed".into())),
+    };
+    loop {
+        if let Some(request) = next(client)? {
+            let mut bytes = Vec::new();
+            put(&mut bytes, &request);
+            server.wire().write_all(&bytes).map_err(text)?;
+        }
+        let Some(frame) = next(server)? else { continue };
+        let has_events = matches!(&frame, OwnedFrame::Array(parts)
+            if matches!(parts.last(), Some(OwnedFrame::Array(events)) if !events.is_empty()));
+        if has_events && fastrand::u32(..ODDS) == 0 {
+            continue;
+        }
+        let mut bytes = Vec::new();
+        put(&mut bytes, &frame);
+        client.wire().write_all(&bytes).map_err(text)?;
+        if !matches!(frame, OwnedFrame::Array(_)) {
+            return Ok(());
+        }
+    }
 }

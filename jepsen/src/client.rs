@@ -6,7 +6,10 @@
 use std::{
     io,
     net::{SocketAddr, TcpStream},
-    sync::LazyLock,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,6 +17,9 @@ use redis_protocol::resp2::{decode::decode, types::OwnedFrame};
 
 /// A reply larger than this is a fault of the server, or of the proxy before it.
 const REPLY_BYTES_MAX: usize = 64 << 20;
+
+/// Nothing has come in time.
+pub(crate) const TIMEOUT: &str = "timeout";
 
 /// Why an operation was not done, or may not have been.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,13 +172,13 @@ impl Frames {
             }
             let left = deadline.saturating_sub(self.wire.now());
             if left.is_zero() {
-                return Err("timeout".into());
+                return Err(TIMEOUT.into());
             }
             let mut chunk = [0; 16 << 10];
             match self.wire.read(&mut chunk, left) {
                 Ok(0) => return Ok(None),
                 Ok(len) => self.buffer.extend_from_slice(&chunk[..len]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err("timeout".into()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err(TIMEOUT.into()),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.to_string()),
             }
@@ -180,11 +186,16 @@ impl Frames {
     }
 }
 
+/// How many connections were opened.
+static OPENED: AtomicU64 = AtomicU64::new(0);
+
 /// One connection. After an unknown outcome it is broken: a late reply must not be taken for another's.
 pub(crate) struct Connection {
     frames: Frames,
     pub(crate) timeout: Duration,
     pub(crate) node: u64,
+    /// No other connection of this process has it.
+    pub(crate) id: u64,
     pub(crate) is_broken: bool,
 }
 
@@ -197,12 +208,18 @@ impl Connection {
     }
 
     pub(crate) fn over(node: u64, wire: impl Wire + 'static, timeout: Duration) -> Connection {
-        Connection { frames: Frames::new(wire), timeout, node, is_broken: false }
+        let id = OPENED.fetch_add(1, Ordering::Relaxed);
+        Connection { frames: Frames::new(wire), timeout, node, id, is_broken: false }
     }
 
     /// Does nothing for a while.
     pub(crate) fn pause(&mut self, time: Duration) {
         self.frames.wire().sleep(time);
+    }
+
+    /// A monotonic clock, that of its wire.
+    pub(crate) fn now(&mut self) -> Duration {
+        self.frames.wire().now()
     }
 
     /// One command, one reply.
@@ -232,6 +249,28 @@ impl Connection {
                 }
             }
             other => Err(other.unexpected()),
+        }
+    }
+
+    /// Sends a command whose reply comes among messages; see `receive`.
+    pub(crate) fn send(&mut self, words: &[impl AsRef<str>]) -> Outcome<()> {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, words);
+        self.frames.wire().write_all(&bytes).map_err(|error| {
+            self.is_broken = true;
+            Failure::Info(error.to_string())
+        })
+    }
+
+    /// The next reply or message; None when none has come within `limit`.
+    pub(crate) fn receive(&mut self, limit: Duration) -> Outcome<Option<Reply>> {
+        match self.frames.next(limit) {
+            Ok(Some(frame)) => Ok(Some(frame.into())),
+            Err(why) if why == TIMEOUT => Ok(None),
+            other => {
+                self.is_broken = true;
+                Err(Failure::Info(other.err().unwrap_or_else(|| "the connection was closed".into())))
+            }
         }
     }
 

@@ -1,9 +1,17 @@
-//! Everything that a node holds, read through its own port: keys by SCAN, and what they hold by type. Locks are
-//! left out: what they answer changes with the time.
+//! Everything that a node holds, read through its own port: keys by SCAN, and what they hold by type; what is long, as
+//! its hash. Locks, elections and sessions are left out: what they answer changes with the time.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
+
+use serde_json::{Value, json};
 
 use crate::client::{Connection, Outcome, Reply};
+
+/// Longer values are told by their hash: the history has them ten times.
+const BYTES_MAX: usize = 4_096;
 
 /// The content by key, in one form for equal content. `is_local` reads the node's own state, however old.
 pub(crate) fn read(connection: &mut Connection, is_local: bool) -> Outcome<BTreeMap<String, String>> {
@@ -33,18 +41,47 @@ pub(crate) fn read(connection: &mut Connection, is_local: bool) -> Outcome<BTree
     }
 }
 
+/// A digest of all that a node holds, locks and sessions too, and the log index at which it is that.
+pub(crate) fn digest(connection: &mut Connection) -> Outcome<Value> {
+    match connection.call(&["DEBUG", "DIGEST"])? {
+        Reply::Array(parts) => match &parts[..] {
+            [Reply::Integer(index), Reply::Text(digest)] => Ok(json!({"index": index, "digest": digest})),
+            _ => Err(Reply::Array(parts).unexpected()),
+        },
+        other => Err(other.unexpected()),
+    }
+}
+
 fn value(connection: &mut Connection, key: &str) -> Outcome<Option<String>> {
     let Reply::Text(kind) = connection.call(&["TYPE", key])? else { return Ok(None) };
     let mut reply = match kind.as_str() {
         "string" => connection.call(&["GET", key])?,
         "list" => connection.call(&["LRANGE", key, "0", "-1"])?,
         "set" => connection.call(&["SMEMBERS", key])?,
+        "hash" => pairs(connection.call(&["HGETALL", key])?),
+        "zset" => connection.call(&["ZRANGE", key, "0", "-1", "WITHSCORES"])?,
         _ => return Ok(None),
     };
-    if let (Reply::Array(members), "set") = (&mut reply, kind.as_str()) {
+    if let (Reply::Array(members), "set" | "hash") = (&mut reply, kind.as_str()) {
         members.sort_by_key(|member| format!("{member:?}"));
     }
-    Ok(Some(format!("{kind} {}", text(&reply))))
+    let text = text(&reply);
+    if text.len() > BYTES_MAX {
+        let mut hash = DefaultHasher::new();
+        text.hash(&mut hash);
+        return Ok(Some(format!("{kind} of {} bytes, {:016x}", text.len(), hash.finish())));
+    }
+    Ok(Some(format!("{kind} {text}")))
+}
+
+/// Each field with its value: their order means nothing.
+fn pairs(reply: Reply) -> Reply {
+    match reply {
+        Reply::Array(parts) => {
+            Reply::Array(parts.chunks(2).map(|pair| Reply::Array(pair.to_vec())).collect())
+        }
+        other => other,
+    }
 }
 
 fn text(reply: &Reply) -> String {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     breaker::{Break, Breaker},
-    client::{Connection, Failure},
+    client::{Connection, Failure, Outcome},
     cluster::{Cluster, State},
     contents,
     history::{Kind, Recorder},
@@ -34,6 +34,8 @@ const MOVE_ODDS: u32 = 40;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long clients go on after the faults have ended.
 const AFTERMATH: Duration = Duration::from_secs(2);
+/// How often the nodes are asked for their digests, until all stand at one index.
+const DIGESTS_MAX: usize = 20;
 /// Processes from here on are those of the last look.
 pub(crate) const LAST_PROCESS: i64 = 1_000_000;
 
@@ -326,21 +328,59 @@ impl Load {
                 }
             }
         }
-        for (node, address) in self.cluster.client_addresses() {
+        for node in self.cluster.client_addresses() {
             for is_local in [false, true] {
                 process += 1;
-                let level = json!({"local": is_local});
-                self.recorder.record(process, Kind::Invoke, "contents", level.clone(), Some(node), None);
-                let content = Load::connect(node, address)
-                    .ok_or_else(|| Failure::Info("no connection".into()))
-                    .and_then(|mut connection| contents::read(&mut connection, is_local));
-                let (kind, value, error) = match content {
-                    Ok(content) => (Kind::Ok, json!({"local": is_local, "content": content}), None),
-                    Err(failure) => (Kind::Info, level, Some(format!("{failure:?}"))),
-                };
-                self.recorder.record(process, kind, "contents", value, Some(node), error);
+                self.look(process, node, "contents", json!({"local": is_local}), |connection| {
+                    let content = contents::read(connection, is_local)?;
+                    Ok(json!({"local": is_local, "content": content}))
+                });
             }
         }
+        for _ in 0..DIGESTS_MAX {
+            let mut indexes = self.cluster.client_addresses().into_iter().map(|node| {
+                process += 1;
+                let digest = self.look(process, node, "digest", Value::Null, contents::digest);
+                digest.map(|digest| digest["index"].clone())
+            });
+            let first = indexes.next().flatten();
+            // All are asked.
+            let equal = indexes.filter(|index| first.is_some() && *index == first).count();
+            if equal + 1 == self.cluster.client_addresses().len() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Looks at one node, recorded; gives what was seen.
+    fn look(
+        &self,
+        process: i64,
+        (node, address): (u64, SocketAddr),
+        f: &str,
+        input: Value,
+        look: impl Fn(&mut Connection) -> Outcome<Value>,
+    ) -> Option<Value> {
+        self.recorder.record(process, Kind::Invoke, f, input.clone(), Some(node), None);
+        let attempt = || {
+            let connection = Load::connect(node, address);
+            connection.ok_or_else(|| Failure::Info("no connection".into())).and_then(|mut it| look(&mut it))
+        };
+        let mut seen = attempt();
+        // It changes nothing, so it is one operation however often it is tried.
+        self.insist(|| {
+            if seen.is_err() {
+                seen = attempt();
+            }
+            seen.is_ok()
+        });
+        let (kind, value, error) = match &seen {
+            Ok(value) => (Kind::Ok, value.clone(), None),
+            Err(failure) => (Kind::Info, input, Some(format!("{failure:?}"))),
+        };
+        self.recorder.record(process, kind, f, value, Some(node), error);
+        seen.ok()
     }
 
     /// Tries again for a while.

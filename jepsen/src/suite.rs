@@ -31,6 +31,12 @@ const SHORT: &[(&str, &str)] = &[
     ("append", "disk-lost-unsynced-all"),
     ("expiry", "clock"),
     ("set", "load-hot-key,kill-leader"),
+    ("read-levels", "kill,partition"),
+    ("once", "kill,partition"),
+    ("mutex", "pause"),
+    ("election", "kill,partition"),
+    ("feed", "kill,partition"),
+    ("snapshot", "kill,partition"),
     (CONTROL, "pause"),
 ];
 

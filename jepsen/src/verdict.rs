@@ -91,12 +91,14 @@ fn verdict(plan: Plan, events: &[Event], operations: &[Operation], shadows: &[Sh
     let workload =
         workload::named(&plan.workload).with_context(|| format!("no workload {}", plan.workload))?;
     let (looks, work): (Vec<Operation>, Vec<Operation>) =
-        operations.iter().cloned().partition(|operation| operation.f == "contents");
+        operations.iter().cloned().partition(|operation| contents::LOOKS.contains(&operation.f.as_str()));
     let mut judgement = workload.check(&work, Instant::now() + CHECK_TIME);
-    judgement.findings.extend(contents::check(&looks).findings);
+    let looked = contents::check(&looks);
+    judgement.findings.extend(looked.findings);
+    judgement.missing.extend(looked.missing);
     judgement.findings.extend(noticed(events)?);
     judgement.shorten();
-    let Judgement { findings, undecided } = judgement;
+    let Judgement { findings, undecided, missing: not_done } = judgement;
     let mut counts: BTreeMap<String, Count> = BTreeMap::new();
     let mut errors: BTreeMap<String, usize> = BTreeMap::new();
     for operation in operations {
@@ -121,7 +123,7 @@ fn verdict(plan: Plan, events: &[Event], operations: &[Operation], shadows: &[Sh
         let reason = shadow.detail.as_str().filter(|_| !shadow.effect).map(str::to_owned);
         of.reasons.extend(reason.filter(|reason| !of.reasons.contains(reason)));
     }
-    let missing = missing(&plan, events, &counts, &looks, shadows);
+    let missing = [missing(&plan, events, &counts, &looks, shadows), not_done].concat();
     let valid = findings.is_empty() && undecided.is_empty() && missing.is_empty();
     let (latency_ms, silence_ms) = (latencies(operations), silence(operations));
     Ok(Verdict { valid, plan, findings, undecided, missing, counts, errors, faults, latency_ms, silence_ms })
@@ -159,6 +161,7 @@ fn missing(
     if !events.iter().any(|event| event.process == NEMESIS && event.f == "healed") {
         missing.push("the run did not come to its end".into());
     }
+    let looks: Vec<&Operation> = looks.iter().filter(|look| look.f == "contents").collect();
     for look in looks.iter().filter(|look| !look.is_ok()) {
         let node = look.node.unwrap_or_default();
         let why = look.error.as_deref().unwrap_or_default();
@@ -274,7 +277,9 @@ mod tests {
             clients: 1,
             broken: None,
         };
-        let events = history(lines);
+        let mut events = history(lines);
+        // The last two operations are of two nodes.
+        events.iter_mut().rev().take(2).for_each(|event| event.node = Some(2));
         verdict(plan, &events, &history::operations(&events), &nemesis::shadows(&events)).unwrap()
     }
 
@@ -297,6 +302,7 @@ mod tests {
         lines.extend(done("add", json!([1, 1])));
         lines.extend(done("read", json!([1, [1]])));
         (0..4).for_each(|_| lines.extend(done("contents", json!({"content": {}}))));
+        (0..2).for_each(|_| lines.extend(done("digest", json!({"index": 7, "digest": "a"}))));
         lines
     }
 

@@ -81,6 +81,10 @@ fn each_broken_promise_is_found_and_named() {
         ("lost-writes", "set", "lost write"),
         ("duplicate-writes", "append", "duplicate append"),
         ("false-errors", "register", "G1a (aborted read)"),
+        ("stale-reads", "read-levels", "token not honoured"),
+        ("duplicate-writes", "once", "duplicate apply"),
+        ("lost-events", "feed", "feed gap"),
+        ("unfenced-writes", "election", "former holder wrote"),
     ] {
         is_found(&["--workload", workload, "--break", kind], anomaly);
     }

@@ -247,6 +247,9 @@ fn kvorum(shared: &Shared, status: &Status, out: &mut String) {
     let counters = shared.router.node().counters();
     field(out, "leader_changes", counters.leader_changes);
     field(out, "log_fsyncs", counters.log_fsyncs);
+    field(out, "checkpoints", counters.checkpoints);
+    field(out, "snapshots_sent", counters.snapshots_sent);
+    field(out, "snapshots_installed", counters.snapshots_installed);
     let feed = shared.router.feed().status();
     field(out, "feed_subscribers", feed.readers);
     field(out, "feed_history_bytes", feed.history_bytes);

@@ -1,4 +1,4 @@
-//! TIME, ROLE, WAIT, WAITAOF, DEBUG SLEEP, MODULE LIST.
+//! TIME, ROLE, WAIT, WAITAOF, DEBUG SLEEP, DEBUG DIGEST, MODULE LIST.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -131,9 +131,11 @@ impl Session {
         }
     }
 
-    /// DEBUG SLEEP: stops this connection, where Redis would stop all.
+    /// DEBUG SLEEP: stops this connection, where Redis would stop all. DEBUG DIGEST: the index of the last entry that this
+    /// node has applied, and the digest of all content then, 32 hex digits: equal on all nodes at equal indexes.
     pub(super) async fn debug(&mut self, argv: &[&[u8]]) {
         let seconds = match argv {
+            [_, name] if name.eq_ignore_ascii_case(b"digest") => return self.digest().await,
             [_, name, seconds] if name.eq_ignore_ascii_case(b"sleep") => parse_float(seconds).unwrap_or(0.0),
             _ => {
                 let name = String::from_utf8_lossy(argv[1]);
@@ -145,6 +147,22 @@ impl Session {
         let length = Duration::try_from_secs_f64(seconds).unwrap_or_default().min(DEBUG_SLEEP_MAX);
         tokio::time::sleep(length).await;
         self.reply(Reply::ok);
+    }
+
+    async fn digest(&mut self) {
+        // One at a time: between two of them entries are applied.
+        let _turn = DIGEST_TURN.lock().await;
+        let shared = self.shared.clone();
+        // It walks over everything, for longer than other connections of this thread can wait.
+        let digest = tokio::task::spawn_blocking(move || shared.router.digest_at()).await;
+        self.reply(|reply| match digest {
+            Ok((index, digest)) => {
+                reply.array(2);
+                reply.integer(index as i64);
+                reply.bulk(format!("{digest:032x}").as_bytes());
+            }
+            Err(_) => reply.error(&Error::err("the node is stopping")),
+        });
     }
 
     /// A command that waits, inside a transaction: it takes what is there.
@@ -165,6 +183,9 @@ impl Session {
         });
     }
 }
+
+/// Who makes a digest has it.
+static DIGEST_TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The longest DEBUG SLEEP.
 const DEBUG_SLEEP_MAX: Duration = Duration::from_secs(3600);

@@ -394,7 +394,9 @@ impl State {
     /// The digest of the content of all databases.
     pub fn digest(&self) -> u128 {
         let mut digest = Digest::default();
-        for (db, keyspace) in self.databases.iter().enumerate() {
+        // Every database has as many slots as a full one, and they take time to look through.
+        let used = self.databases.iter().enumerate().filter(|(_, keyspace)| keyspace.len() > 0);
+        for (db, keyspace) in used {
             for (_, record) in keyspace.iter() {
                 digest.number(db as u64);
                 digest.bytes(record.key());

@@ -1,13 +1,45 @@
-//! All nodes hold the same at the end: each tells its content after the faults are healed.
+//! All nodes hold the same at the end: each tells its content after the faults are healed. At one index of the log they
+//! hold the same at any time.
 //!
-//! A `contents` operation gives `{"key": "its type and value", ...}`, read through one node, once with linearizable
+//! A `digest` operation gives `{index, digest}` of a node's own state. A `contents` operation gives `{"key": "its type and value", ...}`, read through one node, once with linearizable
 //! reads and once as the node's own state (`READONLY`).
+
+use std::collections::HashMap;
 
 use super::Judgement;
 use crate::history::Operation;
 
-/// Compares the contents that nodes told with those of the first.
+/// The functions of operations that only look at what a node holds.
+pub(crate) const LOOKS: &[&str] = &["contents", "digest"];
+
+/// Compares contents and digests.
 pub(crate) fn check(operations: &[Operation]) -> Judgement {
+    let mut judgement = compare_contents(operations);
+    compare_digests(operations, &mut judgement);
+    judgement
+}
+
+/// At one index of the log all nodes have one digest.
+fn compare_digests(operations: &[Operation], judgement: &mut Judgement) {
+    let mut digests: HashMap<u64, &Operation> = HashMap::new();
+    let mut is_compared = false;
+    for told in operations.iter().filter(|it| it.f == "digest" && it.is_ok()) {
+        let Some(index) = told.output["index"].as_u64() else { continue };
+        let first = *digests.entry(index).or_insert(told);
+        is_compared |= first.node != told.node;
+        if first.output["digest"] != told.output["digest"] {
+            let node = |it: &Operation| it.node.unwrap_or_default();
+            let detail = format!("nodes {} and {} differ at index {index}", node(first), node(told));
+            judgement.found("divergent replicas", detail, &[first.start, told.start]);
+        }
+    }
+    if !is_compared {
+        judgement.missing.push("no two nodes told their digests at one log index".into());
+    }
+}
+
+/// Compares what nodes told with what the first did.
+fn compare_contents(operations: &[Operation]) -> Judgement {
     let mut judgement = Judgement::default();
     let mut contents = operations.iter().filter(|operation| operation.f == "contents" && operation.is_ok());
     let Some(first) = contents.next() else { return judgement };
@@ -46,5 +78,23 @@ mod tests {
         assert_eq!(judge(json!({"a": "1"}), json!({"a": "1"})).findings, []);
         assert_eq!(judge(json!({"a": "1"}), json!({"a": "2"})).findings[0].anomaly, "divergent replicas");
         assert_eq!(judge(json!({"a": "1"}), json!({})).findings[0].anomaly, "divergent replicas");
+    }
+
+    #[test]
+    fn nodes_that_differ_at_one_index_are_found() {
+        let judge = |told: &[(u64, u64, &str)]| {
+            let digest = |(_, index, digest): &(u64, u64, &str)| {
+                let value = json!({"index": index, "digest": digest});
+                [(1, Kind::Invoke, "digest", json!(null)), (1, Kind::Ok, "digest", value)]
+            };
+            let mut operations = operations(&history(&told.iter().flat_map(digest).collect::<Vec<_>>()));
+            operations.iter_mut().zip(told).for_each(|(operation, it)| operation.node = Some(it.0));
+            check(&operations)
+        };
+        let good = judge(&[(1, 7, "a"), (2, 8, "b"), (2, 7, "a")]);
+        assert_eq!((good.findings, good.missing), (vec![], vec![]));
+        let bad = judge(&[(1, 7, "a"), (2, 7, "b")]);
+        assert_eq!(bad.findings[0].anomaly, "divergent replicas");
+        assert_eq!(judge(&[(1, 7, "a"), (1, 7, "a"), (2, 8, "a")]).missing.len(), 1);
     }
 }

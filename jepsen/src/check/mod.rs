@@ -5,11 +5,17 @@ pub(crate) mod append;
 mod append_tests;
 pub(crate) mod contents;
 pub(crate) mod cycles;
+pub(crate) mod election;
+pub(crate) mod feed;
 pub(crate) mod growth;
+pub(crate) mod holds;
+pub(crate) mod levels;
 pub(crate) mod linear;
 #[cfg(test)]
 mod linear_tests;
+pub(crate) mod once;
 pub(crate) mod register;
+pub(crate) mod rising;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +44,8 @@ pub(crate) struct Judgement {
     pub(crate) findings: Vec<Finding>,
     /// What could not be decided, and why. A run with one is not clean.
     pub(crate) undecided: Vec<String>,
+    /// What did not happen, so that the run proves less than it should.
+    pub(crate) missing: Vec<String>,
 }
 
 impl Judgement {

@@ -2,7 +2,6 @@
 //! one that was asked for after another was received is greater.
 
 use std::{
-    collections::BTreeMap,
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Ended, Workload};
 use crate::{
-    check::Judgement,
+    check::{Judgement, rising},
     client::{Connection, Outcome, Reply},
     history::Operation,
 };
@@ -63,26 +62,9 @@ impl Workload for Ids {
 fn check(operations: &[Operation]) -> Judgement {
     let mut judgement = Judgement::default();
     for f in ["incr", "token"] {
-        let mut given: BTreeMap<i64, &Operation> = BTreeMap::new();
-        for operation in operations.iter().filter(|operation| operation.f == f && operation.is_ok()) {
-            let Some(id) = operation.output.as_i64() else { continue };
-            if let Some(other) = given.insert(id, operation) {
-                let detail = format!("{f} gave {id} twice");
-                judgement.found("duplicate id", detail, &[operation.start, other.start]);
-            }
-        }
-        // From the greatest down: nobody who got a greater one may have been done before this one was asked for.
-        let mut earliest: Option<&Operation> = None;
-        for (id, operation) in given.iter().rev() {
-            if let Some(greater) = earliest.filter(|greater| greater.end < operation.start) {
-                let detail = format!("{f} gave {id} after it had given {}", greater.output);
-                judgement.found("token regression", detail, &[operation.start, greater.start]);
-            }
-            earliest = match earliest {
-                Some(other) if other.end <= operation.end => Some(other),
-                _ => Some(operation),
-            };
-        }
+        let done = operations.iter().filter(|operation| operation.f == f && operation.is_ok());
+        let given = done.filter_map(|operation| Some((operation.output.as_i64()?, operation)));
+        rising::check(f, "duplicate id", given, &mut judgement);
     }
     judgement
 }

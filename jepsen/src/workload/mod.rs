@@ -5,11 +5,16 @@ mod append;
 mod bank;
 mod counter;
 mod expiry;
+mod feed;
+mod holds;
 mod ids;
 mod lock;
+mod once;
 mod pop;
+mod read_levels;
 mod register;
 mod set;
+mod snapshot;
 
 use std::{
     sync::Arc,
@@ -20,7 +25,7 @@ use serde_json::Value;
 
 use crate::{
     check::Judgement,
-    client::{Connection, Failure, Outcome},
+    client::{Connection, Failure, Outcome, Reply},
     history::Operation,
 };
 
@@ -72,6 +77,15 @@ pub(crate) const NAMES: &[(&str, &str)] = &[
     ("pop", "SADD and SPOP, which chooses by chance: nothing taken twice"),
     ("expiry", "SET PX: never early, never back"),
     ("lock", "read, pause, write under LOCK.ACQUIRE with FENCE: no lost update"),
+    ("read-levels", "LRANGE at each level, and after tokens: no older than was asked for"),
+    ("once", "ONCE in sessions, asked again on other nodes: applied once, the same answer"),
+    ("mutex", "LOCK.ACQUIRE, LOCK.RENEW, LOCK.RELEASE, FENCE: one holder at a time"),
+    ("election", "ELECT.CAMPAIGN, ELECT.RESIGN, ELECT.OBSERVE, FENCE: one leader an epoch, in order"),
+    ("feed", "SET, RPUSH, DEL, MULTI, and FEED.SUBSCRIBE FROM on any node: every write once, in order"),
+    (
+        "snapshot",
+        "megabytes of every type beside RPUSH and LRANGE in MULTI: snapshots installed, digests equal",
+    ),
     ("lock-unfenced", "the same without FENCE, the control: lost updates must be found"),
 ];
 
@@ -87,6 +101,12 @@ pub(crate) fn named(name: &str) -> Option<Arc<dyn Workload>> {
         "bank" => Arc::new(bank::Bank),
         "expiry" => Arc::new(expiry::Expiry::default()),
         "lock" => Arc::new(lock::Lock::new(true)),
+        "read-levels" => Arc::new(read_levels::ReadLevels::default()),
+        "once" => Arc::new(once::Once::default()),
+        "mutex" => Arc::new(holds::Holds::of_locks()),
+        "election" => Arc::new(holds::Holds::of_elections()),
+        "feed" => Arc::new(feed::Feed::default()),
+        "snapshot" => Arc::new(snapshot::Snapshot::default()),
         "lock-unfenced" => Arc::new(lock::Lock::new(false)),
         _ => return None,
     })
@@ -100,4 +120,44 @@ fn words(words: &[&str]) -> Vec<String> {
 /// The reads that show every key from 0 to `count`.
 fn reads_of_keys(count: u64) -> Vec<(&'static str, Value)> {
     (0..count).map(|key| ("read", serde_json::json!([key, null]))).collect()
+}
+
+/// Takes messages, each in its parts, for a while or until `take` gives false. Then says `goodbye` and gives its reply;
+/// None if there is none, because the connection was cut: by others, or for want of a goodbye.
+fn listen(
+    connection: &mut Connection,
+    duration: Duration,
+    mut goodbye: Option<&str>,
+    mut take: impl FnMut(&[Reply]) -> Outcome<bool>,
+) -> Outcome<Option<Reply>> {
+    let mut deadline = connection.now() + duration;
+    let mut is_ending = false;
+    loop {
+        let left = deadline.saturating_sub(connection.now());
+        match connection.receive(left) {
+            Ok(Some(Reply::Array(parts))) => match take(&parts) {
+                Ok(true) => {}
+                Ok(false) => deadline = Duration::ZERO,
+                Err(failure) => {
+                    connection.is_broken = true;
+                    return Err(failure);
+                }
+            },
+            Ok(Some(reply)) if is_ending => return Ok(Some(reply)),
+            Ok(Some(reply)) => return Err(reply.unexpected()),
+            // What was told before was told.
+            Err(_) => return Ok(None),
+            Ok(None) => {
+                let Some(command) = goodbye.take() else {
+                    connection.is_broken = true;
+                    return Ok(None);
+                };
+                is_ending = true;
+                deadline = connection.now() + connection.timeout;
+                if connection.send(&[command]).is_err() {
+                    return Ok(None);
+                }
+            }
+        }
+    }
 }

@@ -1,0 +1,150 @@
+//! Snapshots and checkpoints under load: megabytes in keys of every type, rewritten all the time, beside the transactions
+//! of `append`. Followers that fall behind get snapshots; nodes tell the digests of their states, as in the end of every
+//! run, and how many snapshots they have installed. A run in which none did proves nothing.
+//!
+//! `bulk` has `{kind, key, seed}`; `status` gives counts of the node that is asked.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use serde_json::{Value, json};
+
+use super::{Ended, Workload, append::Append, words};
+use crate::{
+    check::{Judgement, append},
+    client::{Connection, Failure, Outcome, Reply},
+    contents,
+    history::Operation,
+};
+
+const KINDS: &[&str] = &["string", "list", "set", "hash", "zset"];
+/// How many keys there are of each kind, and of how many parts of which size each consists: together 6 MB.
+const KEYS: u64 = 40;
+const PARTS: usize = 64;
+const PART_BYTES: usize = 480;
+/// What a node counts since its start.
+const COUNTS: &[&str] = &["snapshots_installed", "snapshots_sent", "checkpoints"];
+
+#[derive(Default)]
+pub(crate) struct Snapshot {
+    append: Append,
+    bulk: AtomicU64,
+}
+
+/// Writes a key anew, with content that the seed makes.
+fn bulk(connection: &mut Connection, value: &Value) -> Outcome<()> {
+    let (kind, seed) =
+        (value["kind"].as_str().unwrap_or_default(), value["seed"].as_u64().unwrap_or_default());
+    let key = format!("bulk:{kind}:{}", value["key"]);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut parts = (0..PARTS)
+        .map(|_| std::iter::repeat_with(|| random.alphanumeric()).take(PART_BYTES).collect::<String>());
+    let mut write = words(&match kind {
+        "string" => ["SET", &key],
+        "list" => ["RPUSH", &key],
+        "set" => ["SADD", &key],
+        "hash" => ["HSET", &key],
+        _ => ["ZADD", &key],
+    });
+    match kind {
+        "string" => write.push(parts.by_ref().collect()),
+        "list" | "set" => write.extend(parts),
+        // The names of fields and the scores.
+        _ => parts.enumerate().for_each(|(number, part)| write.extend([number.to_string(), part])),
+    }
+    let replies = connection.transaction(&[words(&["DEL", &key]), write])?;
+    replies.map(|_| ()).ok_or_else(|| Failure::Info("EXEC gave nil".into()))
+}
+
+fn status(connection: &mut Connection) -> Outcome<Value> {
+    let Reply::Text(info) = connection.call(&["INFO", "kvorum"])? else {
+        return Err(Failure::Fail("INFO gave no text".into()));
+    };
+    let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.trim().split_once(':')).collect();
+    let count = |name: &str| fields.get(name).and_then(|count| count.parse::<u64>().ok());
+    Ok(COUNTS.iter().map(|name| ((*name).to_owned(), json!(count(name)))).collect())
+}
+
+impl Workload for Snapshot {
+    fn prepare(&self, connection: &mut Connection) -> Outcome<()> {
+        for key in 0..KEYS {
+            for kind in KINDS {
+                bulk(connection, &json!({"kind": kind, "key": key, "seed": key}))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value) {
+        match random.u8(..80) {
+            0..4 => {
+                let seed = self.bulk.fetch_add(1, Ordering::Relaxed) + KEYS;
+                let kind = random.choice(KINDS);
+                ("bulk", json!({"kind": kind, "key": random.u64(..KEYS), "seed": seed}))
+            }
+            4 => ("digest", json!(null)),
+            5..8 => ("status", json!(null)),
+            _ => self.append.next(random),
+        }
+    }
+
+    fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
+        match f {
+            "bulk" => bulk(connection, value)?,
+            "digest" => return Ok(contents::digest(connection)?),
+            "status" => return Ok(status(connection)?),
+            _ => return self.append.invoke(connection, f, value),
+        }
+        Ok(value.clone())
+    }
+
+    fn last(&self) -> Vec<(&'static str, Value)> {
+        self.append.last().into_iter().chain([("status", json!(null))]).collect()
+    }
+
+    fn check(&self, operations: &[Operation], _: Instant) -> Judgement {
+        let transactions: Vec<Operation> = operations.iter().filter(|it| it.f == "txn").cloned().collect();
+        let mut judgement = append::check(&transactions);
+        look_for_snapshots(operations, &mut judgement);
+        judgement
+    }
+}
+
+fn look_for_snapshots(operations: &[Operation], judgement: &mut Judgement) {
+    for (count, missing) in COUNTS.iter().zip([
+        "no node told that it installed a snapshot",
+        "no node told that it sent a snapshot",
+        "no node told that it wrote a checkpoint",
+    ]) {
+        let mut told = operations.iter().filter(|it| it.f == "status" && it.is_ok());
+        if !told.any(|it| it.output[*count].as_u64() > Some(0)) {
+            judgement.missing.push(missing.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{
+        Kind::{Invoke, Ok},
+        operations,
+        tests::history,
+    };
+
+    #[test]
+    fn a_run_without_snapshots_is_not_clean() {
+        let missing = |counts: [u64; 3]| {
+            let counts = COUNTS.iter().zip(counts).map(|(name, count)| ((*name).to_owned(), json!(count)));
+            let lines = [(1, Invoke, "status", json!(null)), (1, Ok, "status", counts.collect())];
+            Snapshot::default().check(&operations(&history(&lines)), Instant::now()).missing.len()
+        };
+        assert_eq!(missing([1, 1, 1]), 0);
+        for counts in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
+            assert_eq!(missing(counts), 1);
+        }
+    }
+}
