@@ -287,6 +287,14 @@ impl<M: Machine> Handler for Core<M> {
         self.identity.learn(hello)
     }
 
+    fn judgement(&self) -> u64 {
+        Greeter::judgement(&*self.identity)
+    }
+
+    fn objection(&self, hello: &Hello) -> Option<String> {
+        self.identity.judge(hello)
+    }
+
     async fn call(self: &Arc<Self>, kind: Kind, group: GroupId, body: Bytes) -> Result<Vec<u8>, String> {
         if group != GROUP {
             return Err(format!("there is no group {group}"));
