@@ -276,7 +276,7 @@ impl<M: Machine> Handler for Core<M> {
     fn greet(&self, hello: &Hello) -> Hello {
         let ours = self.identity.hello(hello.node_id);
         let refusal = if hello.to == ours.node_id {
-            self.identity.judge(hello)
+            self.identity.judge_caller(hello)
         } else {
             Some(format!("this is node {}, not node {}", ours.node_id, hello.to))
         };

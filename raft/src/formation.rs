@@ -47,6 +47,8 @@ pub(crate) async fn form_cluster<M: Machine>(core: Arc<Core<M>>) {
         tracing::error!(%error, "the cluster's id could not be saved");
         return;
     }
+    // The connections made so far have told nobody of the cluster.
+    core.table.peers.lock().clear();
     match core.raft.initialize(members).await {
         Ok(()) => tracing::info!(cluster_id = core.identity.cluster_id(), "formed the cluster"),
         Err(error) => tracing::error!(%error, "the cluster could not be formed"),

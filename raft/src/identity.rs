@@ -211,6 +211,17 @@ impl Identity {
         objection
     }
 
+    /// As `judge`, of one that calls: a node without data that is no member must hear that the cluster is formed, also
+    /// from one that has not heard the cluster's id.
+    pub(crate) fn judge_caller(&self, theirs: &Hello) -> Option<String> {
+        self.judge(theirs).or_else(|| {
+            let is_member = self.disks.lock().get(&theirs.node_id) == Some(&theirs.disk_id);
+            (self.has_log() && theirs.cluster_id.is_empty() && !is_member).then(|| {
+                format!("node {} is no member of the cluster, which is formed already", theirs.node_id)
+            })
+        })
+    }
+
     /// Learns from a peer that was not objected to.
     pub(crate) fn learn(&self, theirs: &Hello) -> Result<(), String> {
         if let Some(clock_ms) = theirs.clock_ms {

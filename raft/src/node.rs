@@ -132,12 +132,19 @@ impl<M: Machine> Node<M> {
             leader_changes: AtomicU64::new(0),
             config,
         });
-        // Before anybody is talked to: whose disks are known.
-        tasks::learn_members(&core, &core.metrics().membership_config);
-        tasks::learn_retired(&core);
         let node = Node { core, tasks: Arc::default(), peer_address };
-        node.spawn_tasks(listener);
+        node.begin(listener).await?;
         Ok(node)
+    }
+
+    /// Talks to others from here on, knowing whose disk is whose: openraft's metrics say that only after a while.
+    async fn begin(&self, listener: Box<dyn Listener>) -> Result<(), StartError> {
+        let core = &self.core;
+        let members = core.raft.with_raft_state(|state| state.membership_state.effective().clone()).await;
+        tasks::learn_members(core, &*members.map_err(|error| io_error("cannot start consensus", error))?);
+        tasks::learn_retired(core);
+        self.spawn_tasks(listener);
+        Ok(())
     }
 
     fn spawn_tasks(&self, listener: Box<dyn Listener>) {

@@ -46,7 +46,9 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
             {
                 tracing::warn!(%error, "that this node is a member could not be saved");
             }
-            if members.as_ref() != Some(&present.membership_config) {
+            // Without an entry it is what openraft says before it says anything.
+            let is_known = present.membership_config.log_id().is_some();
+            if is_known && members.as_ref() != Some(&present.membership_config) {
                 members = Some(present.membership_config.clone());
                 learn_members(&core, &present.membership_config);
             }

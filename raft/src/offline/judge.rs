@@ -33,7 +33,8 @@ pub fn check(survivors: &[Survivor], chosen: usize, although_shorter: bool) -> R
         // It was judged when it was begun.
         return Ok(());
     }
-    if let Some(other) = survivors.iter().find(|other| other.cluster_id != one.cluster_id) {
+    let is_other = |other: &&Survivor| other.cluster_id.is_some() && other.cluster_id != one.cluster_id;
+    if let Some(other) = survivors.iter().find(is_other).filter(|_| one.cluster_id.is_some()) {
         return refused(format!(
             "{} and {} belong to different clusters",
             one.dir.display(),

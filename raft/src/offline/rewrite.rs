@@ -63,7 +63,7 @@ pub async fn found_cluster(survivor: Survivor, term_max: u64) -> Result<NewClust
     extend_log(&survivor, &unfinished).await?;
     crash_point("extended");
     let former = std::mem::replace(&mut content.cluster_id, unfinished.cluster_id.clone());
-    content.former_clusters.push(former);
+    content.former_clusters.extend(Some(former).filter(|former| !former.is_empty()));
     content.has_log = true;
     content.peers = [(content.node_id, unfinished.member.peer.clone())].into();
     content.unfinished = None;

@@ -64,7 +64,7 @@ pub struct Survivor {
     pub dir: PathBuf,
     /// Whose it is.
     pub node_id: NodeId,
-    /// None for a node that was never part of a cluster.
+    /// None for a node that was never part of a cluster, or was killed before it heard which it is.
     pub cluster_id: Option<String>,
     /// The highest term it has voted in or followed.
     pub term: u64,
@@ -141,7 +141,7 @@ impl Survivor {
 
     /// Why nothing can be recovered from it; None when something can.
     pub fn unusable(&self) -> Option<String> {
-        if self.last.index == 0 || self.cluster_id.is_none() {
+        if self.last.index == 0 {
             return Some("it has never been a member of a cluster, and has no data".into());
         }
         let reached = match &self.checkpoint {
