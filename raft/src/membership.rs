@@ -390,7 +390,7 @@ impl<M: Machine> Core<M> {
         let ready = membership.learner_ids().find(|id| {
             let node = membership.get_node(id);
             let has_disk = node.is_some_and(|node| node.endpoints.contains_key(DISK_ENDPOINT));
-            has_disk && self.is_able(*id, &metrics) && able + 1 > (voters.len() + 1) / 2
+            has_disk && self.is_able(*id, &metrics) && able + 1 > voters.len().div_ceil(2)
         });
         let Some(id) = ready else { return };
         match self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await {

@@ -228,3 +228,29 @@ async fn a_node_that_nobody_has_heard_of_does_not_vote() {
     assert!(conflict(cluster.node(1).remove_member(1).await).contains("last voter"));
     assert!(conflict(cluster.node(1).add_member(2, name(2)).await).contains("3 is free"));
 }
+
+/// The change could never be committed, and would stand in the way of every other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_living_voter_is_not_removed_while_a_dead_one_is_counted() {
+    let mut cluster = Cluster::start(3, impatient).await;
+    cluster.know_each_other().await;
+    let dead = cluster.follower().await;
+    cluster.stop_node(dead).await;
+    let leader = cluster.leader().await;
+    let living = (1..=3).find(|id| *id != leader && *id != dead).unwrap();
+    eventually("the loss to be noticed", async || {
+        let members = cluster.node(leader).status().members;
+        let lost = members.iter().find(|member| member.id == dead).and_then(|lost| lost.last_contact_ms);
+        lost.is_none_or(|age_ms| age_ms > 1500).then_some(())
+    })
+    .await;
+    for id in [living, leader] {
+        let why = conflict(cluster.node(leader).remove_member(id).await);
+        assert!(why.contains("only 1 of 2 voters"), "{why}");
+    }
+    cluster.node(leader).remove_member(dead).await.unwrap();
+    written(&cluster, leader).await;
+    cluster.node(leader).remove_member(living).await.unwrap();
+    written(&cluster, leader).await;
+    assert!(conflict(cluster.node(leader).remove_member(leader).await).contains("last voter"));
+}

@@ -75,7 +75,7 @@ fn free_bytes(dir: &Path) -> io::Result<u64> {
     }
     // SAFETY: the call has succeeded, so it is written.
     let stat = unsafe { stat.assume_init() };
-    Ok(u64::from(stat.f_bavail).saturating_mul(u64::from(stat.f_frsize)))
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// What the state of a node consists of, by name.
