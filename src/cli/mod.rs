@@ -45,7 +45,7 @@ enum Verb {
     /// Run a whole cluster on this machine, one process a node, to try things out
     Dev(dev::Dev),
     /// Recover from the loss of a majority: make a surviving node a new cluster (offline)
-    #[command(after_help = EXIT_CODES)]
+    #[command(long_about = recover::HELP, after_help = EXIT_CODES)]
     Recover(recover::Recover),
     /// Show the members of a cluster: role, term, progress
     Status(status::Status),

@@ -15,7 +15,10 @@ use kvorum_raft::{
 
 use super::{DATA_DAMAGED, DATA_LOCKED, FAILED, Failure, OTHER_DATA};
 
-const HELP: &str = "\
+/// What `--help` says first.
+pub(super) const HELP: &str = "\
+Looks at the data directories of stopped nodes, and makes one of them a new cluster of one node.
+
 For one case only: a majority of the voters is lost for good, with its disks. While a majority can be started again, start
 it: nothing is lost. A lost minority is replaced while the cluster runs. Both are in docs/recovery.md.
 
@@ -24,7 +27,6 @@ go on with is printed. Give all directories that survived: the one with the long
 
 /// Looks at the data directories of stopped nodes, and makes one of them a new cluster of one node
 #[derive(Args, Debug)]
-#[command(long_about = HELP)]
 pub struct Recover {
     /// Data directory of a surviving node; once for each
     #[arg(long = "data", value_name = "DIR", required = true)]
