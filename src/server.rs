@@ -47,6 +47,9 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// The cluster does not take this node, whose asking again is of no use.
+    #[error("this node was not added to the cluster: {0}")]
+    NotAdded(String),
     /// The node did not start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -74,24 +77,32 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     }
 
     let admin = tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
-    let joining = config.join.clone().map(|url| tokio::spawn(admin::join::join(shared.clone(), url)));
+    let joining = join(&shared, config.join.clone());
     let mut outcome = Ok(());
     tokio::select! {
         () = accept(&resp, &shared) => {}
         error = shared.router.node().among_strangers() => outcome = Err(ServeError::Start(error)),
         () = hang_up_idle(&shared) => {}
+        refusal = joining => outcome = Err(ServeError::NotAdded(refusal)),
         _ = stop.wait_for(|stop| *stop) => {}
     }
     drop(resp);
-    if let Some(joining) = joining {
-        joining.abort();
-    }
     drain(&shared, Duration::from_millis(config.drain_ms)).await;
     shared.wakes.settle().await;
     waking.abort();
     shared.router.node().shutdown().await;
     admin.abort();
     outcome
+}
+
+/// Joins a cluster if `url` says which; ends only when that is refused for good.
+async fn join(shared: &Arc<Shared>, url: Option<String>) -> String {
+    if let Some(url) = url
+        && let Err(refusal) = admin::join::join(shared.clone(), url).await
+    {
+        return refusal;
+    }
+    std::future::pending().await
 }
 
 /// Starts the node, and gives what its sessions share.

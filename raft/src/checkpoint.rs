@@ -1,11 +1,15 @@
 //! Checkpoints: the machine's dirty pages and what belongs to them, written to the page store as one commit.
 //! Runs beside `apply`; the log may be purged up to the last durable one.
 //!
-//! The head of a commit is a version, the last applied log id, the membership and the machine's own head.
+//! The head of a commit is a version, the last applied log id, the membership, the ids of former members and the
+//! machine's own head.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -13,14 +17,16 @@ use tokio::sync::{Notify, RwLock, oneshot};
 
 use crate::{
     GroupId, Machine,
-    codec::{self, CodecError, Reader, put_bytes, put_u8},
+    codec::{self, CodecError, Reader, put_bytes, put_u8, put_u32, put_u64},
     pages::{PageStore, PagesError},
     platform::Platform,
     snapshot::Received,
     state::{Applier, Progress, SnapshotMeta},
 };
 
-const HEAD_VERSION: u8 = 1;
+const HEAD_VERSION: u8 = 2;
+/// Without the ids of former members.
+const HEAD_VERSION_1: u8 = 1;
 
 /// Page bytes serialized in one step, during which nothing is applied.
 const STEP_BYTES: usize = 128 * 1024;
@@ -43,20 +49,29 @@ impl Head {
         put_u8(&mut out, HEAD_VERSION);
         codec::put_log_id_option(&mut out, progress.last.as_ref());
         codec::put_stored_membership(&mut out, &progress.membership);
+        put_u32(&mut out, progress.retired.len() as u32);
+        progress.retired.iter().for_each(|id| put_u64(&mut out, *id));
         put_bytes(&mut out, machine);
         out
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Head, CodecError> {
         let mut reader = Reader::new(bytes);
-        if reader.u8()? != HEAD_VERSION {
+        let version = reader.u8()?;
+        if !matches!(version, HEAD_VERSION | HEAD_VERSION_1) {
             return Err(CodecError::Invalid("checkpoint version"));
         }
         let last = codec::log_id_option(&mut reader)?;
         let membership = codec::stored_membership(&mut reader)?;
+        let mut retired = BTreeSet::new();
+        if version != HEAD_VERSION_1 {
+            for _ in 0..reader.u32()? {
+                retired.insert(reader.u64()?);
+            }
+        }
         let machine = reader.bytes()?.to_vec();
         reader.finish()?;
-        Ok(Head { progress: Progress { last, membership }, machine })
+        Ok(Head { progress: Progress { last, membership, retired }, machine })
     }
 
     /// The last applied log index.
@@ -301,5 +316,26 @@ impl<M: Machine> Checkpointer<M> {
         let store = self.platform.open_pages(live_dir, self.cache_bytes).await?;
         *self.store.write() = Arc::new(store);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HEAD_VERSION_1, Head};
+    use crate::{codec, state::Progress, types::LogId};
+
+    #[test]
+    fn a_head_keeps_the_ids_of_former_members_and_one_without_them_is_read() {
+        let last = Some(LogId::new_term_index(2, 9));
+        let progress = Progress { last, retired: [3, 8].into(), ..Progress::default() };
+        let head = Head::decode(&Head::encode(&progress, b"machine")).unwrap();
+        assert_eq!((head.index(), head.progress.retired), (9, [3, 8].into()));
+        let mut earlier = vec![HEAD_VERSION_1];
+        codec::put_log_id_option(&mut earlier, last.as_ref());
+        codec::put_stored_membership(&mut earlier, &progress.membership);
+        codec::put_bytes(&mut earlier, b"machine");
+        let head = Head::decode(&earlier).unwrap();
+        assert_eq!((head.index(), head.machine.as_slice()), (9, b"machine".as_slice()));
+        assert!(head.progress.retired.is_empty());
     }
 }

@@ -87,6 +87,26 @@ pub enum StartError {
         /// That peer's cluster.
         theirs: String,
     },
+    /// The directory belongs to a cluster that was given up: a peer says that its own was recovered from it.
+    #[error("the data directory {} belongs to cluster {ours}, which was recovered as cluster {theirs}: node {peer} is part of that one", dir.display())]
+    Recovered {
+        /// The directory.
+        dir: PathBuf,
+        /// The cluster in its identity file.
+        ours: String,
+        /// A peer.
+        peer: NodeId,
+        /// That peer's cluster.
+        theirs: String,
+    },
+    /// A recovery of this directory was begun and did not come to its end.
+    #[error("a recovery of the data directory {} was begun and not finished", dir.display())]
+    Unfinished {
+        /// The directory.
+        dir: PathBuf,
+        /// Where the state before the recovery is.
+        backup: PathBuf,
+    },
     /// The log is damaged before its durable end.
     #[error("the log is corrupted: {detail} (in {})", file.display())]
     LogCorrupted {

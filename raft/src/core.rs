@@ -276,7 +276,7 @@ impl<M: Machine> Handler for Core<M> {
     fn greet(&self, hello: &Hello) -> Hello {
         let ours = self.identity.hello(hello.node_id);
         let refusal = if hello.to == ours.node_id {
-            self.identity.judge(hello)
+            self.identity.judge_caller(hello)
         } else {
             Some(format!("this is node {}, not node {}", ours.node_id, hello.to))
         };
@@ -285,6 +285,14 @@ impl<M: Machine> Handler for Core<M> {
 
     fn accepted(&self, hello: &Hello) -> Result<(), String> {
         self.identity.learn(hello)
+    }
+
+    fn judgement(&self) -> u64 {
+        Greeter::judgement(&*self.identity)
+    }
+
+    fn objection(&self, hello: &Hello) -> Option<String> {
+        self.identity.judge(hello)
     }
 
     async fn call(self: &Arc<Self>, kind: Kind, group: GroupId, body: Bytes) -> Result<Vec<u8>, String> {

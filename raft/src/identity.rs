@@ -2,47 +2,29 @@
 //! talks to, and learns the cluster's id and time from them.
 
 use std::{
-    collections::BTreeMap,
-    fs::{File, TryLockError},
-    io::Write,
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
 use crate::{
     NodeId, StartError,
     clock::Clock,
+    directory::{self, Content},
     net::{
         handshake::{Hello, PROTOCOL_VERSION, objection},
         peer::Greeter,
     },
 };
 
-const FORMAT_VERSION: u32 = 1;
-const FILE: &str = "identity.json";
-const LOCK_FILE: &str = "LOCK";
-
 /// The endpoint under which a node publishes its disk id.
 pub(crate) const DISK_ENDPOINT: &str = "disk";
-
-/// The identity file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Content {
-    format_version: u32,
-    node_id: NodeId,
-    /// Made with the directory; another one under the same node id means that a disk was lost.
-    disk_id: String,
-    /// Empty until the node becomes part of a cluster.
-    cluster_id: String,
-    /// It has been a member, so its log is not empty.
-    #[serde(default)]
-    has_log: bool,
-    /// The last known members' peer addresses, for a node that must ask them before it can read its state.
-    peers: BTreeMap<NodeId, String>,
-}
 
 /// One data directory, held by this process.
 pub(crate) struct Identity {
@@ -51,8 +33,18 @@ pub(crate) struct Identity {
     clock: Arc<Clock>,
     /// The disk ids in the membership.
     disks: Mutex<BTreeMap<NodeId, String>>,
+    /// Ids of nodes that were removed.
+    retired: Mutex<BTreeSet<NodeId>>,
+    /// Changes with `disks` and `retired`: who was welcome may not be any more.
+    judgement: AtomicU64,
+    /// The disk ids that peers said they have when they were last not objected to.
+    seen_disks: Mutex<BTreeMap<NodeId, String>>,
+    /// The last peer that refused this node, and why; None when one has not since.
+    refusal: Mutex<Option<(NodeId, String)>>,
     /// Peers that belong to another cluster, and that cluster's id.
     strangers: Mutex<BTreeMap<NodeId, String>>,
+    /// A peer whose cluster was recovered from this node's, and that cluster's id.
+    successor: Mutex<Option<(NodeId, String)>>,
     _lock: File,
 }
 
@@ -61,35 +53,13 @@ impl Identity {
     pub(crate) fn open(dir: &Path, node_id: NodeId, clock: Arc<Clock>) -> Result<Identity, StartError> {
         let io = |context: String| move |source| StartError::Io { context, source };
         std::fs::create_dir_all(dir).map_err(io(format!("cannot create {}", dir.display())))?;
-        let path = dir.join(LOCK_FILE);
-        let lock = File::create(&path).map_err(io(format!("cannot create {}", path.display())))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StartError::Locked(dir.to_owned())),
-            Err(TryLockError::Error(source)) => {
-                return Err(StartError::Io { context: format!("cannot lock {}", path.display()), source });
-            }
-        }
-        let file = dir.join(FILE);
-        let content = match std::fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice::<Content>(&bytes).map_err(|error| StartError::Io {
-                context: format!("cannot read {}", file.display()),
-                source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
-            })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let content = Content {
-                    format_version: FORMAT_VERSION,
-                    node_id,
-                    disk_id: random_id(),
-                    cluster_id: String::new(),
-                    has_log: false,
-                    peers: BTreeMap::new(),
-                };
-                save(dir, &content).map_err(io(format!("cannot write {}", file.display())))?;
+        let lock = directory::lock(dir)?;
+        let content = match directory::read(dir)? {
+            Some(content) => content,
+            None => {
+                let content = Content::new(node_id);
+                directory::save(dir, &content).map_err(io(format!("cannot write to {}", dir.display())))?;
                 content
-            }
-            Err(source) => {
-                return Err(StartError::Io { context: format!("cannot read {}", file.display()), source });
             }
         };
         if content.node_id != node_id {
@@ -99,19 +69,20 @@ impl Identity {
                 expected: node_id,
             });
         }
-        if content.format_version != FORMAT_VERSION {
-            return Err(StartError::Config(format!(
-                "{} has format version {}, this program reads {FORMAT_VERSION}",
-                file.display(),
-                content.format_version
-            )));
+        if let Some(unfinished) = content.unfinished {
+            return Err(StartError::Unfinished { dir: dir.to_owned(), backup: unfinished.backup });
         }
         Ok(Identity {
             dir: dir.to_owned(),
             content: Mutex::new(content),
             clock,
             disks: Mutex::default(),
+            retired: Mutex::default(),
+            judgement: AtomicU64::new(0),
+            seen_disks: Mutex::default(),
+            refusal: Mutex::default(),
             strangers: Mutex::default(),
+            successor: Mutex::default(),
             _lock: lock,
         })
     }
@@ -152,9 +123,14 @@ impl Identity {
         strangers.first_key_value().filter(|_| is_alone).map(|(id, cluster)| (*id, cluster.clone()))
     }
 
+    /// A peer that says that its cluster was recovered from this node's, and its cluster's id.
+    pub(crate) fn successor(&self) -> Option<(NodeId, String)> {
+        self.successor.lock().clone()
+    }
+
     /// Makes a new cluster's id.
     pub(crate) fn form_cluster(&self) -> std::io::Result<()> {
-        self.change(|content| content.cluster_id = random_id())
+        self.change(|content| content.cluster_id = directory::random_id())
     }
 
     /// Takes the members' addresses and disks from the membership.
@@ -169,8 +145,29 @@ impl Identity {
                 disks.insert(id, disk.clone());
             }
         }
-        *self.disks.lock() = disks;
+        if std::mem::replace(&mut *self.disks.lock(), disks.clone()) != disks {
+            self.judgement.fetch_add(1, Ordering::Release);
+        }
         self.change(|content| content.peers = peers)
+    }
+
+    /// Takes the ids of former members.
+    pub(crate) fn learn_retired(&self, retired: &BTreeSet<NodeId>) {
+        let mut known = self.retired.lock();
+        if *known != *retired {
+            known.clone_from(retired);
+            self.judgement.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The disk that a peer said it has.
+    pub(crate) fn seen_disk(&self, id: NodeId) -> Option<String> {
+        self.seen_disks.lock().get(&id).cloned()
+    }
+
+    /// A peer that refuses this node, and why.
+    pub(crate) fn refusal(&self) -> Option<(NodeId, String)> {
+        self.refusal.lock().clone()
     }
 
     fn change(&self, change: impl FnOnce(&mut Content)) -> std::io::Result<()> {
@@ -178,7 +175,7 @@ impl Identity {
         let mut changed = content.clone();
         change(&mut changed);
         if changed != *content {
-            save(&self.dir, &changed)?;
+            directory::save(&self.dir, &changed)?;
             *content = changed;
         }
         Ok(())
@@ -190,11 +187,39 @@ impl Identity {
             !theirs.cluster_id.is_empty() && self.cluster_id().is_some_and(|ours| ours != theirs.cluster_id);
         if is_stranger {
             self.strangers.lock().insert(theirs.node_id, theirs.cluster_id.clone());
+            if self.cluster_id().is_some_and(|ours| theirs.former_clusters.contains(&ours)) {
+                *self.successor.lock() = Some((theirs.node_id, theirs.cluster_id.clone()));
+            }
         } else {
             self.strangers.lock().remove(&theirs.node_id);
         }
-        let disks = self.disks.lock();
-        objection(&self.hello(theirs.node_id), theirs, disks.get(&theirs.node_id).map(String::as_str))
+        let known = self.disks.lock().get(&theirs.node_id).cloned();
+        let objection = objection(&self.hello(theirs.node_id), theirs, known.as_deref());
+        let objection = objection.or_else(|| {
+            let is_retired = self.retired.lock().contains(&theirs.node_id);
+            is_retired.then(|| {
+                format!(
+                    "node {id} was removed from the cluster, and its id is never given again; set its data directory \
+                     aside and join with a new id",
+                    id = theirs.node_id
+                )
+            })
+        });
+        if objection.is_none() {
+            self.seen_disks.lock().insert(theirs.node_id, theirs.disk_id.clone());
+        }
+        objection
+    }
+
+    /// As `judge`, of one that calls: a node without data that is no member must hear that the cluster is formed, also
+    /// from one that has not heard the cluster's id.
+    pub(crate) fn judge_caller(&self, theirs: &Hello) -> Option<String> {
+        self.judge(theirs).or_else(|| {
+            let is_member = self.disks.lock().get(&theirs.node_id) == Some(&theirs.disk_id);
+            (self.has_log() && theirs.cluster_id.is_empty() && !is_member).then(|| {
+                format!("node {} is no member of the cluster, which is formed already", theirs.node_id)
+            })
+        })
     }
 
     /// Learns from a peer that was not objected to.
@@ -203,8 +228,11 @@ impl Identity {
             self.clock.learn_ms(clock_ms);
         }
         if self.cluster_id().is_none() && !theirs.cluster_id.is_empty() {
-            self.change(|content| content.cluster_id.clone_from(&theirs.cluster_id))
-                .map_err(|error| format!("cannot save the cluster's id: {error}"))?;
+            let take = |content: &mut Content| {
+                content.cluster_id.clone_from(&theirs.cluster_id);
+                content.former_clusters.clone_from(&theirs.former_clusters);
+            };
+            self.change(take).map_err(|error| format!("cannot save the cluster's id: {error}"))?;
             tracing::info!(cluster_id = theirs.cluster_id, "this node is now part of the cluster");
         }
         Ok(())
@@ -222,30 +250,28 @@ impl Greeter for Identity {
             disk_id: content.disk_id.clone(),
             clock_ms: self.clock.live_ms(),
             refusal: String::new(),
+            former_clusters: content.former_clusters.clone(),
         }
     }
 
     fn greeted(&self, answer: &Hello) -> Result<(), String> {
-        match self.judge(answer) {
-            Some(why) => Err(why),
-            None if !answer.refusal.is_empty() => Err(format!("refused: {}", answer.refusal)),
-            None => self.learn(answer),
+        let objection = self.judge(answer);
+        let refusal = (!answer.refusal.is_empty()).then(|| (answer.node_id, answer.refusal.clone()));
+        *self.refusal.lock() = refusal.clone();
+        match (objection, refusal) {
+            (Some(why), _) => Err(why),
+            (None, Some((_, why))) => Err(format!("refused: {why}")),
+            (None, None) => self.learn(answer),
         }
     }
-}
 
-fn random_id() -> String {
-    format!("{:032x}", fastrand::u128(..))
-}
+    fn judgement(&self) -> u64 {
+        self.judgement.load(Ordering::Acquire)
+    }
 
-/// Replaces the file as a whole, durably.
-fn save(dir: &Path, content: &Content) -> std::io::Result<()> {
-    let new = dir.join("identity.json.new");
-    let mut file = File::create(&new)?;
-    file.write_all(&serde_json::to_vec_pretty(content)?)?;
-    file.sync_all()?;
-    std::fs::rename(&new, dir.join(FILE))?;
-    File::open(dir)?.sync_all()
+    fn objection(&self, theirs: &Hello) -> Option<String> {
+        self.judge(theirs)
+    }
 }
 
 #[cfg(test)]

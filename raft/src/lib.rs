@@ -10,7 +10,9 @@ mod codec;
 mod company;
 mod config;
 mod core;
+mod directory;
 mod fatal;
+mod formation;
 mod identity;
 #[cfg(test)]
 mod kill;
@@ -19,6 +21,7 @@ mod machine;
 mod membership;
 mod net;
 mod node;
+pub mod offline;
 mod packet;
 mod pages;
 mod platform;

@@ -1,5 +1,8 @@
 //! Changes of the membership and of the leadership. Any member may be asked; what only the leader can do
 //! travels to it as an administrative request (JSON: rare, and easy to read in a trace).
+//!
+//! An id belongs to one disk: the disk's id stands in the membership before the node votes, and an id that was removed
+//! is never given again. One change at a time; what could leave the group without a majority is refused.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,8 +24,8 @@ use crate::{
     types::{MemberNode, TypeConfig},
 };
 
-/// How far behind a learner may be to be promoted, in entries.
-const PROMOTION_LAG: u64 = 256;
+/// How far behind a member may be that a majority is to rest on, in entries.
+const LAG_MAX: u64 = 256;
 
 /// How long an operator's request waits before it looks again whether it may go ahead.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
@@ -37,6 +40,9 @@ pub(crate) enum Request {
     Add {
         id: NodeId,
         peer: String,
+        /// The disk that the node has, if it is the node that asks.
+        #[serde(default)]
+        disk: Option<String>,
     },
     Remove {
         id: NodeId,
@@ -58,6 +64,7 @@ pub(crate) enum Request {
 enum Answer {
     Done,
     NotLeader,
+    Busy,
     Conflict { detail: String },
     NotFound { detail: String },
     Invalid { detail: String },
@@ -69,7 +76,7 @@ impl Answer {
         match result {
             Ok(()) => Answer::Done,
             Err(Refusal::NotLeader) => Answer::NotLeader,
-            Err(Refusal::Busy) => Answer::Conflict { detail: BUSY.into() },
+            Err(Refusal::Busy) => Answer::Busy,
             Err(Refusal::Error(AdminError::Conflict(detail))) => Answer::Conflict { detail },
             Err(Refusal::Error(AdminError::NotFound(detail))) => Answer::NotFound { detail },
             Err(Refusal::Error(AdminError::Invalid(detail))) => Answer::Invalid { detail },
@@ -81,6 +88,7 @@ impl Answer {
         Err(Refusal::Error(match self {
             Answer::Done => return Ok(()),
             Answer::NotLeader => return Err(Refusal::NotLeader),
+            Answer::Busy => return Err(Refusal::Busy),
             Answer::Conflict { detail } => AdminError::Conflict(detail),
             Answer::NotFound { detail } => AdminError::NotFound(detail),
             Answer::Invalid { detail } => AdminError::Invalid(detail),
@@ -141,7 +149,7 @@ impl<M: Machine> Core<M> {
             match result {
                 Ok(()) => break Ok(()),
                 Err(Refusal::NotLeader) => {}
-                Err(Refusal::Busy) => break Err(AdminError::Conflict(BUSY.into())),
+                Err(Refusal::Busy) => break Err(AdminError::Busy(BUSY.into())),
                 Err(Refusal::Error(error)) => break Err(error),
             }
         };
@@ -177,9 +185,17 @@ impl<M: Machine> Core<M> {
     async fn as_leader(self: &Arc<Self>, request: Request) -> Result<(), Refusal> {
         tracing::info!(?request, "administrative request");
         let by_operator = matches!(request, Request::Add { .. } | Request::Remove { .. });
-        let turn = by_operator.then(|| self.changing.try_acquire()).transpose();
-        let _turn = turn.map_err(|_| Refusal::Busy)?;
         let deadline = tokio::time::Instant::now() + self.timeout() / 2;
+        // What is checked before a change must still hold when it is made.
+        let turn = match request {
+            Request::Transfer { .. } => None,
+            Request::Publish { .. } => Some(self.changing.try_acquire().map_err(|_| Refusal::Busy)?),
+            Request::Add { .. } | Request::Remove { .. } => {
+                let turn = tokio::time::timeout_at(deadline, self.changing.acquire()).await;
+                Some(turn.map_err(|_| Refusal::Busy)?.map_err(|_| Refusal::Busy)?)
+            }
+        };
+        let _turn = turn;
         loop {
             match self.attempt(request.clone()).await {
                 Err(Refusal::Busy) if by_operator && tokio::time::Instant::now() < deadline => {
@@ -192,12 +208,11 @@ impl<M: Machine> Core<M> {
 
     async fn attempt(&self, request: Request) -> Result<(), Refusal> {
         match request {
-            Request::Add { id, peer } => self.add(id, peer).await,
+            Request::Add { id, peer, disk } => self.add(id, peer, disk).await,
             Request::Remove { id } => self.remove(id).await,
             Request::Transfer { to } => self.transfer(to).await,
             Request::Publish { id, peer, endpoints } => {
-                let node = MemberNode { peer, endpoints };
-                self.change(ChangeMembers::SetNodes(BTreeMap::from([(id, node)])), true).await
+                self.publish(id, MemberNode { peer, endpoints }).await
             }
         }
     }
@@ -217,24 +232,57 @@ impl<M: Machine> Core<M> {
         }
     }
 
-    async fn add(&self, id: NodeId, peer: String) -> Result<(), Refusal> {
+    async fn add(&self, id: NodeId, peer: String, disk: Option<String>) -> Result<(), Refusal> {
         if id == 0 || !peer.contains(':') {
             let text = "a member needs an id that is not 0 and a peer address host:port";
             return Err(Refusal::Error(AdminError::Invalid(text.into())));
         }
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
+        let (applied, retired) =
+            self.applier.paused(|_, progress| (*progress.membership.log_id(), progress.retired.clone()));
+        let highest = membership.nodes().map(|(id, _)| *id).chain(retired.last().copied()).max();
+        let free = highest.unwrap_or(0).max(id) + 1;
         if let Some(present) = membership.get_node(&id) {
+            let known = present.endpoints.get(DISK_ENDPOINT);
+            if known.is_some() && disk.is_some() && known != disk.as_ref() {
+                return Err(conflict(format!(
+                    "node {id} is a member with another disk, whose log and vote are lost with it: remove node {id}, \
+                     and join with an id that was never used, such as {free}"
+                )));
+            }
             if present.peer == peer {
                 return Ok(());
             }
             return Err(conflict(format!("node {id} is a member already, at {}", present.peer)));
         }
+        // What was removed last may not be applied here yet.
+        if applied != *metrics.membership_config.log_id() {
+            return Err(Refusal::Busy);
+        }
+        if retired.contains(&id) {
+            return Err(conflict(format!(
+                "id {id} was a member's that was removed, and is never given again, to no disk; {free} is free"
+            )));
+        }
         if let Some((other, _)) = membership.nodes().find(|(_, node)| node.peer == peer) {
             return Err(conflict(format!("{peer} is the address of node {other}")));
         }
-        let node = MemberNode { peer, endpoints: BTreeMap::new() };
-        self.committed(self.raft.add_learner(id, node, false)).await
+        let endpoints = disk.map(|disk| (DISK_ENDPOINT.to_owned(), disk)).into_iter().collect();
+        self.committed(self.raft.add_learner(id, MemberNode { peer, endpoints }, false)).await
+    }
+
+    /// A member's own addresses. Who is no member, or has another disk, does not become one by telling where it is.
+    async fn publish(&self, id: NodeId, node: MemberNode) -> Result<(), Refusal> {
+        let metrics = self.metrics();
+        let Some(present) = metrics.membership_config.membership().get_node(&id) else {
+            return Err(Refusal::Error(AdminError::NotFound(format!("node {id} is not a member"))));
+        };
+        let known = present.endpoints.get(DISK_ENDPOINT);
+        if known.is_some() && known != node.endpoints.get(DISK_ENDPOINT) {
+            return Err(conflict(format!("node {id} is a member with another disk")));
+        }
+        self.change(ChangeMembers::SetNodes(BTreeMap::from([(id, node)])), true).await
     }
 
     async fn remove(&self, id: NodeId) -> Result<(), Refusal> {
@@ -251,12 +299,11 @@ impl<M: Machine> Core<M> {
         if rest.is_empty() {
             return Err(conflict(format!("node {id} is the last voter")));
         }
-        let alive_of =
-            |metrics: &Metrics| rest.iter().filter(|voter| self.is_in_contact(**voter, metrics)).count();
-        if !self.in_contact(|metrics| alive_of(metrics) > rest.len() / 2).await {
-            let alive = alive_of(&self.metrics());
+        let able_of = |metrics: &Metrics| rest.iter().filter(|voter| self.is_able(**voter, metrics)).count();
+        if !self.in_contact(|metrics| able_of(metrics) > rest.len() / 2).await {
+            let able = able_of(&self.metrics());
             return Err(conflict(format!(
-                "without node {id} only {alive} of {} voters could be reached: no majority",
+                "without node {id} only {able} of {} voters could be reached and have all of the log: no majority",
                 rest.len()
             )));
         }
@@ -277,6 +324,15 @@ impl<M: Machine> Core<M> {
             return Refusal::NotLeader;
         }
         conflict("this leader could not hand over before its removal; it is still a member")
+    }
+
+    /// Whether a member answers, and has the log but for what is on its way.
+    fn is_able(&self, id: NodeId, metrics: &Metrics) -> bool {
+        let matched =
+            metrics.replication.as_ref().and_then(|replication| replication.get(&id).copied().flatten());
+        let last = metrics.last_log_index.unwrap_or(0);
+        let has_log = matched.is_some_and(|matched| matched.index + LAG_MAX >= last);
+        id == self.config.id || has_log && self.is_in_contact(id, metrics)
     }
 
     fn is_in_contact(&self, id: NodeId, metrics: &Metrics) -> bool {
@@ -339,15 +395,18 @@ impl<M: Machine> Core<M> {
             .max_by_key(|id| replication.get(id).copied().flatten())
     }
 
-    /// As the leader: promotes one learner that has caught up. Called from time to time.
+    /// As the leader: promotes one learner that has caught up, answers, and has said which disk it has, if with it a
+    /// majority of the voters is there. Called from time to time.
     pub(crate) async fn promote_learner(&self) {
+        let Ok(_turn) = self.changing.try_acquire() else { return };
         let metrics = self.metrics();
-        let Some(replication) = &metrics.replication else { return };
         let membership = metrics.membership_config.membership();
-        let last = metrics.last_log_index.unwrap_or(0);
+        let voters: Vec<NodeId> = membership.voter_ids().collect();
+        let able = voters.iter().filter(|voter| self.is_able(**voter, &metrics)).count();
         let ready = membership.learner_ids().find(|id| {
-            let matched = replication.get(id).copied().flatten();
-            matched.is_some_and(|matched| matched.index + PROMOTION_LAG >= last)
+            let node = membership.get_node(id);
+            let has_disk = node.is_some_and(|node| node.endpoints.contains_key(DISK_ENDPOINT));
+            has_disk && self.is_able(*id, &metrics) && able + 1 > voters.len().div_ceil(2)
         });
         let Some(id) = ready else { return };
         match self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await {

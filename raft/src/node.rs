@@ -25,6 +25,7 @@ use crate::{
     checkpoint::{self, Checkpointer, LoadError},
     clock::Clock,
     core::{Core, GROUP, Metrics, PeerTable},
+    formation,
     identity::Identity,
     log::{Log, LogConfig, LogError},
     membership::{Request, last_contact_ms},
@@ -132,8 +133,18 @@ impl<M: Machine> Node<M> {
             config,
         });
         let node = Node { core, tasks: Arc::default(), peer_address };
-        node.spawn_tasks(listener);
+        node.begin(listener).await?;
         Ok(node)
+    }
+
+    /// Talks to others from here on, knowing whose disk is whose: openraft's metrics say that only after a while.
+    async fn begin(&self, listener: Box<dyn Listener>) -> Result<(), StartError> {
+        let core = &self.core;
+        let members = core.raft.with_raft_state(|state| state.membership_state.effective().clone()).await;
+        tasks::learn_members(core, &*members.map_err(|error| io_error("cannot start consensus", error))?);
+        tasks::learn_retired(core);
+        self.spawn_tasks(listener);
+        Ok(())
     }
 
     fn spawn_tasks(&self, listener: Box<dyn Listener>) {
@@ -162,11 +173,12 @@ impl<M: Machine> Node<M> {
             }
         });
         if core.config.bootstrap.is_some() {
-            tasks.spawn(form_cluster(core.clone()));
+            tasks.spawn(formation::form_cluster(core.clone()));
         }
     }
 
-    /// Returns when this node turns out to have the data of another cluster than most of its peers.
+    /// Returns when this node turns out to have the data of another cluster than most of its peers, or of one that was
+    /// given up.
     pub async fn among_strangers(&self) -> StartError {
         let (core, config) = (&self.core, &self.core.config);
         loop {
@@ -178,6 +190,12 @@ impl<M: Machine> Node<M> {
                 return StartError::OtherCluster { dir: config.dir.clone(), ours, peer, theirs };
             }
             if core.leader.borrow().is_none() {
+                // With a leader the old cluster lives, whatever was recovered from a part of it.
+                if let (Some(ours), Some((peer, theirs))) =
+                    (core.identity.cluster_id(), core.identity.successor())
+                {
+                    return StartError::Recovered { dir: config.dir.clone(), ours, peer, theirs };
+                }
                 // Nobody may have a reason to talk to it.
                 let greetings = peers.iter().filter(|(id, _)| **id != config.id).map(|(id, address)| {
                     let table = &core.table;
@@ -279,10 +297,10 @@ impl<M: Machine> Node<M> {
 
     fn not_ready(&self, metrics: &Metrics) -> Option<String> {
         if metrics.membership_config.membership().get_node(&self.core.config.id).is_none() {
-            return Some("this node is not a member of a cluster".into());
+            return Some(self.with_refusal("this node is not a member of a cluster"));
         }
         if self.core.leader.borrow().is_none() {
-            return Some("no leader is known".into());
+            return Some(self.with_refusal("no leader is known"));
         }
         let leads = metrics.state == ServerState::Leader;
         if leads && !self.core.has_majority(metrics) {
@@ -293,6 +311,14 @@ impl<M: Machine> Node<M> {
         }
         let caught_up = self.core.caught_up.load(Ordering::Acquire);
         (!caught_up).then(|| "this node has not caught up with the leader yet".into())
+    }
+
+    /// The reason, with what a peer says against this node.
+    fn with_refusal(&self, why: &str) -> String {
+        match self.core.identity.refusal() {
+            Some((peer, refusal)) => format!("{why}; node {peer} refuses it: {refusal}"),
+            None => why.into(),
+        }
     }
 
     /// Changes when role, leader, membership or readiness may have changed.
@@ -331,7 +357,18 @@ impl<M: Machine> Node<M> {
     /// Adds a member as a learner, which is promoted to voter when it has caught up. Returns when the learner
     /// is in the membership; promotion goes on by itself. Any member may be asked.
     pub async fn add_member(&self, id: NodeId, peer: String) -> Result<(), AdminError> {
-        self.core.administer(Request::Add { id, peer }).await
+        self.core.administer(Request::Add { id, peer, disk: None }).await
+    }
+
+    /// As `add_member`, for a node that asks itself and says which disk it has: one that has lost the disk that its id
+    /// belongs to is refused.
+    pub async fn admit(&self, id: NodeId, peer: String, disk: String) -> Result<(), AdminError> {
+        self.core.administer(Request::Add { id, peer, disk: Some(disk) }).await
+    }
+
+    /// This node's data directory's own id, made with it.
+    pub fn disk_id(&self) -> String {
+        self.core.identity.disk_id()
     }
 
     /// Removes a member. Any member may be asked.
@@ -535,45 +572,4 @@ async fn wait_for_promises(config: &NodeConfig, log: &Log, started: Instant) -> 
         tokio::time::sleep(lease.saturating_sub(started.elapsed())).await;
     }
     Ok(())
-}
-
-/// Forms the cluster, once: the node with the lowest id does it, when it can reach a majority of the others
-/// and none of them is part of a cluster.
-async fn form_cluster<M: Machine>(core: Arc<Core<M>>) {
-    let Some(peers) = core.config.bootstrap.clone() else { return };
-    if core.raft.is_initialized().await.unwrap_or(true) || core.identity.cluster_id().is_some() {
-        return;
-    }
-    if peers.keys().next() != Some(&core.config.id) {
-        tracing::info!(by = peers.keys().next(), "waiting for the cluster to be formed");
-        return;
-    }
-    loop {
-        let mut reached = 1;
-        for (id, address) in peers.iter().filter(|(id, _)| **id != core.config.id) {
-            let peer: Arc<Peer> = core.table.at(*id, address);
-            let linked = tokio::time::timeout(Duration::from_millis(500), peer.link()).await;
-            reached += usize::from(matches!(linked, Ok(Ok(_))));
-        }
-        if core.identity.cluster_id().is_some() {
-            tracing::warn!(
-                "the peers are part of a cluster already; this node waits to be made a member of it"
-            );
-            return;
-        }
-        if reached > peers.len() / 2 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    if let Err(error) = core.identity.form_cluster() {
-        tracing::error!(%error, "the cluster's id could not be saved");
-        return;
-    }
-    let members =
-        peers.into_iter().map(|(id, peer)| (id, MemberNode { peer, endpoints: Default::default() }));
-    match core.raft.initialize(members.collect::<std::collections::BTreeMap<_, _>>()).await {
-        Ok(()) => tracing::info!(cluster_id = core.identity.cluster_id(), "formed the cluster"),
-        Err(error) => tracing::error!(%error, "the cluster could not be formed"),
-    }
 }

@@ -2,6 +2,7 @@
 //! (last applied entry, membership), and answers snapshot requests with the last durable checkpoint.
 
 use std::{
+    collections::BTreeSet,
     io,
     sync::{
         Arc,
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    Batch, Machine, Proposal,
+    Batch, Machine, NodeId, Proposal,
     checkpoint::Checkpointer,
     clock::Clock,
     packet::{self, Packet},
@@ -35,6 +36,18 @@ pub(crate) type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
 pub(crate) struct Progress {
     pub last: Option<LogId>,
     pub membership: StoredMembership,
+    /// Ids of nodes that were members and are not any more. They are never given again.
+    pub retired: BTreeSet<NodeId>,
+}
+
+impl Progress {
+    fn change_membership(&mut self, next: StoredMembership) {
+        self.retired.extend(self.membership.membership().nodes().map(|(id, _)| *id));
+        for (id, _) in next.membership().nodes() {
+            self.retired.remove(id);
+        }
+        self.membership = next;
+    }
 }
 
 /// Applies entries on one node. Shared by openraft's worker, the checkpointer and the readers.
@@ -105,7 +118,7 @@ impl<M: Machine> Applier<M> {
         match &entry.payload {
             EntryPayload::Blank => {}
             EntryPayload::Membership(membership) => {
-                progress.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                progress.change_membership(StoredMembership::new(Some(entry.log_id), membership.clone()));
             }
             EntryPayload::Normal(payload) => self.apply_payload(&entry.log_id, &payload.0),
         }

@@ -104,9 +104,12 @@ pub struct Counters {
 /// Why an administrative request was not carried out.
 #[derive(Clone, Debug, Error)]
 pub enum AdminError {
-    /// It would be unsafe, or another change is under way. Nothing was changed.
+    /// It would be unsafe, or contradicts the membership: asked again it is refused again. Nothing was changed.
     #[error("{0}")]
     Conflict(String),
+    /// Another change is under way. Nothing was changed.
+    #[error("{0}")]
+    Busy(String),
     /// No such member.
     #[error("{0}")]
     NotFound(String),

@@ -8,7 +8,7 @@ use std::{
 
 use openraft::async_runtime::watch::WatchReceiver;
 
-use crate::{Machine, core::Core};
+use crate::{Machine, core::Core, types::StoredMembership};
 
 /// How often slow affairs are looked at.
 const UPKEEP: Duration = Duration::from_millis(100);
@@ -46,12 +46,11 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
             {
                 tracing::warn!(%error, "that this node is a member could not be saved");
             }
-            if members.as_ref() != Some(&present.membership_config) {
+            // Without an entry it is what openraft says before it says anything.
+            let is_known = present.membership_config.log_id().is_some();
+            if is_known && members.as_ref() != Some(&present.membership_config) {
                 members = Some(present.membership_config.clone());
-                let nodes = present.membership_config.membership().nodes();
-                if let Err(error) = core.identity.learn_members(nodes.map(|(id, node)| (*id, node))) {
-                    tracing::warn!(%error, "the members' addresses could not be saved");
-                }
+                learn_members(&core, &present.membership_config);
             }
         }
         core.changes.send_modify(|count| *count += 1);
@@ -70,10 +69,24 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
     }
 }
 
+/// Takes the members' addresses and disks from the membership.
+pub(crate) fn learn_members<M: Machine>(core: &Core<M>, members: &StoredMembership) {
+    let nodes = members.membership().nodes();
+    if let Err(error) = core.identity.learn_members(nodes.map(|(id, node)| (*id, node))) {
+        tracing::warn!(%error, "the members' addresses could not be saved");
+    }
+}
+
+/// Takes the ids of former members from what is applied.
+pub(crate) fn learn_retired<M: Machine>(core: &Core<M>) {
+    core.applier.paused(|_, progress| core.identity.learn_retired(&progress.retired));
+}
+
 /// Membership upkeep and readiness.
 pub(crate) async fn upkeep<M: Machine>(core: Arc<Core<M>>, peer_address: String) {
     loop {
         tokio::time::sleep(UPKEEP).await;
+        learn_retired(&core);
         if core.leader.borrow().is_none() {
             continue;
         }

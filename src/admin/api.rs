@@ -82,7 +82,13 @@ pub struct NewMember {
     pub id: NodeId,
     /// Where its peers reach it.
     pub peer: String,
+    /// The id of the node's data directory, when it is the node itself that asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
 }
+
+/// The type of the problem that another change of the membership is under way: the only 409 that ends by waiting.
+pub const BUSY: &str = "urn:kvorum:problem:busy";
 
 /// `POST /v1/cluster/leader`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

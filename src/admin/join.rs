@@ -1,11 +1,11 @@
-//! `--join`: a node that has no data asks a member to add it, until it is a member.
+//! `--join`: a node that has no data asks a member to add it, until it is a member or is told that it cannot be one.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use tracing::{info, warn};
 
-use super::api::{NewMember, Problem};
+use super::api::{BUSY, NewMember, Problem};
 use crate::session::Shared;
 
 /// The pause after the first attempt that failed; it doubles.
@@ -14,25 +14,28 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long a member may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Asks `url` to add this node, unless it belongs to a cluster already.
-pub async fn join(shared: Arc<Shared>, url: String) {
+/// Asks `url` to add this node, unless it belongs to a cluster already. Err is the answer after which asking again is of
+/// no use.
+pub async fn join(shared: Arc<Shared>, url: String) -> Result<(), String> {
     let mut pause = PAUSE_MIN;
     loop {
         let status = shared.router.status();
         let me = status.members.iter().find(|member| member.id == status.node_id);
         if status.cluster_id.is_some() || me.is_some() {
             info!("this node belongs to a cluster; --join is not needed");
-            return;
+            return Ok(());
         }
-        let member = NewMember { id: status.node_id, peer: shared.peer_address.clone() };
+        let disk = Some(shared.router.node().disk_id());
+        let member = NewMember { id: status.node_id, peer: shared.peer_address.clone(), disk };
         let target = format!("{}/v1/cluster/members", url.trim_end_matches('/'));
         info!(%target, id = member.id, peer = %member.peer, "asking to be added to the cluster");
         let asked = tokio::task::spawn_blocking(move || ask(&target, &member)).await;
         match asked.context("the request was aborted").and_then(|asked| asked) {
-            Ok(()) => {
+            Ok(None) => {
                 info!("added as a learner; it becomes a voter when it has caught up");
-                return;
+                return Ok(());
             }
+            Ok(Some(refusal)) => return Err(refusal),
             Err(error) => warn!("not added yet, trying again in {pause:?}: {error:#}"),
         }
         tokio::time::sleep(pause).await;
@@ -40,14 +43,19 @@ pub async fn join(shared: Arc<Shared>, url: String) {
     }
 }
 
-fn ask(target: &str, member: &NewMember) -> Result<()> {
+/// The answer is None, or a refusal that is final.
+fn ask(target: &str, member: &NewMember) -> Result<Option<String>> {
     let config =
         ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
     let mut response = ureq::Agent::from(config).post(target).send_json(member)?;
-    if response.status().is_success() {
-        return Ok(());
-    }
     let status = response.status();
-    let detail = response.body_mut().read_json::<Problem>().map(|problem| problem.detail).unwrap_or_default();
-    anyhow::bail!("{target} answered {status}: {detail}")
+    if status.is_success() {
+        return Ok(None);
+    }
+    let problem = response.body_mut().read_json::<Problem>();
+    let (kind, detail) = problem.map(|problem| (problem.kind, problem.detail)).unwrap_or_default();
+    let answer = format!("{target} answered {status}: {detail}");
+    // Only a member's own words are final, not those of something that stands in its place.
+    let is_final = matches!(status.as_u16(), 409 | 422) && !detail.is_empty() && kind != BUSY;
+    if is_final { Ok(Some(answer)) } else { anyhow::bail!("{answer}") }
 }

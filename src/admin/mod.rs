@@ -117,7 +117,11 @@ async fn add_member(
     if member.id == 0 || !is_address {
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "id is from 1 on and peer is HOST:PORT"));
     }
-    shared.router.node().add_member(member.id, member.peer).await?;
+    let node = shared.router.node();
+    match member.disk {
+        Some(disk) => node.admit(member.id, member.peer, disk).await?,
+        None => node.add_member(member.id, member.peer).await?,
+    }
     Ok((StatusCode::CREATED, Json(json!({ "id": member.id }))).into_response())
 }
 
@@ -181,6 +185,7 @@ impl From<AdminError> for Refusal {
     fn from(error: AdminError) -> Refusal {
         let (status, kind) = match &error {
             AdminError::Conflict(_) => (StatusCode::CONFLICT, "urn:kvorum:problem:conflict"),
+            AdminError::Busy(_) => (StatusCode::CONFLICT, api::BUSY),
             AdminError::NotFound(_) => (StatusCode::NOT_FOUND, "urn:kvorum:problem:not-found"),
             AdminError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "urn:kvorum:problem:invalid"),
             AdminError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "urn:kvorum:problem:unavailable"),

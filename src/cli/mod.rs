@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 mod dev;
+mod recover;
 mod serve;
 mod status;
 
@@ -43,6 +44,9 @@ enum Verb {
     Serve(Box<serve::Serve>),
     /// Run a whole cluster on this machine, one process a node, to try things out
     Dev(dev::Dev),
+    /// Recover from the loss of a majority: make a surviving node a new cluster (offline)
+    #[command(long_about = recover::HELP, after_help = EXIT_CODES)]
+    Recover(recover::Recover),
     /// Show the members of a cluster: role, term, progress
     Status(status::Status),
 }
@@ -69,6 +73,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Serve(serve) => serve::run(*serve),
         Verb::Dev(dev) => dev::run(dev),
+        Verb::Recover(recover) => recover::run(recover),
         Verb::Status(status) => Ok(status::run(status)?),
     }
 }

@@ -95,10 +95,37 @@ fn failure(error: ServeError, dir: &Path) -> Failure {
         ServeError::Listen { source, .. } | ServeError::Start(StartError::Listen { source, .. }) => {
             (if taken(source.kind()) { ADDRESS_TAKEN } else { FAILED }, None)
         }
+        ServeError::NotAdded(_) => (
+            FAILED,
+            Some(format!(
+                "A node joins with an empty directory, and an id that was never used: kvorum serve --id NEW --join ...\n\
+                 If {} is not this node's old one by mistake, it can be removed.",
+                dir.display()
+            )),
+        ),
         ServeError::Start(StartError::Locked(_)) => (DATA_LOCKED, None),
         ServeError::Start(StartError::OtherCluster { .. }) => {
             (OTHER_DATA, Some("Start with that cluster's peers, or with another directory.".to_owned()))
         }
+        ServeError::Start(StartError::Recovered { .. }) => (
+            OTHER_DATA,
+            Some(format!(
+                "What this directory has and the recovered cluster has not is lost to it: keep it while you may need it.\n\
+                 To go on with this machine:\n\
+                 \u{20} 1. set {} aside, so that it is empty\n\
+                 \u{20} 2. start under an id that was never used: kvorum serve --id NEW --join http://ANY-MEMBER ...",
+                dir.display()
+            )),
+        ),
+        ServeError::Start(StartError::Unfinished { backup, .. }) => (
+            FAILED,
+            Some(format!(
+                "Finish it, with the same command as before: kvorum recover --data {} --as-new-cluster ...\n\
+                 The state before it is in {}, which is a complete data directory.",
+                dir.display(),
+                backup.display()
+            )),
+        ),
         ServeError::Start(StartError::OtherNode { .. }) => (
             OTHER_DATA,
             Some("Start with the id that the directory belongs to, or with another directory.".to_owned()),

@@ -9,6 +9,10 @@ use crate::{
     resp::{Protocol, Reply},
 };
 
+/// The longest id of a session: each proposal of the connection carries it.
+const ID_BYTES_MAX: usize = 1024;
+const SESSION_ID_TOO_LONG: &str = "the id of a session has at most 1024 bytes";
+
 impl Session {
     /// CLIENT SESSION [id [NEW [PX ms]]].
     pub(super) async fn client_session(&mut self, argv: &[&[u8]]) {
@@ -22,6 +26,9 @@ impl Session {
             return self.reply(|reply| reply.error(&Error::Syntax));
         }
         let (db, id) = (self.db, args.at(2));
+        if id.len() > ID_BYTES_MAX {
+            return self.reply(|reply| reply.error(&Error::err(SESSION_ID_TOO_LONG)));
+        }
         let call = if is_new {
             [&[b"SESSION.OPEN".as_slice(), id], args.from(4)].concat()
         } else {

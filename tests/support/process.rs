@@ -1,10 +1,12 @@
 //! Real `kvorum serve` processes on loopback, on ports that were free a moment ago.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -34,10 +36,18 @@ pub struct Cluster {
 /// Debian's faketime: what a process loads to see another wall clock.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
-/// A loopback address that is free at this moment.
+/// Ports that this test has been given already: they are free until their nodes listen.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// A loopback address that is free at this moment, and was not given before.
 pub fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound listener has an address").to_string()
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound listener has an address");
+        if GIVEN.lock().expect("nobody panics with it").insert(address.port()) {
+            return address.to_string();
+        }
+    }
 }
 
 impl Cluster {
@@ -70,7 +80,36 @@ impl Cluster {
         let peers = self.addresses.iter().enumerate();
         let peers: Vec<String> =
             peers.map(|(index, address)| format!("{}={}", index + 1, address.peer)).collect();
-        self.spawn(node, ["--peers", &peers.join(",")]);
+        self.spawn(node, &["--peers", &peers.join(",")]);
+    }
+
+    /// Starts it again as a node that has to know its cluster from its data.
+    pub fn start_bare(&mut self, node: usize) {
+        self.spawn(node, &[]);
+    }
+
+    /// Starts it again, to ask node `through` to be added.
+    pub fn start_joining(&mut self, node: usize, through: usize) {
+        let url = format!("http://{}", self.addresses[through].http);
+        self.spawn(node, &["--join", &url]);
+    }
+
+    /// Waits until the process has ended by itself; gives its exit code and what it wrote to stderr since its first start.
+    pub fn wait_end(&mut self, node: usize) -> (Option<i32>, String) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut child = self.children[node].take().expect("the node runs");
+        loop {
+            let log = std::fs::read_to_string(self.log_of(node)).unwrap_or_default();
+            if let Some(status) = child.try_wait().expect("a child") {
+                return (status.code(), log);
+            }
+            if Instant::now() > deadline {
+                child.kill().expect("the child can be killed");
+                child.wait().expect("the child can be waited for");
+                panic!("node {} does not end:\n{log}", node + 1);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Starts one node more, which asks node `through` to be added. Gives its number.
@@ -78,12 +117,11 @@ impl Cluster {
         let node = self.addresses.len();
         self.addresses.push(Addresses { resp: free_address(), http: free_address(), peer: free_address() });
         self.children.push(None);
-        let url = format!("http://{}", self.addresses[through].http);
-        self.spawn(node, ["--join", &url]);
+        self.start_joining(node, through);
         node
     }
 
-    fn spawn(&mut self, node: usize, membership: [&str; 2]) {
+    fn spawn(&mut self, node: usize, membership: &[&str]) {
         let addresses = &self.addresses[node];
         let log = File::options().create(true).append(true).open(self.log_of(node)).expect("a log file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvorum"));

@@ -80,7 +80,7 @@ pub(crate) fn run_seeds(options: &Seeds, is_asked_to_stop: fn() -> bool) -> Resu
     let (next, sum, started) = (AtomicU64::new(from), Mutex::new(Sum::default()), Instant::now());
     let told = Mutex::new(Instant::now());
     let work = || -> Result<()> {
-        while !is_asked_to_stop() && !(options.find && !locked(&sum).failed.is_empty()) {
+        while !is_asked_to_stop() && (!options.find || locked(&sum).failed.is_empty()) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= from + options.seeds {
                 return Ok(());

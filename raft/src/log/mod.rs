@@ -3,8 +3,8 @@
 //! Everything that Raft must not forget (entries, votes, truncations, purges, commit marks) goes through one queue
 //! to one writer thread, which never reorders: one write and one fdatasync for all that waits. Files:
 //! `frame.rs` is the format, `disk.rs` the file layer, `segment.rs` prepares and recycles files, `group.rs` a
-//! group's log in memory, `queue.rs` and `writer.rs` the way to the disk, `recovery.rs` the way back, `store.rs`
-//! openraft's traits.
+//! group's log in memory, `queue.rs` and `writer.rs` the way to the disk, `recovery.rs` the way back, `offline.rs` a look
+//! without a change, `store.rs` openraft's traits.
 //!
 //! It does not lock its directory: `Node::start` does.
 
@@ -15,6 +15,7 @@ mod frame;
 mod group;
 #[cfg(test)]
 mod kill_tests;
+mod offline;
 mod queue;
 mod recovery;
 mod segment;
@@ -49,6 +50,7 @@ use self::{
 };
 pub(crate) use self::{
     disk::{Disk, DiskFile},
+    offline::look,
     store::LogStore,
 };
 use crate::machine::GroupId;

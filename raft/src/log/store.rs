@@ -261,7 +261,7 @@ fn half_open(range: &impl RangeBounds<u64>) -> Range<u64> {
 }
 
 /// Reads entries back from their segments, neighbours together, and checks that each is what it should be.
-fn read_positions(
+pub(super) fn read_positions(
     files: &HashMap<u64, Arc<dyn DiskFile>>,
     group: u32,
     first: u64,

@@ -26,6 +26,8 @@ pub(crate) struct Hello {
     pub clock_ms: Option<u64>,
     /// From the callee: why it refuses the connection; empty when it does not.
     pub refusal: String,
+    /// The clusters that this one was recovered from.
+    pub former_clusters: Vec<String>,
 }
 
 impl Hello {
@@ -40,10 +42,14 @@ impl Hello {
         put_bool(&mut out, self.clock_ms.is_some());
         put_u64(&mut out, self.clock_ms.unwrap_or(0));
         put_str(&mut out, &self.refusal);
+        put_u32(&mut out, self.former_clusters.len() as u32);
+        for cluster in &self.former_clusters {
+            put_str(&mut out, cluster);
+        }
         out
     }
 
-    /// Trailing bytes are of a later version and ignored.
+    /// Trailing bytes are of a later version and ignored; an earlier one ends before the former clusters.
     pub(crate) fn decode(body: &[u8]) -> Result<Hello, CodecError> {
         let mut reader = Reader::new(body);
         if reader.u32()? != MAGIC {
@@ -55,6 +61,12 @@ impl Hello {
         let disk_id = reader.str()?.to_owned();
         let (has_clock, clock_ms) = (reader.bool()?, reader.u64()?);
         let refusal = reader.str()?.to_owned();
+        let mut former_clusters = Vec::new();
+        if reader.remaining() > 0 {
+            for _ in 0..reader.u32()? {
+                former_clusters.push(reader.str()?.to_owned());
+            }
+        }
         Ok(Hello {
             protocol_version,
             cluster_id,
@@ -63,6 +75,7 @@ impl Hello {
             disk_id,
             clock_ms: has_clock.then_some(clock_ms),
             refusal,
+            former_clusters,
         })
     }
 }
@@ -106,6 +119,7 @@ mod tests {
             disk_id: disk.into(),
             clock_ms: Some(5),
             refusal: String::new(),
+            former_clusters: vec!["old".into(), "older".into()],
         }
     }
 
@@ -114,9 +128,11 @@ mod tests {
         let one = hello(3, "c", "d");
         let bytes = one.encode();
         assert_eq!(Hello::decode(&bytes).unwrap(), one);
-        for len in 0..bytes.len() {
+        let earlier = bytes.len() - 4 - (4 + 3) - (4 + 5);
+        for len in (0..bytes.len()).filter(|len| *len != earlier) {
             assert!(Hello::decode(&bytes[..len]).is_err());
         }
+        assert_eq!(Hello::decode(&bytes[..earlier]).unwrap(), Hello { former_clusters: Vec::new(), ..one });
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub(crate) trait Greeter: Send + Sync + 'static {
     fn hello(&self, to: NodeId) -> Hello;
     /// Judges the other side's answer, which may be a refusal, and learns from it. Err is the reason not to talk to it.
     fn greeted(&self, answer: &Hello) -> Result<(), String>;
+    /// Changes when somebody who was welcome may not be any more.
+    fn judgement(&self) -> u64;
+    /// Why not to talk to the one who said this.
+    fn objection(&self, theirs: &Hello) -> Option<String>;
 }
 
 /// One peer.
@@ -39,10 +43,17 @@ pub(crate) struct Peer {
     address: Mutex<String>,
     transport: Arc<dyn Transport>,
     greeter: Arc<dyn Greeter>,
-    link: tokio::sync::Mutex<Option<Link>>,
+    link: tokio::sync::Mutex<Option<Greeted>>,
     next_id: AtomicU64,
     /// The last error that was logged, so that a peer that stays away is reported once.
     reported: Mutex<String>,
+}
+
+/// A connection, and what it was made on the strength of.
+struct Greeted {
+    link: Link,
+    answer: Hello,
+    judgement: u64,
 }
 
 /// An established connection. Cheap to clone.
@@ -112,16 +123,22 @@ impl Peer {
     /// The connection, made now if there is none.
     pub(crate) async fn link(&self) -> io::Result<Link> {
         let mut link = self.link.lock().await;
-        if let Some(link) = link.as_ref().filter(|link| !link.closed.load(Ordering::Acquire)) {
-            return Ok(link.clone());
+        if let Some(greeted) = link.as_mut().filter(|greeted| !greeted.link.closed.load(Ordering::Acquire)) {
+            let judgement = self.greeter.judgement();
+            if greeted.judgement == judgement || self.greeter.objection(&greeted.answer).is_none() {
+                greeted.judgement = judgement;
+                return Ok(greeted.link.clone());
+            }
+            // Calls under way are answered; nothing else goes over it.
+            greeted.link.end_streams();
         }
+        *link = None;
         match self.connect().await {
             Ok(new) => {
                 if !std::mem::take(&mut *self.reported.lock()).is_empty() {
                     tracing::info!(peer = self.id, "connected to the peer again");
                 }
-                *link = Some(new.clone());
-                Ok(new)
+                Ok(link.insert(new).link.clone())
             }
             Err(error) => {
                 let text = error.to_string();
@@ -140,7 +157,8 @@ impl Peer {
         }
     }
 
-    async fn connect(&self) -> io::Result<Link> {
+    async fn connect(&self) -> io::Result<Greeted> {
+        let judgement = self.greeter.judgement();
         let address = self.address.lock().clone();
         let mut connection = self.transport.connect(&address).await?;
         connection
@@ -162,7 +180,7 @@ impl Peer {
             )));
         }
         self.greeter.greeted(&answer).map_err(io::Error::other)?;
-        Ok(Link::start(connection, buffer))
+        Ok(Greeted { link: Link::start(connection, buffer), answer, judgement })
     }
 
     /// Asks and waits for the answer, for `timeout` at most, connecting included.
@@ -255,6 +273,10 @@ impl Link {
         }
         waiting.streams.insert(id, sender);
         Ok(receiver)
+    }
+
+    fn end_streams(&self) {
+        self.waiting.lock().streams.clear();
     }
 
     /// Nobody waits for this id any more.

@@ -28,6 +28,10 @@ pub(crate) trait Handler: Send + Sync + 'static {
     fn greet(&self, hello: &Hello) -> Hello;
     /// The peer has read the answer and goes on: it has no objection either. Err closes the connection.
     fn accepted(&self, hello: &Hello) -> Result<(), String>;
+    /// Changes when somebody who was welcome may not be any more.
+    fn judgement(&self) -> u64;
+    /// Why not to listen any more to the one who said this.
+    fn objection(&self, hello: &Hello) -> Option<String>;
     /// Answers a call. Err closes the connection.
     fn call(
         self: &Arc<Self>,
@@ -90,6 +94,7 @@ async fn serve_connection<H: Handler>(
         return Err(invalid("the first frame is not a greeting"));
     }
     let hello = Hello::decode(&first.body).map_err(invalid)?;
+    let mut judgement = handler.judgement();
     let answer = handler.greet(&hello);
     connection.write_all(&frame::encode(Kind::Hello, first.id, first.group, &answer.encode())).await?;
     if !answer.refusal.is_empty() {
@@ -113,7 +118,14 @@ async fn serve_connection<H: Handler>(
         tokio::select! {
             biased;
             received = frame::read(&mut reader, &mut buffer) => {
-                serve_frame(received?, &handler, &frames, &mut streams, &mut tasks).await?;
+                let received = received?;
+                if std::mem::replace(&mut judgement, handler.judgement()) != judgement
+                    && let Some(why) = handler.objection(&hello)
+                {
+                    tracing::warn!(peer = hello.node_id, why, "a peer is not welcome any more");
+                    return Ok(());
+                }
+                serve_frame(received, &handler, &frames, &mut streams, &mut tasks).await?;
             }
             Some(ended) = tasks.join_next() => {
                 ended.map_err(io::Error::other)?.map_err(invalid)?;

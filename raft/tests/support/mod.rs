@@ -1,4 +1,5 @@
-//! Three nodes in one process, over a network in memory, with the counter machine.
+//! Three nodes in one process, over a network in memory, with the counter machine. Each test uses a part of it.
+#![allow(dead_code)]
 
 pub mod counter;
 pub mod network;

@@ -1,0 +1,122 @@
+//! A node's data directory: the lock that one process holds on it, and the file that says whose it is.
+//!
+//! The file is only ever replaced as a whole, so that a crash leaves the old one or the new one.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{NodeId, StartError, types::MemberNode};
+
+const FORMAT_VERSION: u32 = 1;
+const FILE: &str = "identity.json";
+const LOCK_FILE: &str = "LOCK";
+
+/// The identity file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Content {
+    format_version: u32,
+    pub(crate) node_id: NodeId,
+    /// Made with the directory; another one under the same node id means that a disk was lost.
+    pub(crate) disk_id: String,
+    /// Empty until the node becomes part of a cluster.
+    pub(crate) cluster_id: String,
+    /// It has been a member, so its log is not empty.
+    #[serde(default)]
+    pub(crate) has_log: bool,
+    /// The last known members' peer addresses, for a node that must ask them before it can read its state.
+    pub(crate) peers: BTreeMap<NodeId, String>,
+    /// The clusters that this one was recovered from, the latest last: they are not to be used any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) former_clusters: Vec<String>,
+    /// A recovery that was begun: while it stands here the node does not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unfinished: Option<Unfinished>,
+}
+
+/// A recovery under way: enough to go on with it after a crash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unfinished {
+    /// The new cluster.
+    pub(crate) cluster_id: String,
+    /// The term of the entries that are added.
+    pub(crate) term: u64,
+    /// The last entry's term of the old log, and its index.
+    pub(crate) base_term: u64,
+    pub(crate) base_index: u64,
+    /// The only member's addresses.
+    pub(crate) member: MemberNode,
+    /// Where the old state was copied to.
+    pub(crate) backup: PathBuf,
+}
+
+impl Content {
+    pub(crate) fn new(node_id: NodeId) -> Content {
+        Content {
+            format_version: FORMAT_VERSION,
+            node_id,
+            disk_id: random_id(),
+            cluster_id: String::new(),
+            has_log: false,
+            peers: BTreeMap::new(),
+            former_clusters: Vec::new(),
+            unfinished: None,
+        }
+    }
+}
+
+/// 32 hex digits that nobody else has.
+pub(crate) fn random_id() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
+/// Locks an existing directory for as long as the file lives.
+pub(crate) fn lock(dir: &Path) -> Result<File, StartError> {
+    let path = dir.join(LOCK_FILE);
+    let io = |what: &str| {
+        let context = format!("cannot {what} {}", path.display());
+        move |source| StartError::Io { context, source }
+    };
+    let lock = File::create(&path).map_err(io("create"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StartError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(io("lock")(source)),
+    }
+}
+
+/// Reads the identity file. None when there is none.
+pub(crate) fn read(dir: &Path) -> Result<Option<Content>, StartError> {
+    let file = dir.join(FILE);
+    let io = |source| StartError::Io { context: format!("cannot read {}", file.display()), source };
+    let bytes = match std::fs::read(&file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    let content: Content = serde_json::from_slice(&bytes)
+        .map_err(|error| io(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+    if content.format_version != FORMAT_VERSION {
+        return Err(StartError::Config(format!(
+            "{} has format version {}, this program reads {FORMAT_VERSION}",
+            file.display(),
+            content.format_version
+        )));
+    }
+    Ok(Some(content))
+}
+
+/// Replaces the file as a whole, durably.
+pub(crate) fn save(dir: &Path, content: &Content) -> io::Result<()> {
+    let new = dir.join("identity.json.new");
+    let mut file = File::create(&new)?;
+    file.write_all(&serde_json::to_vec_pretty(content)?)?;
+    file.sync_all()?;
+    std::fs::rename(&new, dir.join(FILE))?;
+    File::open(dir)?.sync_all()
+}
