@@ -179,7 +179,7 @@ impl Faults {
                 let id = world.create()?;
                 world.add_member(id);
             }
-            "shrink" if world.nodes.len() > *MEMBERS.start() => {
+            "shrink" if world.voters() > *MEMBERS.start() => {
                 let Some(id) = self.victim(world) else { return Ok(false) };
                 world.remove_member(id);
             }
@@ -248,7 +248,8 @@ impl Faults {
     /// One node at a time: the others have what it has lost.
     fn flip_bit(&mut self, world: &mut World) -> Result<bool> {
         let is_whole = world.nodes.values().all(|node| node.is_running() && !node.is_paused);
-        let Some(id) = self.victim(world).filter(|_| is_whole && world.is_whole()) else { return Ok(false) };
+        let is_whole = is_whole && world.is_whole() && world.voters() >= *MEMBERS.start();
+        let Some(id) = self.victim(world).filter(|_| is_whole) else { return Ok(false) };
         world.end(id, false);
         let is_flipped = world.nodes[&id].storage.flip_bit();
         if is_flipped {

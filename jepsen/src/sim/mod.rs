@@ -49,7 +49,25 @@ const CHECK_TIME: Duration = Duration::from_secs(60);
 const MEMBERSHIP_MS: u64 = 250;
 
 /// The workloads of simulations.
-const WORKLOADS: &[&str] = &["register", "append", "set", "counter", "ids", "bank", "pop", "expiry", "lock"];
+const WORKLOADS: &[&str] = &[
+    "register",
+    "append",
+    "set",
+    "counter",
+    "ids",
+    "bank",
+    "pop",
+    "expiry",
+    "lock",
+    "once",
+    "read-levels",
+    "mutex",
+    "election",
+    "feed",
+];
+
+/// Those that compare the server's clock with their own.
+const COMPARING_CLOCKS: &[&str] = &["expiry", "once", "mutex"];
 
 /// What came of it.
 #[derive(Debug)]
@@ -89,7 +107,7 @@ fn simulate(seed: u64, options: &seeds::World) -> Result<Outcome> {
         unseen: Mutex::default(),
     });
     let mut world = World::new(dir.path().to_owned(), load.clone(), now_us, network, members, chance.fork());
-    let mut faults = Faults::new(chance.fork(), name == "expiry");
+    let mut faults = Faults::new(chance.fork(), COMPARING_CLOCKS.contains(&name.as_str()));
     let whole = play(&mut world, &mut faults, options, &mut chance)?;
     if !whole && world.invariants.findings.is_empty() {
         let detail = format!("{PATIENCE_MS} ms after the last fault: {}", world.not_ready());

@@ -140,6 +140,12 @@ impl World {
         all.filter(|status| status.role == Role::Leader).max_by_key(|status| status.term)
     }
 
+    /// How many members vote.
+    pub(super) fn voters(&self) -> usize {
+        let of = |leader: Status| leader.members.iter().filter(|member| member.voter).count();
+        self.leader().map_or(0, of)
+    }
+
     /// Has the leader add a node.
     pub(super) fn add_member(&self, id: u64) {
         if let Some(leader) = self.leader() {
