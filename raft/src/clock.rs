@@ -7,6 +7,10 @@
 //!
 //! A follower hears of the time late, by as long as an entry travels. It goes on by its own monotonic clock, is
 //! moved forward by a stamp that is ahead, and back by one that is behind only as slowly as the leader may be slewed.
+//!
+//! A node that has just started hears the time from its peers' greetings, which may have been held up for long. So those
+//! who vote for it say the time too: whoever leads is no further behind than their answers were on their way, and the
+//! next leader's clock is no jump from its own.
 
 use std::time::Duration;
 
@@ -58,12 +62,9 @@ impl Clock {
         self.inner.lock().observe(stamp_ms * 1000, Instant::now());
     }
 
-    /// A running peer says that this is the time.
+    /// A running peer said that this is the time. It may have been long on its way: it is at least as late.
     pub(crate) fn learn_ms(&self, clock_ms: u64) {
-        let mut inner = self.inner.lock();
-        if inner.anchor.is_none() {
-            inner.anchor = Some(((clock_ms * 1000).max(inner.highest_us), Instant::now()));
-        }
+        self.inner.lock().learn(clock_ms * 1000, Instant::now());
     }
 
     /// The time now, as near as this node can tell, in milliseconds.
@@ -96,6 +97,12 @@ impl Inner {
         self.highest_us = stamp;
         self.handed_us = stamp;
         stamp
+    }
+
+    fn learn(&mut self, heard_us: u64, now: Instant) {
+        if self.anchor.is_none() || heard_us > self.estimate(now, 0) {
+            self.anchor = Some((heard_us.max(self.highest_us), now));
+        }
     }
 
     fn observe(&mut self, stamp_us: u64, now: Instant) {
@@ -191,6 +198,16 @@ mod tests {
         clock.anchor = Some((1000 * HOUR, start));
         clock.observe(900 * HOUR, start);
         assert_eq!(clock.estimate(start, 0), 1000 * HOUR);
+    }
+
+    #[test]
+    fn what_was_long_on_its_way_is_a_lower_bound_and_later_words_mend_it() {
+        let (mut clock, start) = (fresh(), Instant::now());
+        clock.learn(1000 * HOUR, start);
+        // Another peer has heard more of the time.
+        clock.learn(1000 * HOUR + 5 * SECOND, start + Duration::from_secs(1));
+        clock.learn(1000 * HOUR + SECOND, start + Duration::from_secs(1));
+        assert_eq!(clock.estimate(start + Duration::from_secs(2), 0), 1000 * HOUR + 6 * SECOND);
     }
 
     #[test]

@@ -314,11 +314,13 @@ impl<M: Machine> Handler for Core<M> {
             }
             Kind::Vote => {
                 let request = messages::vote_request(&body).map_err(text)?;
-                messages::put_vote_response(&mut answer, &self.raft.vote(request).await.map_err(text)?);
+                let response = self.raft.vote(request).await.map_err(text)?;
+                messages::put_vote_response(&mut answer, &response, self.clock.live_ms().unwrap_or(0));
             }
             Kind::PreVote => {
                 let request = messages::vote_request(&body).map_err(text)?;
-                messages::put_vote_response(&mut answer, &self.raft.pre_vote(request).await.map_err(text)?);
+                let response = self.raft.pre_vote(request).await.map_err(text)?;
+                messages::put_vote_response(&mut answer, &response, self.clock.live_ms().unwrap_or(0));
             }
             Kind::TransferLeader => {
                 let request = messages::transfer_request(&body).map_err(text)?;

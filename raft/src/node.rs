@@ -101,6 +101,7 @@ impl<M: Machine> Node<M> {
             peers: table.clone(),
             snapshots: snapshots.clone(),
             interest: interest.clone(),
+            clock: clock.clone(),
         };
         let state = StateMachine { applier: applier.clone(), checkpointer: checkpointer.clone() };
         let raft =

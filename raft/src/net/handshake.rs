@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// The only version of the peer protocol.
-pub(crate) const PROTOCOL_VERSION: u32 = 1;
+pub(crate) const PROTOCOL_VERSION: u32 = 2;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"KVPN");
 

@@ -119,18 +119,20 @@ pub(crate) fn vote_request(body: &[u8]) -> Result<VoteRequest<TypeConfig>, Codec
     Ok(request)
 }
 
-pub(crate) fn put_vote_response(out: &mut Vec<u8>, response: &VoteResponse<TypeConfig>) {
+/// `clock_ms` is the answering node's clock, 0 if it does not know the time.
+pub(crate) fn put_vote_response(out: &mut Vec<u8>, response: &VoteResponse<TypeConfig>, clock_ms: u64) {
     put_vote(out, &response.vote);
     put_bool(out, response.vote_granted);
     put_log_id_option(out, response.last_log_id.as_ref());
+    codec::put_u64(out, clock_ms);
 }
 
-pub(crate) fn vote_response(body: &[u8]) -> Result<VoteResponse<TypeConfig>, CodecError> {
+pub(crate) fn vote_response(body: &[u8]) -> Result<(VoteResponse<TypeConfig>, u64), CodecError> {
     let mut reader = Reader::new(body);
     let (vote, granted) = (codec::vote(&mut reader)?, reader.bool()?);
-    let last_log_id = codec::log_id_option(&mut reader)?;
+    let (last_log_id, clock_ms) = (codec::log_id_option(&mut reader)?, reader.u64()?);
     reader.finish()?;
-    Ok(VoteResponse::new(vote, last_log_id, granted))
+    Ok((VoteResponse::new(vote, last_log_id, granted), clock_ms))
 }
 
 pub(crate) fn put_transfer_request(out: &mut Vec<u8>, request: &TransferLeaderRequest<TypeConfig>) {

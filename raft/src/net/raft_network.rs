@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     GroupId,
+    clock::Clock,
     codec::CodecError,
     snapshot::{SnapshotData, SnapshotSender},
     types::{MemberNode, TypeConfig, Vote},
@@ -57,6 +58,7 @@ pub(crate) struct Factory {
     pub peers: Arc<dyn Peers>,
     pub snapshots: Arc<dyn SnapshotSender>,
     pub interest: Arc<Interest>,
+    pub clock: Arc<Clock>,
 }
 
 /// One group's client of one peer.
@@ -66,6 +68,7 @@ pub(crate) struct Client {
     peer: Arc<Peer>,
     snapshots: Arc<dyn SnapshotSender>,
     interest: Arc<Interest>,
+    clock: Arc<Clock>,
     heartbeat: bool,
 }
 
@@ -76,6 +79,7 @@ impl Factory {
             peer: self.peers.peer(target, node),
             snapshots: self.snapshots.clone(),
             interest: self.interest.clone(),
+            clock: self.clock.clone(),
             heartbeat,
         }
     }
@@ -119,6 +123,15 @@ impl Client {
             return Err(unreachable("the peer's answer contradicts the request"));
         }
         Ok(response.into_stream_result(request.prev_log_id, last.or(request.prev_log_id)))
+    }
+
+    /// The answer to a request for a vote, and the time by the one who gives it.
+    fn voted(&self, answer: &[u8]) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let (response, clock_ms) = messages::vote_response(answer).map_err(malformed)?;
+        if clock_ms > 0 {
+            self.clock.learn_ms(clock_ms);
+        }
+        Ok(response)
     }
 
     async fn call(&self, kind: Kind, body: &[u8], option: &RPCOption) -> Result<Bytes, RpcError> {
@@ -338,7 +351,7 @@ impl NetVote<TypeConfig> for Client {
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let mut body = Vec::new();
         messages::put_vote_request(&mut body, &request);
-        messages::vote_response(&self.call(Kind::Vote, &body, &option).await?).map_err(malformed)
+        self.voted(&self.call(Kind::Vote, &body, &option).await?)
     }
 
     async fn pre_vote(
@@ -348,7 +361,7 @@ impl NetVote<TypeConfig> for Client {
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let mut body = Vec::new();
         messages::put_vote_request(&mut body, &request);
-        messages::vote_response(&self.call(Kind::PreVote, &body, &option).await?).map_err(malformed)
+        self.voted(&self.call(Kind::PreVote, &body, &option).await?)
     }
 }
 
