@@ -67,7 +67,7 @@ const WORKLOADS: &[&str] = &[
 ];
 
 /// Those that compare the server's clock with their own.
-const COMPARING_CLOCKS: &[&str] = &["expiry", "once", "mutex"];
+const COMPARING_CLOCKS: &[&str] = &["expiry", "once", "mutex", "election"];
 
 /// What came of it.
 #[derive(Debug)]
