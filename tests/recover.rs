@@ -18,7 +18,8 @@ use std::{
 use redis::Commands as _;
 use support::process::{Addresses, Cluster, free_address, get};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
+const WRITERS: usize = 4;
 const CONFIRMED: [&str; 2] = ["--as-new-cluster", "--yes-i-may-lose-acknowledged-writes"];
 
 fn recover(dirs: &[&Path], more: &[&str]) -> (i32, String) {
@@ -36,7 +37,7 @@ fn recover(dirs: &[&Path], more: &[&str]) -> (i32, String) {
 fn write(id: usize, address: &str, stop: &AtomicBool, count: &AtomicUsize) -> Vec<String> {
     let client = redis::Client::open(format!("redis://{address}/")).unwrap();
     let mut connection = client.get_connection_with_timeout(Duration::from_secs(5)).unwrap();
-    connection.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut acknowledged = Vec::new();
     for number in 0.. {
         let key = format!("write:{id}:{number:06}.");
@@ -58,6 +59,7 @@ fn write(id: usize, address: &str, stop: &AtomicBool, count: &AtomicUsize) -> Ve
 /// Loads the nodes until some hundred writes are acknowledged and `end` has done its work; gives what was acknowledged.
 fn under_load(cluster: &mut Cluster, nodes: &[usize], end: impl FnOnce(&mut Cluster)) -> Vec<String> {
     let addresses: Vec<String> = nodes.iter().map(|node| cluster.addresses[*node].resp.clone()).collect();
+    let addresses = vec![addresses; WRITERS].concat();
     let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         let (stop, count) = (&stop, &count);
@@ -66,7 +68,7 @@ fn under_load(cluster: &mut Cluster, nodes: &[usize], end: impl FnOnce(&mut Clus
             .enumerate()
             .map(|(id, address)| scope.spawn(move || write(id, address, stop, count)))
             .collect();
-        wait_for("writes to be acknowledged", || count.load(Relaxed) > 600);
+        wait_for("writes to be acknowledged", || count.load(Relaxed) > 400);
         end(cluster);
         stop.store(true, Relaxed);
         writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
@@ -239,7 +241,7 @@ fn wait_ready(http: &str) {
 fn of_two_of_five_that_are_left_the_longest_log_is_recovered_as_the_guide_says() {
     let mut cluster = Cluster::start(5, &[]);
     let url = format!("http://{}/v1/cluster/leader", cluster.addresses[0].http);
-    ureq::post(&url).send_json(serde_json::json!({ "id": 2 })).unwrap();
+    wait_for("node 2 to lead", || ureq::post(&url).send_json(serde_json::json!({ "id": 2 })).is_ok());
     let acknowledged = under_load(&mut cluster, &[0, 1, 2], |cluster| {
         // Node 5 stays behind.
         cluster.freeze(4);
