@@ -22,7 +22,7 @@ use crate::{
     contents,
     history::{Kind, Recorder},
     nemesis::{self, Env, Nemesis},
-    workload::{self, Ended, Workload},
+    workload::{self, Workload},
 };
 
 /// How long clients wait for a reply: longer than the server, which gives up after 1 s.
@@ -290,24 +290,10 @@ impl Load {
             }
             let Some(open) = &mut connection else { continue };
             let (f, value) = self.workload.next(&mut random);
-            if self.operate(process, open, f, &value) == Kind::Info {
+            if self.workload.carry_out(&self.recorder, process, open, f, &value) == Kind::Info {
                 process += self.clients as i64;
             }
         }
-    }
-
-    /// One operation, recorded. A process whose outcome is not known is over.
-    fn operate(&self, process: i64, connection: &mut Connection, f: &str, value: &Value) -> Kind {
-        let node = Some(connection.node);
-        self.recorder.record(process, Kind::Invoke, f, value.clone(), node, None);
-        let (kind, value, error) = match self.workload.invoke(connection, f, value) {
-            Ok(done) => (Kind::Ok, done, None),
-            Err(Ended::Otherwise(found)) => (Kind::Fail, found, None),
-            Err(Ended::Failure(Failure::Fail(why))) => (Kind::Fail, value.clone(), Some(why)),
-            Err(Ended::Failure(Failure::Info(why))) => (Kind::Info, value.clone(), Some(why)),
-        };
-        self.recorder.record(process, kind, f, value, node, error);
-        kind
     }
 
     /// Reads through every node what the workload wants to see in the end, and all that there is.
@@ -319,7 +305,7 @@ impl Load {
                 let is_done = self.insist(|| {
                     let Some(mut connection) = Load::connect(node, address) else { return false };
                     process += 1;
-                    self.operate(process, &mut connection, f, &value) == Kind::Ok
+                    self.workload.carry_out(&self.recorder, process, &mut connection, f, &value) == Kind::Ok
                 });
                 if !is_done {
                     let detail = format!("{f} {value} has no answer on node {node} after the last fault");

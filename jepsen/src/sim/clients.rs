@@ -9,18 +9,18 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     network::{Place, SharedHub, dial},
     turns::{SimulatedWire, Turns},
 };
 use crate::{
-    client::{Connection, Failure},
+    client::Connection,
     contents,
     history::{Kind, Recorder},
     run::LAST_PROCESS,
-    workload::{Ended, Workload},
+    workload::Workload,
 };
 
 /// How long clients wait for a reply: longer than the server, which gives up after 1 s.
@@ -86,23 +86,10 @@ impl Load {
             }
             let Some(open) = &mut connection else { continue };
             let (f, value) = self.workload.next(&mut random);
-            if self.operate(process, open, f, &value) == Kind::Info {
+            if self.workload.carry_out(&self.recorder, process, open, f, &value) == Kind::Info {
                 process += self.clients as i64;
             }
         }
-    }
-
-    fn operate(&self, process: i64, connection: &mut Connection, f: &str, value: &Value) -> Kind {
-        let node = Some(connection.node);
-        self.recorder.record(process, Kind::Invoke, f, value.clone(), node, None);
-        let (kind, value, error) = match self.workload.invoke(connection, f, value) {
-            Ok(done) => (Kind::Ok, done, None),
-            Err(Ended::Otherwise(found)) => (Kind::Fail, found, None),
-            Err(Ended::Failure(Failure::Fail(why))) => (Kind::Fail, value.clone(), Some(why)),
-            Err(Ended::Failure(Failure::Info(why))) => (Kind::Info, value.clone(), Some(why)),
-        };
-        self.recorder.record(process, kind, f, value, node, error);
-        kind
     }
 
     /// Reads through every node what the workload wants to see in the end, and all that there is.
@@ -113,7 +100,7 @@ impl Load {
             for (f, value) in self.workload.last() {
                 let is_done = self.insist(turns, node, |connection| {
                     process += 1;
-                    self.operate(process, connection, f, &value) == Kind::Ok
+                    self.workload.carry_out(&self.recorder, process, connection, f, &value) == Kind::Ok
                 });
                 self.must(is_done, || format!("{f} {value} has no answer on node {node}"));
             }

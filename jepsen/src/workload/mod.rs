@@ -26,7 +26,7 @@ use serde_json::Value;
 use crate::{
     check::Judgement,
     client::{Connection, Failure, Outcome, Reply},
-    history::Operation,
+    history::{Kind, Operation, Recorder},
 };
 
 /// How an operation ended, when it was not simply done.
@@ -53,6 +53,27 @@ pub(crate) trait Workload: Send + Sync {
 
     /// Carries it out; gives the value with what was read.
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended>;
+
+    /// One operation, recorded. A process whose outcome is not known is over.
+    fn carry_out(
+        &self,
+        recorder: &Recorder,
+        process: i64,
+        connection: &mut Connection,
+        f: &str,
+        value: &Value,
+    ) -> Kind {
+        let node = Some(connection.node);
+        recorder.record(process, Kind::Invoke, f, value.clone(), node, None);
+        let (kind, value, error) = match self.invoke(connection, f, value) {
+            Ok(done) => (Kind::Ok, done, None),
+            Err(Ended::Otherwise(found)) => (Kind::Fail, found, None),
+            Err(Ended::Failure(Failure::Fail(why))) => (Kind::Fail, value.clone(), Some(why)),
+            Err(Ended::Failure(Failure::Info(why))) => (Kind::Info, value.clone(), Some(why)),
+        };
+        recorder.record(process, kind, f, value, node, error);
+        kind
+    }
 
     /// Longer than any deadline of a key that it sets: only then the nodes' contents stand still.
     fn settles_within(&self) -> Duration {
