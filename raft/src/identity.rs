@@ -21,6 +21,7 @@ use crate::{
         handshake::{Hello, PROTOCOL_VERSION, objection},
         peer::Greeter,
     },
+    types::MemberNode,
 };
 
 /// The endpoint under which a node publishes its disk id.
@@ -30,6 +31,8 @@ pub(crate) const DISK_ENDPOINT: &str = "disk";
 pub(crate) struct Identity {
     dir: PathBuf,
     content: Mutex<Content>,
+    /// Held while the file is written. Nobody who only reads waits for the disk.
+    saving: Mutex<()>,
     clock: Arc<Clock>,
     /// The disk ids in the membership.
     disks: Mutex<BTreeMap<NodeId, String>>,
@@ -75,6 +78,7 @@ impl Identity {
         Ok(Identity {
             dir: dir.to_owned(),
             content: Mutex::new(content),
+            saving: Mutex::default(),
             clock,
             disks: Mutex::default(),
             retired: Mutex::default(),
@@ -105,11 +109,6 @@ impl Identity {
         self.content.lock().has_log
     }
 
-    /// This node is a member by an entry that is committed.
-    pub(crate) fn joined(&self) -> std::io::Result<()> {
-        self.change(|content| content.has_log = true)
-    }
-
     /// The members' addresses as last known.
     pub(crate) fn peers(&self) -> BTreeMap<NodeId, String> {
         self.content.lock().peers.clone()
@@ -133,22 +132,26 @@ impl Identity {
         self.change(|content| content.cluster_id = directory::random_id())
     }
 
-    /// Takes the members' addresses and disks from the membership.
-    pub(crate) fn learn_members<'a>(
-        &self,
-        members: impl Iterator<Item = (NodeId, &'a crate::types::MemberNode)>,
-    ) -> std::io::Result<()> {
-        let (mut peers, mut disks) = (BTreeMap::new(), BTreeMap::new());
-        for (id, node) in members {
-            peers.insert(id, node.peer.clone());
-            if let Some(disk) = node.endpoints.get(DISK_ENDPOINT) {
-                disks.insert(id, disk.clone());
-            }
-        }
+    /// Takes the members' disks from the membership.
+    pub(crate) fn learn_disks<'a>(&self, members: impl Iterator<Item = (&'a NodeId, &'a MemberNode)>) {
+        let disk_of =
+            |(id, node): (&NodeId, &MemberNode)| Some((*id, node.endpoints.get(DISK_ENDPOINT)?.clone()));
+        let disks: BTreeMap<NodeId, String> = members.filter_map(disk_of).collect();
         if std::mem::replace(&mut *self.disks.lock(), disks.clone()) != disks {
             self.judgement.fetch_add(1, Ordering::Release);
         }
-        self.change(|content| content.peers = peers)
+    }
+
+    /// Saves the members' addresses, and that this node is one of them, if it is by an entry that is committed. Blocks.
+    pub(crate) fn save_members(
+        &self,
+        peers: BTreeMap<NodeId, String>,
+        is_member: bool,
+    ) -> std::io::Result<()> {
+        self.change(|content| {
+            content.peers = peers;
+            content.has_log |= is_member;
+        })
     }
 
     /// Takes the ids of former members.
@@ -171,12 +174,13 @@ impl Identity {
     }
 
     fn change(&self, change: impl FnOnce(&mut Content)) -> std::io::Result<()> {
-        let mut content = self.content.lock();
-        let mut changed = content.clone();
+        let _turn = self.saving.lock();
+        let before = self.content.lock().clone();
+        let mut changed = before.clone();
         change(&mut changed);
-        if changed != *content {
+        if changed != before {
             directory::save(&self.dir, &changed)?;
-            *content = changed;
+            *self.content.lock() = changed;
         }
         Ok(())
     }

@@ -142,7 +142,8 @@ impl<M: Machine> Node<M> {
     async fn begin(&self, listener: Box<dyn Listener>) -> Result<(), StartError> {
         let core = &self.core;
         let members = core.raft.with_raft_state(|state| state.membership_state.effective().clone()).await;
-        tasks::learn_members(core, &*members.map_err(|error| io_error("cannot start consensus", error))?);
+        let members = members.map_err(|error| io_error("cannot start consensus", error))?;
+        core.identity.learn_disks(members.membership().nodes());
         tasks::learn_retired(core);
         self.spawn_tasks(listener);
         Ok(())
@@ -155,6 +156,7 @@ impl<M: Machine> Node<M> {
         tasks.spawn(core.proposer.clone().run(core.clone()));
         tasks.spawn(core.proposer.clone().sweep(core.clone()));
         tasks.spawn(tasks::follow(core.clone()));
+        tasks.spawn(tasks::save_members(core.clone()));
         tasks.spawn(tasks::upkeep(core.clone(), self.peer_address.clone()));
         tasks.spawn(tasks::tick_for_deadlines(core.clone()));
         tasks.spawn(tasks::watch_disk(core.clone()));

@@ -2,13 +2,14 @@
 //! lets keys die on time, and watches its disk.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use openraft::async_runtime::watch::WatchReceiver;
 
-use crate::{Machine, core::Core, types::StoredMembership};
+use crate::{Machine, NodeId, core::Core};
 
 /// How often slow affairs are looked at.
 const UPKEEP: Duration = Duration::from_millis(100);
@@ -39,18 +40,11 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
                 core.caught_up.store(false, Ordering::Release);
                 core.leader.send_replace(leader);
             }
-            let committed = present.committed_membership_config.membership();
-            if !core.identity.has_log()
-                && committed.get_node(&core.config.id).is_some()
-                && let Err(error) = core.identity.joined()
-            {
-                tracing::warn!(%error, "that this node is a member could not be saved");
-            }
             // Without an entry it is what openraft says before it says anything.
             let is_known = present.membership_config.log_id().is_some();
             if is_known && members.as_ref() != Some(&present.membership_config) {
                 members = Some(present.membership_config.clone());
-                learn_members(&core, &present.membership_config);
+                core.identity.learn_disks(present.membership_config.membership().nodes());
             }
         }
         core.changes.send_modify(|count| *count += 1);
@@ -69,11 +63,30 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
     }
 }
 
-/// Takes the members' addresses and disks from the membership.
-pub(crate) fn learn_members<M: Machine>(core: &Core<M>, members: &StoredMembership) {
-    let nodes = members.membership().nodes();
-    if let Err(error) = core.identity.learn_members(nodes.map(|(id, node)| (*id, node))) {
-        tracing::warn!(%error, "the members' addresses could not be saved");
+/// Saves what the identity file says of the membership. Apart from [`follow`], and while nothing of openraft's is held:
+/// a disk may take its time.
+pub(crate) async fn save_members<M: Machine>(core: Arc<Core<M>>) {
+    let mut changes = core.changes.subscribe();
+    let mut saved = None;
+    loop {
+        let members = {
+            let metrics = core.metrics();
+            let committed = metrics.committed_membership_config.membership();
+            let nodes = metrics.membership_config.membership().nodes();
+            let peers: BTreeMap<NodeId, String> = nodes.map(|(id, node)| (*id, node.peer.clone())).collect();
+            (peers, committed.get_node(&core.config.id).is_some())
+        };
+        // Without members openraft has not said anything yet.
+        if !members.0.is_empty() && saved.as_ref() != Some(&members) {
+            saved = Some(members.clone());
+            let identity = core.identity.clone();
+            let save = move || identity.save_members(members.0, members.1);
+            if let Err(error) = core.table.platform.block(save).await.flatten() {
+                tracing::warn!(%error, "the members' addresses could not be saved");
+            }
+        }
+        // The sender lives in `core`.
+        let _ = changes.changed().await;
     }
 }
 

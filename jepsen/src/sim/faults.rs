@@ -45,6 +45,7 @@ const KINDS: &[&str] = &[
     "checkpoint",
     "grow",
     "shrink",
+    "transfer-amid-change",
 ];
 
 /// The faults of one simulation.
@@ -182,6 +183,12 @@ impl Faults {
             "shrink" if world.voters() > *MEMBERS.start() => {
                 let Some(id) = self.victim(world) else { return Ok(false) };
                 world.remove_member(id);
+            }
+            "transfer-amid-change" => {
+                // Both are under way at once on the leader.
+                let grown = world.nodes.len() < *MEMBERS.end() && self.begin(world, "grow")?;
+                let began = grown || self.begin(world, "shrink")?;
+                return Ok(began && self.administer(world, "transfer"));
             }
             "transfer" | "checkpoint" => return Ok(self.administer(world, kind)),
             _ => return Ok(false),
