@@ -123,6 +123,8 @@ pub struct Session {
     /// Leases that live as long as the connection.
     bound: Vec<lease::Bound>,
     pushes: push::Pushes,
+    /// Whose turn it is when both bytes have arrived and something is to be pushed.
+    pushes_come_first: bool,
     out: Vec<u8>,
     /// Nothing more is executed; what is in `out` is sent.
     closing: bool,
@@ -160,6 +162,7 @@ impl Session {
             in_session: None,
             bound: Vec::new(),
             pushes: push::Pushes::default(),
+            pushes_come_first: false,
             out: Vec::new(),
             closing: false,
             scratch: pipeline::Scratch::default(),
@@ -218,10 +221,20 @@ impl Session {
         buffer: &mut Vec<u8>,
     ) -> io::Result<usize> {
         while !self.pushes.is_empty() {
-            tokio::select! {
-                biased;
-                count = reader.read_buf(buffer) => return count,
-                () = self.pushes.ready() => self.push().await?,
+            // In turns: neither can keep the other away.
+            self.pushes_come_first = !self.pushes_come_first;
+            if self.pushes_come_first {
+                tokio::select! {
+                    biased;
+                    () = self.pushes.ready() => self.push().await?,
+                    count = reader.read_buf(buffer) => return count,
+                }
+            } else {
+                tokio::select! {
+                    biased;
+                    count = reader.read_buf(buffer) => return count,
+                    () = self.pushes.ready() => self.push().await?,
+                }
             }
         }
         reader.read_buf(buffer).await

@@ -117,6 +117,10 @@ async fn serve_connection<H: Handler>(
     loop {
         tokio::select! {
             biased;
+            // First, or they would pile up behind frames that keep coming.
+            Some(ended) = tasks.join_next() => {
+                ended.map_err(io::Error::other)?.map_err(invalid)?;
+            }
             received = frame::read(&mut reader, &mut buffer) => {
                 let received = received?;
                 if std::mem::replace(&mut judgement, handler.judgement()) != judgement
@@ -126,9 +130,6 @@ async fn serve_connection<H: Handler>(
                     return Ok(());
                 }
                 serve_frame(received, &handler, &frames, &mut streams, &mut tasks).await?;
-            }
-            Some(ended) = tasks.join_next() => {
-                ended.map_err(io::Error::other)?.map_err(invalid)?;
             }
         }
     }
