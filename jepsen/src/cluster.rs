@@ -33,6 +33,8 @@ const TIME_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Ports below those that the kernel gives to outgoing connections: a node that is down does not lose its own.
 const PORTS: std::ops::Range<u16> = 11_000..32_000;
+/// How many of them a harness claims at a time.
+const BLOCK: u16 = 200;
 
 /// Small limits, so that checkpoints, purges and snapshots happen in every run.
 const OPTIONS: &[&str] = &[
@@ -122,10 +124,24 @@ impl Spawner {
     }
 }
 
-/// A loopback address that nobody uses at this moment.
+/// The ports of this process: the listeners that claim blocks of them, and the next one to give.
+static CLAIMED: Mutex<(Vec<TcpListener>, std::ops::Range<u16>)> = Mutex::new((Vec::new(), 0..0));
+
+/// A loopback address that nobody uses, and that no other harness on this machine gives to its nodes: a port belongs to
+/// whoever listens on the first one of its block.
 fn free_address() -> Result<SocketAddr> {
+    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    let (claims, free) = &mut *claimed;
     for _ in 0..1_000 {
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", fastrand::u16(PORTS))) {
+        let Some(port) = free.next() else {
+            let first = fastrand::u16(0..PORTS.len() as u16 / BLOCK) * BLOCK + PORTS.start;
+            if let Ok(claim) = TcpListener::bind(("127.0.0.1", first)) {
+                claims.push(claim);
+                *free = first + 1..first + BLOCK;
+            }
+            continue;
+        };
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
             return listener.local_addr().context("a bound listener has an address");
         }
     }
