@@ -45,7 +45,8 @@ fn find(broken: &[&str]) -> String {
 fn each_safeguard_that_is_off_is_found() {
     for (safeguard, workload, anomaly) in [
         ("read-round", Some("register"), "stale read"),
-        ("sync-before-acknowledgement", None, "consensus has ended"),
+        // A committed entry is lost, or openraft asserts that a follower's log went back.
+        ("sync-before-acknowledgement", None, ""),
         ("durable-vote", None, ""),
         ("no-retry-after-append", Some("append"), "duplicate append"),
         ("sessions-in-checkpoints", Some("once"), ""),
