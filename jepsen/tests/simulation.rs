@@ -43,21 +43,24 @@ fn find(broken: &[&str]) -> String {
 
 #[test]
 fn each_safeguard_that_is_off_is_found() {
-    for (safeguard, workload, anomaly) in [
-        ("read-round", Some("register"), ""),
-        // A committed entry is lost, or openraft asserts that a follower's log went back.
-        ("sync-before-acknowledgement", None, ""),
-        ("durable-vote", None, ""),
-        ("no-retry-after-append", Some("append"), ""),
-        ("sessions-in-checkpoints", Some("once"), ""),
-        ("clock-in-checkpoints", None, ""),
-        ("log-clock", None, "divergent replicas"),
-        ("replicated-chance", Some("pop"), "divergent replicas"),
+    // What is wrong shows in one of these ways. An entry or a vote that is lost may meet an assertion of openraft's first.
+    let lost = "committed entry lost";
+    for (safeguard, workload, anomalies) in [
+        ("read-round", Some("register"), &["stale read"][..]),
+        ("sync-before-acknowledgement", None, &[lost, "follower log reversion is not allowed"]),
+        ("durable-vote", None, &["two leaders of one term", lost, "must GE last_leader_log_ids"]),
+        // Given up as not applied while it was proposed again, it is there all the same.
+        ("no-retry-after-append", Some("append"), &["duplicate append", "G1a (aborted read)"]),
+        ("sessions-in-checkpoints", Some("once"), &["divergent replicas"]),
+        ("clock-in-checkpoints", None, &["the log's clock went back"]),
+        ("log-clock", None, &["divergent replicas"]),
+        ("replicated-chance", Some("pop"), &["divergent replicas"]),
     ] {
         let workload = workload.map(|name| ["--workload", name]);
         let arguments = ["--without", safeguard].into_iter().chain(workload.into_iter().flatten());
         let said = find(&arguments.collect::<Vec<_>>());
-        assert!(said.contains(anomaly), "without {safeguard}: {said}");
+        let is_named = anomalies.iter().any(|anomaly| said.contains(anomaly));
+        assert!(is_named, "without {safeguard}: {said}");
     }
 }
 
