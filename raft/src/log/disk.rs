@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{fd::AsRawFd, unix::fs::FileExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -62,17 +62,22 @@ impl RealDisk {
     }
 }
 
+/// Names and lengths of the files in a directory.
+pub(super) fn list(dir: &Path) -> io::Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    for file in fs::read_dir(dir)? {
+        let file = file?;
+        let metadata = file.metadata()?;
+        if let (true, Ok(name)) = (metadata.is_file(), file.file_name().into_string()) {
+            files.push((name, metadata.len()));
+        }
+    }
+    Ok(files)
+}
+
 impl Disk for RealDisk {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        let mut files = Vec::new();
-        for file in fs::read_dir(&self.dir)? {
-            let file = file?;
-            let metadata = file.metadata()?;
-            if let (true, Ok(name)) = (metadata.is_file(), file.file_name().into_string()) {
-                files.push((name, metadata.len()));
-            }
-        }
-        Ok(files)
+        list(&self.dir)
     }
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
+    fs::File,
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use openraft::EntryPayload;
 
 use super::{
     LogConfig, LogError, SEGMENT_BYTES_MAX,
-    disk::{Disk, DiskFile},
+    disk::{Disk, DiskFile, list},
     recovery,
     segment::{is_spare, segment_of},
     store::read_positions,
@@ -95,19 +95,10 @@ struct Unchanged {
 
 impl Disk for Unchanged {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        let mut files = Vec::new();
-        let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
-            entries => entries?,
-        };
-        for file in entries {
-            let file = file?;
-            let metadata = file.metadata()?;
-            if let (true, Ok(name)) = (metadata.is_file(), file.file_name().into_string()) {
-                files.push((name, metadata.len()));
-            }
+        match list(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            listed => listed,
         }
-        Ok(files)
     }
 
     fn create(&self, name: &str, _: u64) -> io::Result<Arc<dyn DiskFile>> {
