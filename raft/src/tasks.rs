@@ -78,11 +78,13 @@ pub(crate) async fn save_members<M: Machine>(core: Arc<Core<M>>) {
         };
         // Without members openraft has not said anything yet.
         if !members.0.is_empty() && saved.as_ref() != Some(&members) {
-            saved = Some(members.clone());
             let identity = core.identity.clone();
-            let save = move || identity.save_members(members.0, members.1);
-            if let Err(error) = core.table.platform.block(save).await.flatten() {
-                tracing::warn!(%error, "the members' addresses could not be saved");
+            let (peers, is_member) = members.clone();
+            let save = move || identity.save_members(peers, is_member);
+            match core.table.platform.block(save).await.flatten() {
+                Ok(()) => saved = Some(members),
+                // Tried again after the next news.
+                Err(error) => tracing::warn!(%error, "the members' addresses could not be saved"),
             }
         }
         // The sender lives in `core`.
