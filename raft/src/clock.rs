@@ -59,12 +59,12 @@ impl Clock {
 
     /// An entry with this stamp was applied.
     pub(crate) fn observe_ms(&self, stamp_ms: u64) {
-        self.inner.lock().observe(stamp_ms * 1000, Instant::now());
+        self.inner.lock().observe(stamp_ms.saturating_mul(1000), Instant::now());
     }
 
     /// A running peer said that this is the time. It may have been long on its way: it is at least as late.
     pub(crate) fn learn_ms(&self, clock_ms: u64) {
-        self.inner.lock().learn(clock_ms * 1000, Instant::now());
+        self.inner.lock().learn(clock_ms.saturating_mul(1000), Instant::now());
     }
 
     /// The time now, as near as this node can tell, in milliseconds.
@@ -82,7 +82,9 @@ impl Clock {
 impl Inner {
     fn estimate(&self, now: Instant, wall_us: u64) -> u64 {
         match self.anchor {
-            Some((value, since)) => (value + micros(now.duration_since(since))).max(self.highest_us),
+            Some((value, since)) => {
+                value.saturating_add(micros(now.duration_since(since))).max(self.highest_us)
+            }
             None => wall_us.max(self.highest_us),
         }
     }
@@ -91,7 +93,7 @@ impl Inner {
         let elapsed_us = self.anchor.map_or(0, |(_, since)| micros(now.duration_since(since)));
         let estimate = self.estimate(now, wall_us);
         let pull_max = elapsed_us / SLEW_DIVISOR;
-        let slewed = wall_us.clamp(estimate.saturating_sub(pull_max), estimate + pull_max);
+        let slewed = wall_us.clamp(estimate.saturating_sub(pull_max), estimate.saturating_add(pull_max));
         let stamp = if self.anchor.is_some() { slewed } else { estimate }.max(self.highest_us);
         self.anchor = Some((stamp, now));
         self.highest_us = stamp;
@@ -111,7 +113,7 @@ impl Inner {
         {
             let estimate = self.estimate(now, 0);
             // Far behind is an old entry that this node is catching up on.
-            if stamp_us + REPLAY_US > estimate {
+            if stamp_us.saturating_add(REPLAY_US) > estimate {
                 let back_max = micros(now.duration_since(since)) / FOLLOW_DIVISOR;
                 self.anchor = Some((stamp_us.max(estimate - back_max).max(self.highest_us), now));
             }
@@ -208,6 +210,14 @@ mod tests {
         clock.learn(1000 * HOUR + 5 * SECOND, start + Duration::from_secs(1));
         clock.learn(1000 * HOUR + SECOND, start + Duration::from_secs(1));
         assert_eq!(clock.estimate(start + Duration::from_secs(2), 0), 1000 * HOUR + 6 * SECOND);
+    }
+
+    #[test]
+    fn no_word_of_the_time_is_too_large() {
+        let clock = super::Clock::new(std::sync::Arc::new(|| 5 * HOUR));
+        clock.learn_ms(u64::MAX);
+        clock.observe_ms(u64::MAX);
+        assert_eq!((clock.stamp_ms(), clock.estimate_ms()), (u64::MAX / 1000, u64::MAX / 1000));
     }
 
     #[test]
