@@ -66,6 +66,26 @@ impl Kind {
         Kind::FetchPages,
     ];
 
+    /// Whether what it asks or how it is answered can take a connection for long.
+    pub(crate) fn may_be_huge(self) -> bool {
+        match self {
+            Kind::Stream
+            | Kind::StreamEnd
+            | Kind::SnapshotBegin
+            | Kind::SnapshotPages
+            | Kind::SnapshotEnd
+            | Kind::Forward
+            | Kind::FetchPages => true,
+            Kind::Hello
+            | Kind::Append
+            | Kind::Vote
+            | Kind::PreVote
+            | Kind::TransferLeader
+            | Kind::ReadIndex
+            | Kind::Admin => false,
+        }
+    }
+
     fn of(byte: u8) -> Option<Kind> {
         Kind::ALL.get(usize::from(byte).checked_sub(1)?).copied()
     }

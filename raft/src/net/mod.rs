@@ -1,5 +1,5 @@
-//! The peer network: length-prefixed binary frames, one connection from each node to each peer for its own
-//! requests, with the answers coming back on it.
+//! The peer network: length-prefixed binary frames, two connections from each node to each peer for its own
+//! requests, with the answers coming back on them.
 
 pub(crate) mod frame;
 pub(crate) mod handshake;

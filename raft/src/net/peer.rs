@@ -1,5 +1,5 @@
-//! A node's own connection to one peer: made when first needed, shared by all calls and streams to that peer,
-//! made anew after an error.
+//! A node's own connections to one peer, made when first needed, and anew after an error: one for what may be huge, and
+//! one for the rest, so that no heartbeat, vote or read waits behind a value of 100 MB.
 
 use std::{
     collections::BTreeMap,
@@ -37,14 +37,22 @@ pub(crate) trait Greeter: Send + Sync + 'static {
     fn objection(&self, theirs: &Hello) -> Option<String>;
 }
 
+/// How long making a connection may take, greetings included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// One peer.
 pub(crate) struct Peer {
+    remote: Arc<Remote>,
+    lanes: [Arc<tokio::sync::Mutex<Option<Greeted>>>; 2],
+    next_id: AtomicU64,
+}
+
+/// How it is reached.
+struct Remote {
     id: NodeId,
     address: Mutex<String>,
     transport: Arc<dyn Transport>,
     greeter: Arc<dyn Greeter>,
-    link: tokio::sync::Mutex<Option<Greeted>>,
-    next_id: AtomicU64,
     /// The last error that was logged, so that a peer that stays away is reported once.
     reported: Mutex<String>,
 }
@@ -97,35 +105,38 @@ impl Peer {
         transport: Arc<dyn Transport>,
         greeter: Arc<dyn Greeter>,
     ) -> Peer {
-        Peer {
-            id,
-            address: Mutex::new(address),
-            transport,
-            greeter,
-            link: tokio::sync::Mutex::new(None),
-            next_id: AtomicU64::new(1),
-            reported: Mutex::default(),
-        }
+        let (address, reported) = (Mutex::new(address), Mutex::default());
+        let remote = Arc::new(Remote { id, address, transport, greeter, reported });
+        Peer { remote, lanes: Default::default(), next_id: AtomicU64::new(1) }
     }
 
     pub(crate) fn id(&self) -> NodeId {
-        self.id
+        self.remote.id
     }
 
     /// The peer has moved.
     pub(crate) fn set_address(&self, address: &str) {
-        let mut present = self.address.lock();
+        let mut present = self.remote.address.lock();
         if *present != address {
             address.clone_into(&mut present);
         }
     }
 
-    /// The connection, made now if there is none.
+    /// The connection for what is small, made now if there is none.
     pub(crate) async fn link(&self) -> io::Result<Link> {
-        let mut link = self.link.lock().await;
+        self.lane(false).await
+    }
+
+    /// The connection for what may be huge, made now if there is none.
+    pub(crate) async fn bulk_link(&self) -> io::Result<Link> {
+        self.lane(true).await
+    }
+
+    async fn lane(&self, is_bulk: bool) -> io::Result<Link> {
+        let mut link = self.lanes[usize::from(is_bulk)].clone().lock_owned().await;
         if let Some(greeted) = link.as_mut().filter(|greeted| !greeted.link.closed.load(Ordering::Acquire)) {
-            let judgement = self.greeter.judgement();
-            if greeted.judgement == judgement || self.greeter.objection(&greeted.answer).is_none() {
+            let judgement = self.remote.greeter.judgement();
+            if greeted.judgement == judgement || self.remote.greeter.objection(&greeted.answer).is_none() {
                 greeted.judgement = judgement;
                 return Ok(greeted.link.clone());
             }
@@ -133,54 +144,13 @@ impl Peer {
             greeted.link.end_streams();
         }
         *link = None;
-        match self.connect().await {
-            Ok(new) => {
-                if !std::mem::take(&mut *self.reported.lock()).is_empty() {
-                    tracing::info!(peer = self.id, "connected to the peer again");
-                }
-                Ok(link.insert(new).link.clone())
-            }
-            Err(error) => {
-                let text = error.to_string();
-                let mut reported = self.reported.lock();
-                if *reported != text {
-                    tracing::warn!(
-                        peer = self.id,
-                        address = *self.address.lock(),
-                        error = text,
-                        "cannot reach the peer"
-                    );
-                    *reported = text;
-                }
-                Err(error)
-            }
-        }
-    }
-
-    async fn connect(&self) -> io::Result<Greeted> {
-        let judgement = self.greeter.judgement();
-        let address = self.address.lock().clone();
-        let mut connection = self.transport.connect(&address).await?;
-        connection
-            .write_all(&frame::encode(Kind::Hello, 0, 0, &self.greeter.hello(self.id).encode()))
-            .await?;
-        let mut buffer = BytesMut::new();
-        let answer = frame::read(&mut connection, &mut buffer).await?;
-        let answer = (answer.kind == Kind::Hello).then(|| Hello::decode(&answer.body));
-        let Some(Ok(answer)) = answer else {
-            return Err(io::Error::other(format!("{address} does not speak the peer protocol")));
-        };
-        if !answer.refusal.is_empty() {
-            self.greeter.greeted(&answer).map_err(io::Error::other)?;
-        }
-        if answer.node_id != self.id {
-            return Err(io::Error::other(format!(
-                "{address} is node {}, not node {}",
-                answer.node_id, self.id
-            )));
-        }
-        self.greeter.greeted(&answer).map_err(io::Error::other)?;
-        Ok(Greeted { link: Link::start(connection, buffer), answer, judgement })
+        let remote = self.remote.clone();
+        // It goes on when the caller gives up: a heartbeat has less time than a distant peer's greeting takes.
+        let connecting = tokio::spawn(async move {
+            let new = remote.connect().await?;
+            Ok(link.insert(new).link.clone())
+        });
+        connecting.await.unwrap_or_else(|_| Err(closed()))
     }
 
     /// Asks and waits for the answer, for `timeout` at most, connecting included.
@@ -204,7 +174,7 @@ impl Peer {
         begin: impl FnOnce() -> bool,
     ) -> Result<Bytes, CallError> {
         let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
-        let link = tokio::time::timeout(timeout, self.link())
+        let link = tokio::time::timeout(timeout, self.lane(kind.may_be_huge()))
             .await
             .unwrap_or_else(|_| Err(timed_out()))
             .map_err(CallError::NotSent)?;
@@ -228,6 +198,58 @@ impl Peer {
     /// An id for a call or stream, unique on this peer.
     pub(crate) fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Remote {
+    /// A new connection. Errors are logged.
+    async fn connect(&self) -> io::Result<Greeted> {
+        let connected = match tokio::time::timeout(CONNECT_TIMEOUT, self.greet()).await {
+            Ok(connected) => connected,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "connecting took too long")),
+        };
+        let mut reported = self.reported.lock();
+        match &connected {
+            Ok(_) if !reported.is_empty() => {
+                tracing::info!(peer = self.id, "connected to the peer again");
+                reported.clear();
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let (address, text) = (self.address.lock(), error.to_string());
+                if *reported != text {
+                    tracing::warn!(peer = self.id, address = *address, error = text, "cannot reach the peer");
+                    *reported = text;
+                }
+            }
+        }
+        connected
+    }
+
+    async fn greet(&self) -> io::Result<Greeted> {
+        let judgement = self.greeter.judgement();
+        let address = self.address.lock().clone();
+        let mut connection = self.transport.connect(&address).await?;
+        connection
+            .write_all(&frame::encode(Kind::Hello, 0, 0, &self.greeter.hello(self.id).encode()))
+            .await?;
+        let mut buffer = BytesMut::new();
+        let answer = frame::read(&mut connection, &mut buffer).await?;
+        let answer = (answer.kind == Kind::Hello).then(|| Hello::decode(&answer.body));
+        let Some(Ok(answer)) = answer else {
+            return Err(io::Error::other(format!("{address} does not speak the peer protocol")));
+        };
+        if !answer.refusal.is_empty() {
+            self.greeter.greeted(&answer).map_err(io::Error::other)?;
+        }
+        if answer.node_id != self.id {
+            return Err(io::Error::other(format!(
+                "{address} is node {}, not node {}",
+                answer.node_id, self.id
+            )));
+        }
+        self.greeter.greeted(&answer).map_err(io::Error::other)?;
+        Ok(Greeted { link: Link::start(connection, buffer), answer, judgement })
     }
 }
 
@@ -309,3 +331,7 @@ impl Waiting {
         self.streams.clear();
     }
 }
+
+#[cfg(test)]
+#[path = "peer_tests.rs"]
+mod tests;

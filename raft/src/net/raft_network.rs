@@ -1,7 +1,7 @@
 //! openraft's network traits over [`Peer`]: encode, call, decode.
 //!
 //! Replication is a stream with many requests in flight, bounded in number and bytes; heartbeats have a client
-//! of their own and are single calls, so that they never queue behind entries in this node.
+//! of their own, are single calls, and go over another connection, so that they never queue behind entries.
 
 use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
 
@@ -175,7 +175,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
         rest: S,
     ) -> Result<Replication<S>, RpcError> {
         let Client { group, peer, interest, .. } = client;
-        let link = tokio::time::timeout(ttl, peer.link())
+        let link = tokio::time::timeout(ttl, peer.bulk_link())
             .await
             .map_err(|_| unreachable("connecting took too long"))?
             .map_err(unreachable)?;

@@ -1,0 +1,115 @@
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use futures::future::BoxFuture;
+use tokio::io::AsyncWriteExt as _;
+
+use super::*;
+use crate::net::transport::Listener;
+
+fn hello(node_id: NodeId) -> Hello {
+    Hello {
+        protocol_version: crate::net::handshake::PROTOCOL_VERSION,
+        cluster_id: String::new(),
+        node_id,
+        to: 2,
+        disk_id: String::new(),
+        clock_ms: None,
+        refusal: String::new(),
+        former_clusters: Vec::new(),
+    }
+}
+
+struct Polite;
+
+impl Greeter for Polite {
+    fn hello(&self, _: NodeId) -> Hello {
+        hello(1)
+    }
+
+    fn greeted(&self, _: &Hello) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn judgement(&self) -> u64 {
+        0
+    }
+
+    fn objection(&self, _: &Hello) -> Option<String> {
+        None
+    }
+}
+
+/// A peer that answers votes, and takes its time to read anything else.
+struct Busy;
+
+async fn busy(mut stream: tokio::io::DuplexStream) -> io::Result<()> {
+    let mut buffer = BytesMut::new();
+    frame::read(&mut stream, &mut buffer).await?;
+    stream.write_all(&frame::encode(Kind::Hello, 0, 0, &hello(2).encode())).await?;
+    loop {
+        let mut head = [0; 5];
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut head).await?;
+        if head[4] != Kind::Vote as u8 {
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+        }
+        buffer.extend_from_slice(&head);
+        let asked = frame::read(&mut stream, &mut buffer).await?;
+        stream.write_all(&frame::encode(Kind::Vote, asked.id, asked.group, b"granted")).await?;
+    }
+}
+
+impl Transport for Busy {
+    fn listen<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        Box::pin(async { Err(io::ErrorKind::Unsupported.into()) })
+    }
+
+    fn connect<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
+        let (near, far) = tokio::io::duplex(1024);
+        tokio::spawn(busy(far));
+        Box::pin(async { Ok(Box::new(near) as Box<dyn Connection>) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vote_does_not_wait_behind_a_huge_value() {
+    let peer = Arc::new(Peer::new(2, String::new(), Arc::new(Busy), Arc::new(Polite)));
+    let (forwarding, timeout) = (peer.clone(), Duration::from_secs(60));
+    let forwarded =
+        tokio::spawn(async move { forwarding.call(Kind::Forward, 0, &[7; 1 << 20], timeout).await });
+    tokio::task::yield_now().await;
+    let voted = peer.call(Kind::Vote, 0, b"", Duration::from_secs(1)).await.unwrap();
+    assert_eq!(&voted[..], b"granted");
+    assert!(!forwarded.is_finished());
+    assert!(matches!(forwarded.await.unwrap(), Err(CallError::Lost(_))));
+}
+
+/// A peer to which a connection takes its time; then it is [`Busy`].
+struct Distant(Duration);
+
+impl Transport for Distant {
+    fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        Busy.listen(address)
+    }
+
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
+        Box::pin(async move {
+            tokio::time::sleep(self.0).await;
+            Busy.connect(address).await
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_distant_peer_is_reached_by_callers_with_little_time() {
+    let distance = Duration::from_millis(500);
+    let peer = Peer::new(2, String::new(), Arc::new(Distant(distance)), Arc::new(Polite));
+    let ttl = Duration::from_millis(75);
+    let mut calls = 0;
+    while let Err(error) = peer.call(Kind::Vote, 0, b"", ttl).await {
+        assert!(matches!(error, CallError::NotSent(_)), "{error}");
+        calls += 1;
+        assert!(calls < 10, "never connected");
+    }
+    assert_eq!(calls, 6);
+}
