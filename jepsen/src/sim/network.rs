@@ -1,6 +1,6 @@
 //! The simulated network: byte streams between nodes and from clients to nodes. What is written takes its time; streams
 //! keep their order, as TCP does, and overtake each other. Links are blocked in one direction or both: what is sent
-//! meanwhile is held, and comes late or never.
+//! meanwhile is held, and comes late or never. Single calls between peers come twice, the second time much later.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -10,7 +10,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use kvorum_raft::{
-    simulation::{Endpoint, NodeEnd},
+    simulation::{Endpoint, NodeEnd, duplicable},
     transport::{Connection, Listener, Transport},
 };
 use tokio::sync::mpsc;
@@ -94,11 +94,16 @@ impl Listener for Door {
     }
 }
 
+/// How much later a message comes again at most, in milliseconds.
+const AGAIN_MS_MAX: u64 = 2_000;
+
 /// One direction of a stream.
 #[derive(Default)]
 struct Lane {
     /// With the moment of arrival, in milliseconds; None for the end.
     on_the_way: VecDeque<(u64, Option<Vec<u8>>)>,
+    /// Messages that were delivered, or will be, and come again.
+    again: Vec<(u64, Vec<u8>)>,
     has_ended: bool,
 }
 
@@ -116,6 +121,15 @@ impl Lane {
         }
     }
 
+    /// Has a message of the newest piece come twice.
+    fn double(&mut self, chance: &mut fastrand::Rng) {
+        if let Some((arrival, Some(piece))) = self.on_the_way.back()
+            && let Some(message) = chance.choice(duplicable(piece))
+        {
+            self.again.push((arrival + chance.u64(1..=AGAIN_MS_MAX), message.to_vec()));
+        }
+    }
+
     /// Delivers what is due; gives how many bytes.
     fn deliver(&mut self, end: &Endpoint, now: u64) -> usize {
         let mut bytes = 0;
@@ -126,6 +140,11 @@ impl Lane {
             };
             bytes += piece.len();
             end.deliver(&piece);
+        }
+        // Pieces are whole messages, so there is room between them.
+        for (_, message) in self.again.extract_if(.., |(arrival, _)| *arrival <= now) {
+            bytes += message.len();
+            end.deliver(&message);
         }
         bytes
     }
@@ -172,6 +191,8 @@ pub(super) struct Network {
     pub(super) delay_max: u64,
     /// How often a piece takes ten times as long, in a thousand.
     pub(super) late_permille: u64,
+    /// How often a piece that goes to a peer has a message that comes twice, in a thousand.
+    pub(super) twice_permille: u64,
     /// Bytes delivered, for the trace.
     pub(super) delivered: u64,
 }
@@ -186,6 +207,7 @@ impl Network {
             chance,
             delay_max: 2,
             late_permille: 2,
+            twice_permille: 0,
             delivered: 0,
         }
     }
@@ -197,7 +219,7 @@ impl Network {
     /// Ends all blockades and delays.
     pub(super) fn heal(&mut self) {
         self.blocked.clear();
-        (self.delay_max, self.late_permille) = (2, 2);
+        (self.delay_max, self.late_permille, self.twice_permille) = (2, 2, 0);
     }
 
     /// A node's process has ended: nobody listens there.
@@ -274,6 +296,9 @@ impl Network {
         let Some(far) = &link.far else { return true };
         let (there, here) = (self.arrival(now), self.arrival(now));
         link.out.take(&link.near, there);
+        if matches!(from, Place::Node(_)) && self.chance.u64(..1000) < self.twice_permille {
+            link.out.double(&mut self.chance);
+        }
         link.back.take(far, here);
         for (way, lane, end) in [((from, to), &mut link.out, far), ((to, from), &mut link.back, &link.near)] {
             if !self.blocked.contains(&way) {

@@ -150,6 +150,17 @@ pub(crate) async fn read(reader: &mut (impl AsyncRead + Unpin), buffer: &mut Byt
     }
 }
 
+/// The whole frames that bytes begin with, each with its kind.
+#[cfg(feature = "simulation")]
+pub(crate) fn split(mut bytes: &[u8]) -> impl Iterator<Item = (Kind, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
+        let (whole, rest) = bytes.split_at_checked(4 + len)?;
+        bytes = rest;
+        Some((Kind::of(*whole.get(4)?)?, whole))
+    })
+}
+
 /// Writes frames as they come, small ones merged, until the sender or the connection is gone.
 pub(crate) async fn write_all(
     mut writer: impl AsyncWrite + Unpin,

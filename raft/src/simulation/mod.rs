@@ -1,6 +1,7 @@
 //! What a simulation holds of its nodes: their disks, which outlive them, and a look inside, for invariants that no
 //! client can see. `kvorum-jepsen sim` is the simulation.
 
+mod duplicates;
 mod endpoint;
 mod peek;
 mod storage;
@@ -8,6 +9,7 @@ mod storage;
 use std::sync::Arc;
 
 pub use self::{
+    duplicates::duplicable,
     endpoint::{Endpoint, NodeEnd},
     peek::{Peek, Position},
     storage::{SYNC_MS_MAX, Storage},

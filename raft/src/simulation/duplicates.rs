@@ -1,0 +1,14 @@
+//! Which messages between peers may come twice. Within a stream TCP doubles nothing, and replication, snapshots and
+//! forwarded proposals rely on that; single calls of Raft do not have to.
+
+use crate::net::frame::{self, Kind};
+
+/// The messages in a piece of a stream to a peer, which must be whole ones, that a peer has to bear twice.
+pub fn duplicable(piece: &[u8]) -> Vec<&[u8]> {
+    frame::split(piece)
+        .filter(|(kind, _)| {
+            matches!(kind, Kind::Append | Kind::Vote | Kind::PreVote | Kind::TransferLeader | Kind::ReadIndex)
+        })
+        .map(|(_, whole)| whole)
+        .collect()
+}
