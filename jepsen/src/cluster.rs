@@ -111,16 +111,21 @@ impl Spawner {
     }
 
     fn spawn(&self, mut command: Command) -> Result<Child> {
-        // SAFETY: prctl is async-signal-safe and touches nothing of this process's memory.
-        unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
-        }
+        die_with_this_thread(&mut command);
         let (sender, answer) = mpsc::channel();
         self.0.send((command, sender)).map_err(|_| anyhow!("the spawning thread has ended"))?;
         answer.recv().context("the spawning thread has ended")?.context("cannot start a node")
+    }
+}
+
+/// Has the process be killed when the thread that starts it ends, however that comes.
+pub(crate) fn die_with_this_thread(command: &mut Command) -> &mut Command {
+    // SAFETY: prctl is async-signal-safe and touches nothing of this process's memory.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
     }
 }
 
@@ -293,6 +298,12 @@ impl Cluster {
     /// Where clients reach the nodes, running or not.
     pub(crate) fn client_addresses(&self) -> Vec<(u64, SocketAddr)> {
         self.nodes().iter().map(|(id, node)| (*id, node.client_proxy)).collect()
+    }
+
+    /// The ports of all nodes, and of the proxies before them, but for those of HTTP.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        let of = |node: &Node| [node.resp, node.peer, node.peer_proxy, node.client_proxy];
+        self.nodes().values().flat_map(of).map(|address| address.port()).collect()
     }
 
     fn http(&self, id: u64) -> Result<SocketAddr> {

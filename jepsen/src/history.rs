@@ -1,14 +1,13 @@
 //! The history of a run: every operation's invocation and completion, and every fault, in one order. Written as
-//! JSON lines while the run goes on, and as EDN, which Jepsen's own checkers read, at its end.
+//! JSON lines while the run goes on.
 //!
 //! An event's index is given under one lock, after an invocation was made up and before it is sent, and after
 //! a completion was received: so the order of indexes is an order of real time, and checkers need no clock.
 //!
-//! Strings that begin with a colon are keywords in EDN.
+//! Strings that begin with a colon are keywords in EDN ([`crate::edn`]).
 
 use std::{
     collections::HashMap,
-    fmt::Write as _,
     fs::File,
     io::{BufRead as _, BufReader, BufWriter, Write as _},
     path::Path,
@@ -211,68 +210,6 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Event>> {
     Ok(events)
 }
 
-/// Writes the history as Jepsen does, one map a line.
-pub(crate) fn write_edn(path: &Path, events: &[Event]) -> Result<()> {
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    let mut file = BufWriter::new(file);
-    for event in events {
-        writeln!(file, "{}", event_edn(event)).context("cannot write the history")?;
-    }
-    file.flush().context("cannot write the history")
-}
-
-fn event_edn(event: &Event) -> String {
-    let process = if event.process == NEMESIS { ":nemesis".into() } else { event.process.to_string() };
-    let kind = match event.kind {
-        Kind::Invoke => "invoke",
-        Kind::Ok => "ok",
-        Kind::Fail => "fail",
-        Kind::Info => "info",
-    };
-    let mut out = format!(
-        "{{:index {}, :time {}, :type :{kind}, :process {process}, :f :{}, :value ",
-        event.index, event.time_ns, event.f
-    );
-    put_edn(&mut out, &event.value);
-    if let Some(node) = event.node {
-        let _ = write!(out, ", :node {node}");
-    }
-    if let Some(error) = &event.error {
-        out.push_str(", :error ");
-        put_edn(&mut out, &Value::String(error.clone()));
-    }
-    out.push('}');
-    out
-}
-
-fn put_edn(out: &mut String, value: &Value) {
-    match value {
-        Value::Null => out.push_str("nil"),
-        Value::String(text) if text.starts_with(':') => out.push_str(text),
-        Value::Bool(_) | Value::Number(_) | Value::String(_) => {
-            let _ = write!(out, "{value}");
-        }
-        Value::Array(values) => {
-            out.push('[');
-            for (index, value) in values.iter().enumerate() {
-                if index > 0 {
-                    out.push(' ');
-                }
-                put_edn(out, value);
-            }
-            out.push(']');
-        }
-        Value::Object(map) => {
-            out.push('{');
-            for (index, (key, value)) in map.iter().enumerate() {
-                let _ = write!(out, "{}:{key} ", if index > 0 { ", " } else { "" });
-                put_edn(out, value);
-            }
-            out.push('}');
-        }
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use serde_json::json;
@@ -303,9 +240,6 @@ pub(crate) mod tests {
         let events = recorder.finish().unwrap();
         let read = read(&dir.path().join("h")).unwrap();
         assert_eq!(format!("{events:?}"), format!("{read:?}"));
-        let edn = event_edn(&events[0]);
-        assert!(edn.ends_with(":f :txn, :value [[:append 1 2] [:r 1 nil]], :node 2}"), "{edn}");
-        assert!(event_edn(&events[1]).ends_with(":value {:a \"b\"}, :error \"timeout\"}"));
         let operations = operations(&events);
         assert_eq!((operations.len(), operations[0].end), (1, usize::MAX));
     }

@@ -17,7 +17,9 @@ mod clocks;
 mod cluster;
 mod contents;
 mod disks;
+mod edn;
 mod history;
+mod namespace;
 mod nemesis;
 mod network;
 mod plot;
@@ -52,7 +54,7 @@ enum Verb {
         /// The directory of the run
         dir: PathBuf,
     },
-    /// Run several pairs of workload and nemesis, one after the other
+    /// Run several pairs of workload and nemesis; those that have a verdict in the directory are not run again
     Suite(SuiteOptions),
     /// Simulate clusters in this process, a seed each: the same seed gives the same history
     Sim(sim::Seeds),
@@ -80,7 +82,7 @@ struct Common {
     /// Clients, each with one operation under way at a time
     #[arg(long, value_name = "N", default_value_t = 10)]
     clients: usize,
-    /// Directory for what the run leaves; missing or empty
+    /// Directory for what the run leaves; missing or empty, but for a suite that goes on
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// The server [default: the file kvorum beside this program]
@@ -105,9 +107,12 @@ struct Run {
 
 #[derive(Args, Debug)]
 struct SuiteOptions {
-    /// Every workload with every nemesis, instead of a short list
+    /// Every workload with every fault, two faults at a time, instead of a short list
     #[arg(long)]
     full: bool,
+    /// Runs at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: u16,
     #[command(flatten)]
     common: Common,
 }
@@ -165,6 +170,7 @@ fn listen_for_signals() -> Result<()> {
 fn execute(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Run(options) => {
+            namespace::enter()?;
             let nemeses = options.nemesis.into_iter().filter(|name| name != "none").collect();
             let mut plan = options.common.plan(&options.workload, nemeses);
             plan.broken = options.r#break.map(|kind| format!("{kind:?}"));
@@ -188,6 +194,7 @@ fn execute(verb: Verb) -> Result<bool> {
                 dir: options.common.out.clone(),
                 plan: options.common.plan("", Vec::new()),
                 is_full: options.full,
+                jobs: options.jobs.into(),
             };
             suite.run(is_asked_to_stop)
         }

@@ -1,16 +1,25 @@
-//! Pairs of workload and nemesis, run one after the other: a few for CI, or all of them.
+//! Pairs of workload and nemesis, a few at a time: a short list, or every workload with every fault.
 
 use std::{
     fmt::Write as _,
+    fs::File,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::ScopedJoinHandle,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    nemesis,
-    run::{Plan, run},
-    verdict::{Verdict, judge},
+    cluster::die_with_this_thread,
+    run::Plan,
+    verdict::{self, Verdict},
     workload,
 };
 
@@ -40,76 +49,174 @@ const SHORT: &[(&str, &str)] = &[
     (CONTROL, "pause"),
 ];
 
+/// Every fault, two at a time; each workload has them all.
+const FULL: &[&str] = &[
+    "kill-one,partition-oneway",
+    "kill-leader,partition-ring",
+    "kill-minority,delay",
+    "kill-majority,transfer",
+    "kill-all,partition-clients",
+    "pause-one,partition-bridge",
+    "pause-leader,loss",
+    "pause-majority,grow",
+    "pause-all,clock-drift",
+    "rolling-restart,partition-one",
+    "flip-log,checkpoint",
+    "truncate-log,load-hot-key",
+    "lost-tail",
+    "disk-slow-fsync,partition-leader",
+    "disk-fail-fsync,packet-loss",
+    "disk-full,clock-jump",
+    "disk-lost-unsynced,packet-reorder",
+    "disk-lost-unsynced-all,packet-duplicate",
+    "replace,partition-halves",
+    "shrink,clock-strobe",
+    "load-huge-value",
+];
+
+/// What is found wrong with the control: its clients hold for less than they pause, and that needs no fault.
+const OF_CONTROL: &str = "pause";
+
+/// How often a run is looked at.
+const POLL: Duration = Duration::from_millis(200);
+
 /// What a suite is.
 pub(crate) struct Suite {
     pub(crate) binary: PathBuf,
     pub(crate) dir: PathBuf,
     /// Of each run; everything but workload, nemeses and seed.
     pub(crate) plan: Plan,
-    /// Every workload with every group of nemeses and every other fault.
+    /// Every workload with every fault.
     pub(crate) is_full: bool,
+    /// How many runs at a time.
+    pub(crate) jobs: usize,
+}
+
+fn pairs(is_full: bool) -> Vec<(&'static str, &'static str)> {
+    if !is_full {
+        return SHORT.to_vec();
+    }
+    let workloads = || workload::NAMES.iter().map(|(name, _)| *name).filter(|name| *name != CONTROL);
+    // All workloads have met a fault before the next one's turn.
+    let pairs = FULL.iter().flat_map(|nemeses| workloads().map(move |workload| (workload, *nemeses)));
+    pairs.chain([(CONTROL, OF_CONTROL)]).collect()
+}
+
+/// Which run is next, and those that are done.
+struct Progress {
+    next: AtomicUsize,
+    done: Mutex<Done>,
+}
+
+struct Done {
+    /// Each in its place.
+    rows: Vec<Option<String>>,
+    is_good: bool,
 }
 
 impl Suite {
-    fn pairs(&self) -> Vec<(String, String)> {
-        if !self.is_full {
-            return SHORT.iter().map(|(workload, nemesis)| ((*workload).into(), (*nemesis).into())).collect();
-        }
-        // Groups stand for their members; what is not done would only fail.
-        let nemeses = nemesis::leaders().into_iter().filter(|name| *name != "packet");
-        let nemeses: Vec<&str> = nemeses.chain(["kill,partition", "pause,loss,checkpoint"]).collect();
-        let workloads = workload::NAMES.iter().map(|(name, _)| *name);
-        workloads
-            .flat_map(|workload| {
-                nemeses.iter().map(move |nemesis| (workload.to_owned(), (*nemesis).to_owned()))
-            })
-            .collect()
-    }
-
-    /// Runs all pairs; gives whether each ended as it should, with a table in `suite.md`.
+    /// Runs all pairs that have no verdict in the directory yet; gives whether each ended as it should, with a table in
+    /// `suite.md`.
     pub(crate) fn run(&self, is_asked_to_stop: fn() -> bool) -> Result<bool> {
-        let pairs = self.pairs();
+        let pairs = pairs(self.is_full);
         std::fs::create_dir_all(&self.dir)
             .with_context(|| format!("cannot create {}", self.dir.display()))?;
-        let mut table = String::from(
-            "| workload | nemesis | seed | ok | failed | unknown | faults (effective) | longest silence | verdict |\n\
-             |---|---|---|---|---|---|---|---|---|\n",
-        );
-        let mut is_good = true;
-        for (number, (workload, nemesis)) in pairs.iter().enumerate() {
+        let done = Mutex::new(Done { rows: vec![None; pairs.len()], is_good: true });
+        let progress = Progress { next: AtomicUsize::new(0), done };
+        let ends: Vec<Result<()>> = std::thread::scope(|scope| {
+            let work = || self.work(&pairs, &progress, is_asked_to_stop);
+            let workers: Vec<_> = (0..self.jobs).map(|_| scope.spawn(work)).collect();
+            let joined = workers.into_iter().map(ScopedJoinHandle::join);
+            joined.map(|done| done.unwrap_or_else(|_| bail!("a thread of the suite panicked"))).collect()
+        });
+        ends.into_iter().collect::<Result<()>>()?;
+        let Done { rows, is_good } = progress.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if is_asked_to_stop() {
+            let count = rows.iter().flatten().count();
+            bail!("stopped early, after {count} of {} runs; the same command goes on", pairs.len());
+        }
+        print!("{}", table(&rows));
+        Ok(is_good)
+    }
+
+    /// Does what is next until nothing is left.
+    fn work(
+        &self,
+        pairs: &[(&str, &str)],
+        progress: &Progress,
+        is_asked_to_stop: fn() -> bool,
+    ) -> Result<()> {
+        while !is_asked_to_stop() {
+            let number = progress.next.fetch_add(1, Ordering::Relaxed);
+            let Some((workload, nemesis)) = pairs.get(number) else { break };
             let seed = self.plan.seed + number as u64;
-            let nemeses: Vec<String> = nemesis.split(',').map(str::to_owned).collect();
-            let plan = Plan { workload: workload.clone(), nemeses, seed, ..self.plan.clone() };
-            eprintln!("[{}/{}] {workload} with {nemesis}, seed {seed}", number + 1, pairs.len());
+            let nemeses = nemesis.split(',').map(str::to_owned).collect();
+            let plan = Plan { workload: (*workload).to_owned(), nemeses, seed, ..self.plan.clone() };
             let dir = self.dir.join(format!("{:03}-{workload}-{}", number + 1, nemesis.replace(',', "+")));
-            let verdict = one(&plan, &self.binary, &dir, is_asked_to_stop);
-            let is_expected = match &verdict {
-                Ok(verdict) => is_expected(verdict),
-                Err(error) => {
-                    eprintln!("  {error:#}");
-                    false
-                }
+            let verdict = match verdict::read(&dir) {
+                Ok(verdict) => Ok(verdict),
+                Err(_) => self.one(&plan, &dir, is_asked_to_stop),
             };
-            is_good &= is_expected;
-            table.push_str(&row(&plan, verdict.as_ref().ok(), is_expected));
-            std::fs::write(self.dir.join("suite.md"), &table).context("cannot write the table")?;
             if is_asked_to_stop() {
-                bail!("stopped early, after {} of {} runs", number + 1, pairs.len());
+                break;
+            }
+            let is_expected = verdict.as_ref().is_ok_and(is_expected);
+            let row = match &verdict {
+                Ok(verdict) => row(&verdict.plan, Some(verdict), is_expected),
+                Err(_) => row(&plan, None, false),
+            };
+            let why = verdict.err().map_or(String::new(), |error| format!("{error:#}\n"));
+            eprint!("[{}/{}] {row}{why}", number + 1, pairs.len());
+            let mut done = progress.done.lock().unwrap_or_else(PoisonError::into_inner);
+            done.is_good &= is_expected;
+            done.rows[number] = Some(row);
+            std::fs::write(self.dir.join("suite.md"), table(&done.rows)).context("cannot write the table")?;
+        }
+        Ok(())
+    }
+
+    /// One run, in a process of its own; what that says is in a file beside the run's directory.
+    fn one(&self, plan: &Plan, dir: &Path, is_asked_to_stop: fn() -> bool) -> Result<Verdict> {
+        if dir.exists() {
+            std::fs::remove_dir_all(dir).context("cannot remove what an earlier suite did not finish")?;
+        }
+        let log = dir.with_extension("log");
+        let said = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+        let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+        command
+            .args(["run", "--workload", &plan.workload, "--nemesis", &plan.nemeses.join(",")])
+            .args(["--time", &plan.time_s.to_string(), "--rate", &plan.rate.to_string()])
+            .args(["--seed", &plan.seed.to_string(), "--nodes", &plan.nodes.to_string()])
+            .args(["--clients", &plan.clients.to_string(), "--binary"])
+            .arg(&self.binary)
+            .arg("--out")
+            .arg(dir)
+            // A Ctrl-C is for this process, which then ends its runs.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(said.try_clone()?)
+            .stderr(said);
+        let mut child = die_with_this_thread(&mut command).spawn().context("cannot start a run")?;
+        let mut is_told = false;
+        while child.try_wait().context("cannot wait for a run")?.is_none() {
+            std::thread::sleep(POLL);
+            if is_asked_to_stop() && !is_told {
+                is_told = true;
+                // SAFETY: it is a child that has not been waited for.
+                unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) };
             }
         }
-        print!("{table}");
-        Ok(is_good)
+        verdict::read(dir).with_context(|| format!("see {}", log.display()))
     }
 }
 
-fn one(plan: &Plan, binary: &Path, dir: &Path, is_asked_to_stop: fn() -> bool) -> Result<Verdict> {
-    run(plan, None, binary, dir, is_asked_to_stop)?;
-    let verdict = judge(dir)?;
-    eprint!("{}", verdict.text().lines().take(6).fold(String::new(), |out, line| out + "  " + line + "\n"));
-    if verdict.valid {
-        std::fs::remove_dir_all(dir.join("data")).context("cannot remove the nodes' data")?;
-    }
-    Ok(verdict)
+fn table(rows: &[Option<String>]) -> String {
+    let mut table = String::from(
+        "| workload | nemesis | seed | ok | failed | unknown | faults (effective) | longest silence | verdict |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+    );
+    table.extend(rows.iter().flatten().map(String::as_str));
+    table
 }
 
 /// Clean; or, for the control, caught, with nothing else amiss.
@@ -142,4 +249,23 @@ fn row(plan: &Plan, verdict: Option<&Verdict>, is_expected: bool) -> String {
         total.ok, total.fail, total.info, verdict.silence_ms
     );
     row
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::nemesis;
+
+    #[test]
+    fn every_workload_meets_every_fault() {
+        let pairs = pairs(true);
+        for (workload, _) in workload::NAMES.iter().filter(|(name, _)| *name != CONTROL) {
+            let met = pairs.iter().filter(|(name, _)| name == workload);
+            let met: BTreeSet<&str> = met.flat_map(|(_, nemeses)| nemeses.split(',')).collect();
+            assert_eq!(met, nemesis::faults().collect(), "{workload}");
+        }
+        assert!(pairs.iter().any(|(name, _)| *name == CONTROL));
+    }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     check::{Finding, Judgement, contents},
+    edn,
     history::{self, Event, Kind, NEMESIS, Operation},
     nemesis::{self, Shadow},
     plot,
@@ -69,7 +70,7 @@ pub(crate) fn judge(dir: &Path) -> Result<Verdict> {
     let operations = history::operations(&events);
     let shadows = nemesis::shadows(&events);
     let verdict = verdict(plan, &events, &operations, &shadows)?;
-    history::write_edn(&dir.join("history.edn"), &events)?;
+    edn::write(&dir.join("history.edn"), events.iter().filter(|event| !contents::is_look(&event.f)))?;
     let write = |name: &str, text: String| {
         std::fs::write(dir.join(name), text).with_context(|| format!("cannot write {name}"))
     };
@@ -87,11 +88,17 @@ pub(crate) fn judge(dir: &Path) -> Result<Verdict> {
     Ok(verdict)
 }
 
+/// The verdict that was given of the run in `dir`.
+pub(crate) fn read(dir: &Path) -> Result<Verdict> {
+    let text = std::fs::read_to_string(dir.join("verdict.json")).context("there is no verdict")?;
+    serde_json::from_str(&text).context("the verdict of a run")
+}
+
 fn verdict(plan: Plan, events: &[Event], operations: &[Operation], shadows: &[Shadow]) -> Result<Verdict> {
     let workload =
         workload::named(&plan.workload).with_context(|| format!("no workload {}", plan.workload))?;
     let (looks, work): (Vec<Operation>, Vec<Operation>) =
-        operations.iter().cloned().partition(|operation| contents::LOOKS.contains(&operation.f.as_str()));
+        operations.iter().cloned().partition(|operation| contents::is_look(&operation.f));
     let mut judgement = workload.check(&work, Instant::now() + CHECK_TIME);
     let looked = contents::check(&looks);
     judgement.findings.extend(looked.findings);

@@ -64,6 +64,13 @@ fn each_safeguard_that_is_off_is_found() {
     }
 }
 
+/// The leader's lease is short, and what must meet within it is rare among all faults.
+#[test]
+fn a_missing_startup_guard_is_found() {
+    let said = find(&["--without", "startup-guard", "--workload", "register", "--faults", "lone-leader"]);
+    assert!(said.contains("stale read"), "{said}");
+}
+
 #[test]
 fn disks_that_lie_are_found() {
     assert!(find(&["--disks-lie"]).contains("were durable"));

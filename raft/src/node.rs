@@ -35,6 +35,7 @@ use crate::{
     propose::{Limits, Proposer},
     recover,
     rounds::Rounds,
+    safeguard::{self, Safeguard},
     snapshot::{Receiver, Sender},
     state::{Applier, Progress, StateMachine},
     tasks,
@@ -570,7 +571,7 @@ async fn try_open_pages<M: Machine>(
 /// it answers no Raft message before that lease must have run out.
 async fn wait_for_promises(config: &NodeConfig, log: &Log, started: Instant) -> Result<(), StartError> {
     let vote = log.store(GROUP).read_vote().await.map_err(|error| io_error("cannot read the vote", error))?;
-    if vote.is_some() {
+    if vote.is_some() && !safeguard::is_off(Safeguard::StartupGuard) {
         let lease = Duration::from_millis(config.election_timeout_ms.1);
         tokio::time::sleep(lease.saturating_sub(started.elapsed())).await;
     }

@@ -89,7 +89,9 @@ impl<M: Machine> Core<M> {
 
     /// As the leader: confirmed by a majority. None when it could not be.
     async fn confirm_read_index(&self) -> Option<u64> {
-        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        let is_leased = safeguard::is_off(Safeguard::StartupGuard);
+        let policy = if is_leased { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
+        match self.raft.get_read_linearizer(policy).await {
             Ok(linearizer) => Some(linearizer.read_log_id().index()),
             Err(RaftError::APIError(
                 LinearizableReadError::QuorumNotEnough(_) | LinearizableReadError::ForwardToLeader(_),

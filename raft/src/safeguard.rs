@@ -6,6 +6,9 @@
 pub enum Safeguard {
     /// A linearizable read waits until a majority has confirmed the leader.
     ReadRound = 1,
+    /// A node that starts waits until the lease that it may have granted a leader has run out. Only reads by that lease
+    /// need it, so these come with it when it is off.
+    StartupGuard,
     /// An entry counts as written when it is synced.
     SyncBeforeAcknowledgement,
     /// A vote is in the log before it is given.
@@ -27,6 +30,7 @@ impl Safeguard {
     /// All of them, by name.
     pub const ALL: &[(&str, Safeguard)] = &[
         ("read-round", Safeguard::ReadRound),
+        ("startup-guard", Safeguard::StartupGuard),
         ("sync-before-acknowledgement", Safeguard::SyncBeforeAcknowledgement),
         ("durable-vote", Safeguard::DurableVote),
         ("no-retry-after-append", Safeguard::NoRetryAfterAppend),

@@ -136,6 +136,10 @@ impl Lists<'_> {
                     continue;
                 };
                 let by = self.start(writer.transaction);
+                if writer.transaction == reader && !own.contains(value) {
+                    let detail = format!("key {key}: {value} was read before the transaction appended it");
+                    self.judgement.found("internal", detail, &[at]);
+                }
                 if !self.transactions[writer.transaction].operation.may_have_happened() {
                     let detail = format!("key {key}: {value} was read, but its append failed");
                     self.judgement.found("G1a (aborted read)", detail, &[at, by]);
@@ -236,7 +240,10 @@ impl Lists<'_> {
             Some(writer).filter(|writer| self.transactions[*writer].operation.may_have_happened())
         };
         for (key, (longest, _)) in &self.longest {
-            for pair in longest.windows(2) {
+            // What stands there twice is another anomaly, and no order.
+            let mut seen = HashSet::new();
+            let order: Vec<i64> = longest.iter().copied().filter(|value| seen.insert(*value)).collect();
+            for pair in order.windows(2) {
                 if let (Some(before), Some(after)) = (writer(key, pair[0]), writer(key, pair[1])) {
                     graph.add(before, after, Dependency::WriteWrite);
                 }

@@ -76,6 +76,8 @@ fn each_anomaly_is_found_and_named() {
         ("duplicate append", apart(&[json!([a(1, 1)]), json!([r(1, &[1, 1])])])),
         ("phantom value", apart(&[json!([r(1, &[5])])])),
         ("internal", apart(&[json!([a(1, 1), r(1, &[])]), json!([r(1, &[1])])])),
+        // Its own append, before it was made.
+        ("internal", apart(&[json!([r(1, &[1]), a(1, 1)])])),
         (
             "incompatible order",
             together(&[json!([a(1, 1)]), json!([a(1, 2)]), json!([r(1, &[1, 2])]), json!([r(1, &[2, 1])])]),

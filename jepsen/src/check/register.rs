@@ -1,8 +1,8 @@
 //! Registers by key: reads, writes and compare-and-set, each key linearizable by itself. Every written value is
 //! written once, so what goes wrong can be given its name.
 //!
-//! A value is `[key, value]`, of a CAS `[key, [old, new]]`. A CAS that found another value has failed and says what
-//! it found, `[key, [old, new], found]`: that is a read.
+//! A value is `[key, value]`, with `:missing` for what is not there; of a CAS `[key, [old, new]]`. A CAS that found
+//! another value has failed and says what it found, `[key, [old, new], found]`: that is a read.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -142,7 +142,7 @@ mod tests {
     fn keys_are_judged_apart_and_unknown_writes_may_or_may_not_happen() {
         let mut lines = done(1, "write", json!([1, 1])).to_vec();
         lines.extend([(2, Invoke, "write", json!([1, 2])), (2, Info, "write", json!([1, 2]))]);
-        lines.extend(done(1, "read", json!([2, null])));
+        lines.extend(done(1, "read", json!([2, ":missing"])));
         lines.extend(done(1, "read", json!([1, 1])));
         lines.extend(done(1, "read", json!([1, 2])));
         lines.extend(done(1, "cas", json!([1, [2, 3]])));

@@ -24,6 +24,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use packet::Fate;
 use serde_json::{Value, json};
 
 use crate::{
@@ -90,10 +91,9 @@ const FAULTS: &[(&str, Fault)] = &[
     ("clock-jump", clock::jump),
     ("clock-strobe", clock::strobe),
     ("clock-drift", clock::drift),
-    ("packet-loss", |_, _, _| packet::not_done("loss 20%")),
-    ("packet-duplicate", |_, _, _| packet::not_done("duplicate 20%")),
-    ("packet-reorder", |_, _, _| packet::not_done("delay 20ms reorder 50%")),
-    ("packet-corrupt", |_, _, _| packet::not_done("corrupt 5%")),
+    ("packet-loss", |env, random, hold| packet::meet(env, random, hold, Fate::Lost)),
+    ("packet-duplicate", |env, random, hold| packet::meet(env, random, hold, Fate::Doubled)),
+    ("packet-reorder", |env, random, hold| packet::meet(env, random, hold, Fate::Late)),
     ("load-hot-key", load::hot_key),
     ("load-huge-value", load::huge_value),
 ];
@@ -128,7 +128,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("clock", &["clock-jump", "clock-strobe", "clock-drift"]),
-    ("packet", &["packet-loss", "packet-duplicate", "packet-reorder", "packet-corrupt"]),
+    ("packet", &["packet-loss", "packet-duplicate", "packet-reorder"]),
     ("load", &["load-hot-key", "load-huge-value"]),
 ];
 
@@ -143,10 +143,10 @@ pub(crate) fn names() -> Vec<&'static str> {
     GROUPS.iter().map(|(name, _)| *name).chain(FAULTS.iter().map(|(name, _)| *name)).collect()
 }
 
-/// The names that together stand for all faults: groups, and the faults that are in none.
-pub(crate) fn leaders() -> Vec<&'static str> {
-    let is_in_group = |name: &str| GROUPS.iter().any(|(_, faults)| faults.contains(&name));
-    names().into_iter().filter(|name| !is_in_group(name)).collect()
+/// The names of single faults.
+#[cfg(test)]
+pub(crate) fn faults() -> impl Iterator<Item = &'static str> {
+    FAULTS.iter().map(|(name, _)| *name)
 }
 
 /// The nemesis of that name.

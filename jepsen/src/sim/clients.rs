@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     network::{Place, SharedHub, dial},
@@ -30,6 +30,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const MOVE_ODDS: u32 = 15;
 /// The longest pause between two operations of a client.
 const THINK_MS_MAX: u64 = 40;
+/// How often a client that only reads asks for something to read.
+const READ_ATTEMPTS: usize = 10;
 /// How often the last look at something is tried.
 const LAST_ATTEMPTS: usize = 100;
 
@@ -85,11 +87,24 @@ impl Load {
                 connection = node.and_then(|node| self.connect(turns, number, node));
             }
             let Some(open) = &mut connection else { continue };
-            let (f, value) = self.workload.next(&mut random);
+            let (f, value) = self.next(number, &mut random);
             if self.workload.carry_out(&self.recorder, process, open, f, &value) == Kind::Info {
                 process += self.clients as i64;
             }
         }
+    }
+
+    /// What a client does next. One in three only reads, where the workload has something to read: others wait for long
+    /// on a node that cannot write, when its reads are of interest.
+    fn next(&self, number: usize, random: &mut fastrand::Rng) -> (&'static str, Value) {
+        let mut next = self.workload.next(random);
+        for _ in 0..if number % 3 == 2 { READ_ATTEMPTS } else { 0 } {
+            if next.0 == "read" {
+                break;
+            }
+            next = self.workload.next(random);
+        }
+        next
     }
 
     /// Reads through every node what the workload wants to see in the end, and all that there is.

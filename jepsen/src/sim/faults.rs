@@ -11,6 +11,8 @@ use super::{network::Place, world::World};
 /// The longest pause between the beginnings of two faults, and how long they last, in milliseconds.
 const PAUSE_MS_MAX: u64 = 900;
 const LASTS_MS: std::ops::Range<u64> = 50..2_500;
+/// How soon a node is back that a supervisor starts again at once.
+const ANEW_MS: std::ops::Range<u64> = 1..50;
 /// The sizes between which the cluster grows and shrinks.
 const MEMBERS: std::ops::RangeInclusive<usize> = 3..=5;
 
@@ -23,9 +25,11 @@ enum End {
     Rate(u64),
 }
 
-const KINDS: &[&str] = &[
+/// Their names.
+pub(super) const KINDS: &[&str] = &[
     "kill",
     "kill-leader",
+    "lone-leader",
     "power-cut",
     "power-cut-all",
     "pause",
@@ -34,6 +38,7 @@ const KINDS: &[&str] = &[
     "one-way",
     "clients-only",
     "delay",
+    "duplicates",
     "broken-streams",
     "slow-disk",
     "failed-sync",
@@ -50,18 +55,24 @@ const KINDS: &[&str] = &[
 
 /// The faults of one simulation.
 pub(super) struct Faults {
+    /// Those that happen.
+    kinds: Vec<String>,
     next_at: u64,
     under_way: Vec<(u64, End)>,
     chance: fastrand::Rng,
     /// Clocks are right: the workload compares them with its own.
     pub(super) steady_clocks: bool,
     /// How many of each kind took effect.
-    pub(super) counts: BTreeMap<&'static str, usize>,
+    pub(super) counts: BTreeMap<String, usize>,
 }
 
 impl Faults {
-    pub(super) fn new(chance: fastrand::Rng, steady_clocks: bool) -> Faults {
-        Faults { next_at: 0, under_way: Vec::new(), chance, steady_clocks, counts: BTreeMap::new() }
+    /// Of these kinds, or of all if none is named.
+    pub(super) fn new(mut kinds: Vec<String>, chance: fastrand::Rng, steady_clocks: bool) -> Faults {
+        if kinds.is_empty() {
+            kinds.extend(KINDS.iter().map(|kind| (*kind).to_owned()));
+        }
+        Faults { kinds, next_at: 0, under_way: Vec::new(), chance, steady_clocks, counts: BTreeMap::new() }
     }
 
     /// Ends what is over, and begins what is due.
@@ -74,10 +85,10 @@ impl Faults {
         }
         if world.now >= self.next_at {
             self.next_at = world.now + self.chance.u64(1..=PAUSE_MS_MAX);
-            let kind = KINDS[self.chance.usize(..KINDS.len())];
-            if self.begin(world, kind)? {
-                *self.counts.entry(kind).or_default() += 1;
-                world.record(kind, json!({"at_ms": world.now}));
+            let kind = self.kinds[self.chance.usize(..self.kinds.len())].clone();
+            if self.begin(world, &kind)? {
+                *self.counts.entry(kind.clone()).or_default() += 1;
+                world.record(&kind, json!({"at_ms": world.now}));
             }
         }
         Ok(())
@@ -143,6 +154,7 @@ impl Faults {
                 let Some(leader) = world.leader().filter(|_| self.may_kill(world)) else { return Ok(false) };
                 self.kill(world, leader.node_id, false);
             }
+            "lone-leader" if !self.steady_clocks => return Ok(self.leave_alone(world)),
             "power-cut-all" if !self.steady_clocks => {
                 let ids: Vec<u64> = world.nodes.keys().copied().collect();
                 ids.into_iter().for_each(|id| self.kill(world, id, true));
@@ -156,6 +168,10 @@ impl Faults {
             "delay" => {
                 (world.network.delay_max, world.network.late_permille) =
                     (self.chance.u64(5..60), self.chance.u64(..100));
+                self.lasts(world, End::Network);
+            }
+            "duplicates" => {
+                world.network.twice_permille = self.chance.u64(50..500);
                 self.lasts(world, End::Network);
             }
             "broken-streams" => {
@@ -205,6 +221,21 @@ impl Faults {
     fn kill(&mut self, world: &mut World, id: u64, loses_power: bool) {
         world.end(id, loses_power);
         self.lasts(world, End::Start(id));
+    }
+
+    /// The leader is cut off from the others, who start anew before its lease ends, and may have forgotten that it had
+    /// one.
+    fn leave_alone(&mut self, world: &mut World) -> bool {
+        let Some(leader) = world.leader().map(|leader| leader.node_id) else { return false };
+        let is_other = |id: &u64| *id != leader && world.nodes[id].is_running() && !world.nodes[id].is_paused;
+        for id in world.nodes.keys().copied().filter(is_other).collect::<Vec<_>>() {
+            world.network.block(Place::Node(leader), Place::Node(id));
+            world.network.block(Place::Node(id), Place::Node(leader));
+            world.end(id, false);
+            self.under_way.push((world.now + self.chance.u64(ANEW_MS), End::Start(id)));
+        }
+        self.lasts(world, End::Network);
+        true
     }
 
     fn partition(&mut self, world: &mut World, kind: &str) -> bool {

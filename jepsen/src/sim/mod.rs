@@ -75,7 +75,7 @@ struct Outcome {
     workload: String,
     events: Vec<Event>,
     findings: Vec<Finding>,
-    faults: BTreeMap<&'static str, usize>,
+    faults: BTreeMap<String, usize>,
     steps: u64,
     /// The same for the same seed.
     trace: u64,
@@ -107,7 +107,8 @@ fn simulate(seed: u64, options: &seeds::World) -> Result<Outcome> {
         unseen: Mutex::default(),
     });
     let mut world = World::new(dir.path().to_owned(), load.clone(), now_us, network, members, chance.fork());
-    let mut faults = Faults::new(chance.fork(), COMPARING_CLOCKS.contains(&name.as_str()));
+    let steady_clocks = COMPARING_CLOCKS.contains(&name.as_str());
+    let mut faults = Faults::new(options.faults.clone(), chance.fork(), steady_clocks);
     let whole = play(&mut world, &mut faults, options, &mut chance)?;
     if !whole && world.invariants.findings.is_empty() {
         let detail = format!("{PATIENCE_MS} ms after the last fault: {}", world.not_ready());
@@ -120,7 +121,7 @@ fn simulate(seed: u64, options: &seeds::World) -> Result<Outcome> {
     drop(world);
     let events = load.recorder.finish()?;
     let (looks, work): (Vec<Operation>, Vec<Operation>) =
-        operations(&events).into_iter().partition(|operation| operation.f == "contents");
+        operations(&events).into_iter().partition(|operation| contents::is_look(&operation.f));
     let mut judgement = load.workload.check(&work, Instant::now() + CHECK_TIME);
     judgement.findings.extend(contents::check(&looks).findings);
     judgement

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Outcome, entropy, log, panics, seeds::World, simulate};
 use crate::{
-    check::Finding,
+    check::{Finding, contents},
+    edn,
     history::{self, Kind},
 };
 
@@ -62,7 +63,7 @@ pub(crate) fn run_one(options: &One) -> Result<bool> {
         findings: outcome.findings,
         steps: outcome.steps,
         trace: format!("{:016x}", outcome.trace),
-        faults: outcome.faults.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
+        faults: outcome.faults,
     };
     println!("{}", serde_json::to_string(&summary)?);
     Ok(summary.findings.is_empty())
@@ -73,7 +74,8 @@ fn keep(seed: u64, world: &World, outcome: &Outcome) -> Result<()> {
     let dir = world.out.join(seed.to_string());
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     history::write_lines(&dir.join("history.jsonl"), &outcome.events)?;
-    history::write_edn(&dir.join("history.edn"), &outcome.events)?;
+    let of_workload = outcome.events.iter().filter(|event| !contents::is_look(&event.f));
+    edn::write(&dir.join("history.edn"), of_workload)?;
     let findings = serde_json::to_string_pretty(&outcome.findings)?;
     std::fs::write(dir.join("findings.json"), findings).context("cannot write the findings")
 }

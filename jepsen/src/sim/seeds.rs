@@ -13,10 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args;
+use clap::{Args, builder::PossibleValuesParser};
 use kvorum_raft::safeguard::Safeguard;
 
-use super::one::Summary;
+use super::{faults::KINDS, one::Summary};
 
 /// The time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -32,6 +32,9 @@ pub(crate) struct World {
     /// What clients do [default: the seed's choice]
     #[arg(long, value_name = "NAME")]
     pub(super) workload: Option<String>,
+    /// What goes wrong, and nothing else [default: all that can]
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
+    pub(super) faults: Vec<String>,
     /// Directory for the histories of seeds that failed
     #[arg(long, value_name = "DIR", default_value = "sim-failures")]
     pub(super) out: PathBuf,
@@ -156,6 +159,9 @@ impl World {
         command.arg("--out").arg(&self.out).args(self.disks_lie.then_some("--disks-lie"));
         let without = Safeguard::ALL.iter().find(|(_, safeguard)| Some(*safeguard) == self.without);
         command.args(without.iter().flat_map(|(name, _)| ["--without", name]));
+        if !self.faults.is_empty() {
+            command.args(["--faults", &self.faults.join(",")]);
+        }
         command.args(self.workload.iter().flat_map(|name| ["--workload", name]));
         let child = command.stdout(Stdio::piped()).spawn().context("cannot start a simulation")?;
         let Some(output) = within(child, SEED_TIME_MAX)? else { return Ok(None) };
