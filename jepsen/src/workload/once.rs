@@ -25,8 +25,8 @@ const SESSIONS_PER_KEY: u64 = 3;
 const COMMANDS: usize = 150;
 /// How many sessions are in use at a time.
 const SESSIONS: usize = 3;
-/// How long they live without being used: some expire in every run.
-const TTLS_MS: &[u64] = &[1_000, 3_600_000];
+/// How long they live without being used: some expire in every run, also when nothing is slow.
+const TTLS_MS: &[u64] = &[300, 1_000, 3_600_000];
 const KINDS: &[&str] = &["incr", "push", "set"];
 
 struct Command {
