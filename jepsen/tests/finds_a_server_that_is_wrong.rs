@@ -102,6 +102,20 @@ fn a_power_cut_takes_what_was_not_synced_and_no_more() {
     is_found(&[&options[..], &["--break", "lying-disks"]].concat(), "lost write");
 }
 
+/// Needs root, ip, tc and nft; without them the verdict says what is missing.
+#[test]
+fn packets_are_lost_doubled_and_overtaken() {
+    let nemeses = "packet-loss,packet-duplicate,packet-reorder";
+    let (_, dir, verdict) = run(&["--workload", "append", "--nemesis", nemeses, "--time", "8"]);
+    assert_eq!(anomalies(&verdict), [""; 0], "see {}", dir.display());
+    for (fault, outcome) in verdict["faults"].as_object().unwrap() {
+        let why = outcome["reasons"].to_string();
+        let is_possible = !["namespace of its own", "there is no"].iter().any(|lack| why.contains(lack));
+        assert_eq!(outcome["effective"].as_u64() > Some(0), is_possible, "{fault}: {why}");
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
 #[test]
 fn locks_without_fencing_are_caught() {
     is_found(&["--workload", "lock-unfenced"], "lost update");

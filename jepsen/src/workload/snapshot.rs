@@ -113,16 +113,17 @@ impl Workload for Snapshot {
     }
 }
 
+/// A count is lost with its process. A snapshot is counted on both sides, so one of them is enough.
 fn look_for_snapshots(operations: &[Operation], judgement: &mut Judgement) {
-    for (count, missing) in COUNTS.iter().zip([
-        "no node told that it installed a snapshot",
-        "no node told that it sent a snapshot",
-        "no node told that it wrote a checkpoint",
-    ]) {
+    let is_told = |counts: &[&str]| {
         let mut told = operations.iter().filter(|it| it.f == "status" && it.is_ok());
-        if !told.any(|it| it.output[*count].as_u64() > Some(0)) {
-            judgement.missing.push(missing.into());
-        }
+        told.any(|it| counts.iter().any(|count| it.output[*count].as_u64() > Some(0)))
+    };
+    if !is_told(&["snapshots_installed", "snapshots_sent"]) {
+        judgement.missing.push("no node told that it installed or sent a snapshot".into());
+    }
+    if !is_told(&["checkpoints"]) {
+        judgement.missing.push("no node told that it wrote a checkpoint".into());
     }
 }
 
@@ -143,8 +144,9 @@ mod tests {
             Snapshot::default().check(&operations(&history(&lines)), Instant::now()).missing.len()
         };
         assert_eq!(missing([1, 1, 1]), 0);
-        for counts in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
-            assert_eq!(missing(counts), 1);
-        }
+        assert_eq!(missing([1, 0, 1]), 0);
+        assert_eq!(missing([0, 1, 1]), 0);
+        assert_eq!(missing([0, 0, 1]), 1);
+        assert_eq!(missing([1, 1, 0]), 1);
     }
 }
