@@ -133,17 +133,14 @@ impl Peer {
     }
 
     async fn lane(&self, is_bulk: bool) -> io::Result<Link> {
-        let mut link = self.lanes[usize::from(is_bulk)].clone().lock_owned().await;
-        if let Some(greeted) = link.as_mut().filter(|greeted| !greeted.link.closed.load(Ordering::Acquire)) {
-            let judgement = self.remote.greeter.judgement();
-            if greeted.judgement == judgement || self.remote.greeter.objection(&greeted.answer).is_none() {
-                greeted.judgement = judgement;
-                return Ok(greeted.link.clone());
-            }
-            // Calls under way are answered; nothing else goes over it.
-            greeted.link.end_streams();
+        if !is_bulk && let Ok(mut bulk) = self.lanes[1].try_lock() {
+            // A stream asks for its connection once; small calls come again and again.
+            self.present(&mut bulk);
         }
-        *link = None;
+        let mut link = self.lanes[usize::from(is_bulk)].clone().lock_owned().await;
+        if let Some(present) = self.present(&mut link) {
+            return Ok(present);
+        }
         let remote = self.remote.clone();
         // It goes on when the caller gives up: a heartbeat has less time than a distant peer's greeting takes.
         let connecting = tokio::spawn(async move {
@@ -151,6 +148,22 @@ impl Peer {
             Ok(link.insert(new).link.clone())
         });
         connecting.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// The connection that is there, if the peer is still welcome.
+    fn present(&self, lane: &mut Option<Greeted>) -> Option<Link> {
+        let greeted = lane.as_mut()?;
+        let judgement = self.remote.greeter.judgement();
+        let is_welcome =
+            greeted.judgement == judgement || self.remote.greeter.objection(&greeted.answer).is_none();
+        if is_welcome && !greeted.link.closed.load(Ordering::Acquire) {
+            greeted.judgement = judgement;
+            return Some(greeted.link.clone());
+        }
+        // Calls under way are answered; nothing else goes over it.
+        greeted.link.end_streams();
+        *lane = None;
+        None
     }
 
     /// Asks and waits for the answer, for `timeout` at most, connecting included.

@@ -20,7 +20,11 @@ fn hello(node_id: NodeId) -> Hello {
     }
 }
 
-struct Polite;
+/// Welcomes everybody, until it has changed its mind.
+#[derive(Default)]
+struct Polite {
+    has_changed: AtomicBool,
+}
 
 impl Greeter for Polite {
     fn hello(&self, _: NodeId) -> Hello {
@@ -32,11 +36,11 @@ impl Greeter for Polite {
     }
 
     fn judgement(&self) -> u64 {
-        0
+        self.has_changed.load(Ordering::Relaxed).into()
     }
 
     fn objection(&self, _: &Hello) -> Option<String> {
-        None
+        self.has_changed.load(Ordering::Relaxed).then(|| "not welcome any more".to_owned())
     }
 }
 
@@ -73,7 +77,7 @@ impl Transport for Busy {
 
 #[tokio::test(start_paused = true)]
 async fn a_vote_does_not_wait_behind_a_huge_value() {
-    let peer = Arc::new(Peer::new(2, String::new(), Arc::new(Busy), Arc::new(Polite)));
+    let peer = Arc::new(Peer::new(2, String::new(), Arc::new(Busy), Arc::<Polite>::default()));
     let (forwarding, timeout) = (peer.clone(), Duration::from_secs(60));
     let forwarded =
         tokio::spawn(async move { forwarding.call(Kind::Forward, 0, &[7; 1 << 20], timeout).await });
@@ -103,7 +107,7 @@ impl Transport for Distant {
 #[tokio::test(start_paused = true)]
 async fn a_distant_peer_is_reached_by_callers_with_little_time() {
     let distance = Duration::from_millis(500);
-    let peer = Peer::new(2, String::new(), Arc::new(Distant(distance)), Arc::new(Polite));
+    let peer = Peer::new(2, String::new(), Arc::new(Distant(distance)), Arc::<Polite>::default());
     let ttl = Duration::from_millis(75);
     let mut calls = 0;
     while let Err(error) = peer.call(Kind::Vote, 0, b"", ttl).await {
@@ -112,4 +116,16 @@ async fn a_distant_peer_is_reached_by_callers_with_little_time() {
         assert!(calls < 10, "never connected");
     }
     assert_eq!(calls, 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_end_when_the_peer_is_not_welcome_any_more() {
+    let greeter = Arc::<Polite>::default();
+    let peer = Peer::new(2, String::new(), Arc::new(Busy), greeter.clone());
+    let mut results = peer.bulk_link().await.unwrap().expect_stream(7).unwrap();
+    peer.call(Kind::Vote, 0, b"", Duration::from_secs(1)).await.unwrap();
+    assert!(results.try_recv().is_err_and(|error| error == mpsc::error::TryRecvError::Empty));
+    greeter.has_changed.store(true, Ordering::Relaxed);
+    peer.call(Kind::Vote, 0, b"", Duration::from_secs(1)).await.unwrap();
+    assert_eq!(results.recv().await, None);
 }
