@@ -1,3 +1,5 @@
+//! Two connections to a peer, and how they are made.
+
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
