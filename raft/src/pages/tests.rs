@@ -111,6 +111,31 @@ fn many_commits_of_many_pages_match_a_map() {
     }
 }
 
+/// A snapshot that is received is spilled on the way, and has its head at the end: the store opens sled anew before.
+#[test]
+fn pages_larger_than_memory_are_spilled_before_they_are_committed() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("pages");
+    let id = |number: usize| number.to_be_bytes().to_vec();
+    block_on(async {
+        let store = open(&dir).unwrap();
+        store.write(1, vec![put(b"", b"an earlier commit")]).await.unwrap();
+        store.commit(1, b"first".to_vec()).await.unwrap();
+        for part in 0..16 {
+            let many = (0..64).map(|n| put(&id(part * 64 + n), &[part as u8; 16 << 10])).collect();
+            store.write(1, many).await.unwrap();
+            store.spill(1).await.unwrap();
+            assert_eq!(store.head(1).await, Ok(Some(b"first".to_vec())));
+        }
+        store.commit(1, b"second".to_vec()).await.unwrap();
+    });
+    block_on(async {
+        let store = open(&dir).unwrap();
+        assert_eq!(store.head(1).await, Ok(Some(b"second".to_vec())));
+        assert_eq!(all(&store, 1, 1 << 20).await.unwrap().len(), 16 * 64 + 1);
+    });
+}
+
 /// Opening ends with an empty log. A process killed just before leaves everything but that.
 #[test]
 fn an_opening_cut_short_before_its_last_step_loses_nothing() {

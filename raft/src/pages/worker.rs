@@ -111,6 +111,8 @@ struct Group {
     tree: Tree,
     /// The sum of the pages in the tree.
     tally: Tally,
+    /// The sum at the last commit: pages that were spilled since are not in it.
+    committed: Tally,
     /// The head as given; None before the first commit.
     head: Option<Vec<u8>>,
     /// Pages for the next commit.
@@ -122,6 +124,7 @@ struct Group {
 /// A group while sled is closed.
 struct Closed {
     tally: Tally,
+    committed: Tally,
     head: Option<Vec<u8>>,
     staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 }
@@ -232,10 +235,10 @@ impl Worker {
         let db = self.db.insert(open_when_free(&self.dir, self.cache_bytes).map_err(sled_error)?);
         for (id, closed) in groups {
             let group = Group::open(db, id)?;
-            if (group.tally, &group.head) != (closed.tally, &closed.head) {
+            if (group.committed, &group.head) != (closed.committed, &closed.head) {
                 return Err(PagesError::Unreadable("sled opened an older commit than the last".into()));
             }
-            self.groups.insert(id, Group { staged: closed.staged, ..group });
+            self.groups.insert(id, Group { tally: closed.tally, staged: closed.staged, ..group });
         }
         Ok(())
     }
@@ -345,7 +348,7 @@ impl Group {
                 (tally, Some(head))
             }
         };
-        Ok(Group { tree, tally, head, staged: BTreeMap::new(), scans: HashMap::new() })
+        Ok(Group { tree, tally, committed: tally, head, staged: BTreeMap::new(), scans: HashMap::new() })
     }
 
     fn scan(&mut self, after: Option<Vec<u8>>, bytes_max: usize) -> Result<Vec<Page>, PagesError> {
@@ -386,7 +389,7 @@ impl Group {
 
     /// What of it is not in sled, and what sled must still say when it is opened again.
     fn close(self) -> Closed {
-        Closed { tally: self.tally, head: self.head, staged: self.staged }
+        Closed { tally: self.tally, committed: self.committed, head: self.head, staged: self.staged }
     }
 
     /// Writes what is staged, and the head if there is one. Returns the bytes of the pages.
@@ -416,7 +419,7 @@ impl Group {
         }
         if let Some(head) = head {
             batch.insert(&HEAD_KEY[..], encode_head(self.tally, &head));
-            self.head = Some(head);
+            (self.committed, self.head) = (self.tally, Some(head));
         }
         self.tree.apply_batch(batch).map_err(sled_error)?;
         self.tree.flush().map_err(sled_error)?;
