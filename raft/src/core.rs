@@ -224,7 +224,9 @@ impl<M: Machine> LeaderSearch<'_, M> {
             if tokio::time::Instant::now() >= self.deadline {
                 return Err(if self.answered { Unavailable::NoQuorum } else { Unavailable::NoLeader });
             }
-            let leader = match *self.leader.borrow_and_update() {
+            // Not held while openraft's metrics are borrowed: `tasks::follow` has these when it changes the leader.
+            let known = *self.leader.borrow_and_update();
+            let leader = match known {
                 Some(id) if id == self.core.config.id => Some(Leader::Here),
                 Some(id) => self.core.peer(id).map(Leader::At),
                 None => None,

@@ -256,6 +256,8 @@ impl<M: Machine> Node<M> {
         let metrics = self.core.metrics();
         let id = self.core.config.id;
         let applied_index = self.core.applier.index();
+        // Not held while it is borrowed again below: a writer that waits in between would keep both for ever.
+        let leader_id = *self.core.leader.borrow();
         let membership = metrics.membership_config.membership();
         let members = membership.nodes().map(|(id, node)| self.member(*id, node, &metrics)).collect();
         let role = match metrics.state {
@@ -270,7 +272,7 @@ impl<M: Machine> Node<M> {
             node_id: id,
             role,
             term: metrics.current_term,
-            leader_id: *self.core.leader.borrow(),
+            leader_id,
             last_log_index: metrics.last_log_index.unwrap_or(0),
             // openraft does not know of commits before it hears of one; what is applied was committed.
             committed_index: metrics.cluster_committed.map_or(0, |id| id.index).max(applied_index),

@@ -24,28 +24,27 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
     let mut leader = None;
     let mut members = None;
     loop {
-        {
+        // Copied: who waits for anything with openraft's metrics in hand stops its core.
+        let (present, term, membership) = {
             let present = metrics.borrow_watched();
-            let is_heard_of = *heard.borrow_and_update() || present.current_leader == Some(core.config.id);
-            let current = present.current_leader.filter(|_| is_heard_of);
-            if leader != current {
-                leader = current;
-                match leader {
-                    Some(leader) => {
-                        tracing::info!(leader, term = present.vote.leader_id.term, "there is a leader")
-                    }
-                    None => tracing::info!(term = present.vote.leader_id.term, "there is no leader"),
-                }
-                core.leader_changes.fetch_add(u64::from(leader.is_some()), Ordering::Relaxed);
-                core.caught_up.store(false, Ordering::Release);
-                core.leader.send_replace(leader);
+            (present.current_leader, present.vote.leader_id.term, present.membership_config.clone())
+        };
+        let is_heard_of = *heard.borrow_and_update() || present == Some(core.config.id);
+        let current = present.filter(|_| is_heard_of);
+        if leader != current {
+            leader = current;
+            match leader {
+                Some(leader) => tracing::info!(leader, term, "there is a leader"),
+                None => tracing::info!(term, "there is no leader"),
             }
-            // Without an entry it is what openraft says before it says anything.
-            let is_known = present.membership_config.log_id().is_some();
-            if is_known && members.as_ref() != Some(&present.membership_config) {
-                members = Some(present.membership_config.clone());
-                core.identity.learn_disks(present.membership_config.membership().nodes());
-            }
+            core.leader_changes.fetch_add(u64::from(leader.is_some()), Ordering::Relaxed);
+            core.caught_up.store(false, Ordering::Release);
+            core.leader.send_replace(leader);
+        }
+        // Without an entry it is what openraft says before it says anything.
+        if membership.log_id().is_some() && members.as_ref() != Some(&membership) {
+            core.identity.learn_disks(membership.membership().nodes());
+            members = Some(membership);
         }
         core.changes.send_modify(|count| *count += 1);
         tokio::select! {

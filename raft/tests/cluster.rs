@@ -4,7 +4,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use kvorum_raft::{AdminError, ProposeError, ReadLevel, StartError, Unavailable};
 use support::{
@@ -68,6 +74,38 @@ async fn leadership_can_be_handed_to_each_node() {
         propose(cluster.node(asked), 1, 1).await.unwrap();
     }
     assert!(matches!(cluster.node(1).transfer_leader(9).await, Err(AdminError::NotFound(_))));
+}
+
+/// Whoever looks at a node while its leader changes must not stop it: a guard that is held while another is asked for
+/// has stood in the way of both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looks_at_a_node_while_the_leader_changes_stop_nothing() {
+    let cluster = Arc::new(Cluster::start(3, plain).await);
+    let stop = Arc::new(AtomicBool::new(false));
+    let looks: Vec<_> = (1..=3)
+        .map(|id| {
+            let (cluster, stop) = (cluster.clone(), stop.clone());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    cluster.node(id).status();
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+            })
+        })
+        .collect();
+    let changes = async {
+        for to in (1..=3).cycle().take(60) {
+            // Refused or late now and then.
+            let _ = cluster.node(to).transfer_leader(to).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(60), changes).await.is_err() {
+        eprintln!("a node has stopped");
+        // What stands still would keep the test from failing.
+        std::process::abort();
+    }
+    stop.store(true, Ordering::Relaxed);
+    looks.into_iter().for_each(|look| look.join().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
