@@ -186,7 +186,6 @@ impl Peer {
         timeout: Duration,
         begin: impl FnOnce() -> bool,
     ) -> Result<Bytes, CallError> {
-        let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
         let link = tokio::time::timeout(timeout, self.lane(kind.may_be_huge()))
             .await
             .unwrap_or_else(|_| Err(timed_out()))
@@ -217,10 +216,8 @@ impl Peer {
 impl Remote {
     /// A new connection. Errors are logged.
     async fn connect(&self) -> io::Result<Greeted> {
-        let connected = match tokio::time::timeout(CONNECT_TIMEOUT, self.greet()).await {
-            Ok(connected) => connected,
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "connecting took too long")),
-        };
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.greet()).await;
+        let connected = connected.unwrap_or_else(|_| Err(timed_out()));
         let mut reported = self.reported.lock();
         match &connected {
             Ok(_) if !reported.is_empty() => {
@@ -320,6 +317,10 @@ impl Link {
         waiting.calls.remove(&id);
         waiting.streams.remove(&id);
     }
+}
+
+fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "connecting took too long")
 }
 
 fn closed() -> io::Error {
