@@ -127,6 +127,14 @@ impl Machine {
 impl kvorum_raft::Machine for Machine {
     type Local = Pipeline;
 
+    fn apply_level_max(&self) -> u32 {
+        1
+    }
+
+    fn clock_ms(&self) -> u64 {
+        self.now_ms()
+    }
+
     fn apply(&self, batch: Batch<'_, Pipeline>) {
         let mut answered = Vec::new();
         let mut state = self.state.write();

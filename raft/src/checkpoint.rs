@@ -1,8 +1,8 @@
 //! Checkpoints: the machine's dirty pages and what belongs to them, written to the page store as one commit.
 //! Runs beside `apply`; the log may be purged up to the last durable one.
 //!
-//! The head of a commit is a version, the last applied log id, the membership, the ids of former members and the
-//! machine's own head.
+//! The head of a commit is a version, the last applied log id, the membership, the ids of former members, the apply level
+//! and the machine's own head.
 
 use std::{
     collections::BTreeSet,
@@ -24,8 +24,10 @@ use crate::{
     state::{Applier, Progress, SnapshotMeta},
 };
 
-const HEAD_VERSION: u8 = 2;
-/// Without the ids of former members.
+const HEAD_VERSION: u8 = 3;
+/// Without the apply level, which was 1.
+const HEAD_VERSION_2: u8 = 2;
+/// And without the ids of former members.
 const HEAD_VERSION_1: u8 = 1;
 
 /// Page bytes serialized in one step, during which nothing is applied.
@@ -51,6 +53,7 @@ impl Head {
         codec::put_stored_membership(&mut out, &progress.membership);
         put_u32(&mut out, progress.retired.len() as u32);
         progress.retired.iter().for_each(|id| put_u64(&mut out, *id));
+        put_u32(&mut out, progress.level);
         put_bytes(&mut out, machine);
         out
     }
@@ -58,7 +61,10 @@ impl Head {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Head, CodecError> {
         let mut reader = Reader::new(bytes);
         let version = reader.u8()?;
-        if !matches!(version, HEAD_VERSION | HEAD_VERSION_1) {
+        if version > HEAD_VERSION {
+            return Err(CodecError::Later("checkpoint"));
+        }
+        if version < HEAD_VERSION_1 {
             return Err(CodecError::Invalid("checkpoint version"));
         }
         let last = codec::log_id_option(&mut reader)?;
@@ -69,9 +75,10 @@ impl Head {
                 retired.insert(reader.u64()?);
             }
         }
+        let level = if version > HEAD_VERSION_2 { reader.u32()? } else { 1 };
         let machine = reader.bytes()?.to_vec();
         reader.finish()?;
-        Ok(Head { progress: Progress { last, membership, retired }, machine })
+        Ok(Head { progress: Progress { last, membership, retired, level }, machine })
     }
 
     /// The last applied log index.
@@ -95,12 +102,22 @@ pub(crate) enum LoadError {
     Pages(#[from] PagesError),
     #[error("the head of the checkpoint: {0}")]
     Head(#[from] CodecError),
+    /// Nothing is wrong with it.
+    #[error("the checkpoint has apply level {found}, and this version knows {known}: start a later version")]
+    Level { found: u32, known: u32 },
     #[error("page {id}: {why}")]
     Page { id: String, why: String },
     #[error("{0}")]
     Incomplete(String),
     #[error("{0}")]
     Io(#[from] std::io::Error),
+}
+
+impl LoadError {
+    /// Whether the pages are good, and only this version cannot use them.
+    pub(crate) fn is_of_a_later_version(&self) -> bool {
+        matches!(self, LoadError::Level { .. } | LoadError::Head(CodecError::Later(_)))
+    }
 }
 
 /// Loads the state of the last commit into the machine. None when there is no commit.
@@ -111,6 +128,10 @@ pub(crate) async fn load<M: Machine>(
 ) -> Result<Option<Progress>, LoadError> {
     let Some(head) = store.head(group).await? else { return Ok(None) };
     let head = Head::decode(&head)?;
+    let (found, known) = (head.progress.level, machine.apply_level_max());
+    if found > known {
+        return Err(LoadError::Level { found, known });
+    }
     let mut loader = machine.loader();
     let mut after = None;
     loop {
@@ -321,21 +342,29 @@ impl<M: Machine> Checkpointer<M> {
 
 #[cfg(test)]
 mod tests {
-    use super::{HEAD_VERSION_1, Head};
-    use crate::{codec, state::Progress, types::LogId};
+    use super::{HEAD_VERSION, HEAD_VERSION_1, HEAD_VERSION_2, Head};
+    use crate::{codec, codec::CodecError, state::Progress, types::LogId};
 
     #[test]
-    fn a_head_keeps_the_ids_of_former_members_and_one_without_them_is_read() {
+    fn a_head_keeps_former_members_and_level_and_earlier_ones_are_read() {
         let last = Some(LogId::new_term_index(2, 9));
-        let progress = Progress { last, retired: [3, 8].into(), ..Progress::default() };
-        let head = Head::decode(&Head::encode(&progress, b"machine")).unwrap();
-        assert_eq!((head.index(), head.progress.retired), (9, [3, 8].into()));
-        let mut earlier = vec![HEAD_VERSION_1];
-        codec::put_log_id_option(&mut earlier, last.as_ref());
-        codec::put_stored_membership(&mut earlier, &progress.membership);
-        codec::put_bytes(&mut earlier, b"machine");
-        let head = Head::decode(&earlier).unwrap();
-        assert_eq!((head.index(), head.machine.as_slice()), (9, b"machine".as_slice()));
-        assert!(head.progress.retired.is_empty());
+        let progress = Progress { last, retired: [3, 8].into(), level: 7, ..Progress::default() };
+        let mut encoded = Head::encode(&progress, b"machine");
+        let head = Head::decode(&encoded).unwrap();
+        assert_eq!((head.index(), head.progress.retired, head.progress.level), (9, [3, 8].into(), 7));
+        encoded[0] = HEAD_VERSION + 1;
+        assert_eq!(Head::decode(&encoded).err(), Some(CodecError::Later("checkpoint")));
+        for version in [HEAD_VERSION_1, HEAD_VERSION_2] {
+            let mut earlier = vec![version];
+            codec::put_log_id_option(&mut earlier, last.as_ref());
+            codec::put_stored_membership(&mut earlier, &progress.membership);
+            if version == HEAD_VERSION_2 {
+                codec::put_u32(&mut earlier, 0);
+            }
+            codec::put_bytes(&mut earlier, b"machine");
+            let head = Head::decode(&earlier).unwrap();
+            assert_eq!((head.index(), head.machine.as_slice()), (9, b"machine".as_slice()));
+            assert_eq!((head.progress.retired.len(), head.progress.level), (0, 1));
+        }
     }
 }

@@ -36,6 +36,9 @@ pub(crate) enum CodecError {
     /// They go on after the end.
     #[error("{0} bytes follow the end")]
     Trailing(usize),
+    /// The named form is one of a later version.
+    #[error("the {0} was written by a later version")]
+    Later(&'static str),
     /// The named part has a value that it cannot have.
     #[error("not a valid {0}")]
     Invalid(&'static str),
@@ -60,7 +63,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
         let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(CodecError::Truncated)?;
         self.rest = rest;
         Ok(*taken)

@@ -18,11 +18,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    GroupId, Machine, NodeConfig, NodeId, Unavailable,
+    GroupId, Machine, NodeConfig, NodeId, Unavailable, chance,
     checkpoint::Checkpointer,
     clock::Clock,
+    codec::put_vote,
     identity::Identity,
-    log::Log,
+    level,
+    log::{Log, LogStore},
     net::{
         frame::Kind,
         handshake::Hello,
@@ -32,7 +34,7 @@ use crate::{
         raft_network::Peers,
         serve::Handler,
     },
-    packet::{self, Forwarded},
+    packet::{self, Forwarded, Raise},
     platform::Platform,
     propose::{Group, Proposer, Responder},
     reads::Confirmed,
@@ -94,6 +96,8 @@ pub(crate) struct Core<M: Machine> {
     pub table: Arc<PeerTable>,
     pub raft: Raft<M>,
     pub log: Log,
+    /// The group's log, for its vote.
+    pub votes: LogStore,
     pub clock: Arc<Clock>,
     pub applier: Arc<Applier<M>>,
     pub proposer: Arc<Proposer<M::Local>>,
@@ -191,7 +195,7 @@ impl<M: Machine> Core<M> {
 
     async fn append_tick(&self) -> Option<u64> {
         let mut payload = Vec::new();
-        packet::begin_entry(&mut payload, self.clock.stamp_ms());
+        packet::begin_entry(&mut payload, self.clock.stamp_ms(), self.raise());
         let written = self.raft.client_write(Payload(payload.into())).await.ok()?;
         Some(written.log_id.index)
     }
@@ -255,6 +259,17 @@ impl<M: Machine> Group for Core<M> {
         (vote.leader_id.term, self.applier.term())
     }
 
+    fn raise(&self) -> Option<Raise> {
+        let (level, known) = (self.applier.level(), self.applier.machine.apply_level_max());
+        if level >= known {
+            return None;
+        }
+        let metrics = self.raft.server_metrics();
+        let common = level::common(metrics.borrow_watched().membership_config.membership().nodes())?;
+        let raised = common.min(known);
+        (raised > level).then(|| Raise { level: raised, entropy: chance::entropy() })
+    }
+
     async fn append(&self, payload: Payload, responder: Responder) -> Result<(), ()> {
         self.raft.client_write_ff(payload, Some(responder)).await.map_err(|_| ())
     }
@@ -295,6 +310,16 @@ impl<M: Machine> Handler for Core<M> {
 
     fn objection(&self, hello: &Hello) -> Option<String> {
         self.identity.judge(hello)
+    }
+
+    fn confirm(&self, group: GroupId) -> Vec<u8> {
+        let mut answer = Vec::new();
+        if group == GROUP
+            && let Some(vote) = self.votes.vote()
+        {
+            put_vote(&mut answer, &vote);
+        }
+        answer
     }
 
     async fn call(self: &Arc<Self>, kind: Kind, group: GroupId, body: Bytes) -> Result<Vec<u8>, String> {
@@ -338,7 +363,7 @@ impl<M: Machine> Handler for Core<M> {
                     snapshot: SnapshotData::Received(received),
                 };
                 let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(text)?;
-                crate::codec::put_vote(&mut answer, &response.vote);
+                put_vote(&mut answer, &response.vote);
             }
             Kind::Forward if body.is_empty() => {
                 // No index means that this node does not lead.
@@ -360,7 +385,9 @@ impl<M: Machine> Handler for Core<M> {
             }
             Kind::Admin => answer = self.answer_admin(&body).await,
             Kind::FetchPages => answer = recover::answer(&self.checkpointer, &body).await?,
-            Kind::Hello | Kind::Stream | Kind::StreamEnd => return Err("not a call".into()),
+            Kind::Hello | Kind::Stream | Kind::StreamEnd | Kind::Confirm | Kind::Ping => {
+                return Err("not a call".into());
+            }
         }
         Ok(answer)
     }

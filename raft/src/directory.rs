@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, StartError, types::MemberNode};
+use crate::{NodeId, StartError, chance, types::MemberNode};
 
 const FORMAT_VERSION: u32 = 1;
 const FILE: &str = "identity.json";
@@ -72,7 +72,7 @@ impl Content {
 
 /// 32 hex digits that nobody else has.
 pub(crate) fn random_id() -> String {
-    format!("{:032x}", fastrand::u128(..))
+    format!("{:032x}", u128::from_le_bytes(chance::entropy()))
 }
 
 /// Locks an existing directory for as long as the file lives.

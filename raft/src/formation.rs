@@ -1,12 +1,20 @@
 //! A cluster is formed once, by the node with the lowest id of the list that all were started with.
 //!
-//! It needs all of them: each says which disk it has, which stands in the first membership, and that it has no data. So
-//! nodes that were wiped can never form a cluster anew behind the back of one that was not, and no node votes before the
-//! others know its disk.
+//! It needs all of them: each says which disk it has, which stands in the first membership, that it has no log, and that it
+//! was started with the same list. So nodes that were wiped can never form a cluster anew behind the back of one that was not,
+//! two lists never make two clusters, and no node votes before the others know its disk.
+//!
+//! A crash at any step leaves something that the next start goes on with: until the first entry is in a log there is at most
+//! an id, which whoever forms the cluster takes over.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use crate::{Machine, core::Core, identity::DISK_ENDPOINT, net::peer::Peer, types::MemberNode};
+use openraft::errors::{InitializeError, RaftError};
+
+use crate::{
+    Machine, NodeId, core::Core, identity::DISK_ENDPOINT, level, net::handshake::Hello, net::peer::Peer,
+    types::MemberNode,
+};
 
 /// How long a peer may take to answer.
 const GREETING: Duration = Duration::from_millis(500);
@@ -15,10 +23,20 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How many attempts pass without a word about who is missing.
 const SILENT_ATTEMPTS: u32 = 50;
 
+/// Who is there.
+enum Gathered {
+    /// All, as they will stand in the first membership.
+    All(BTreeMap<NodeId, MemberNode>),
+    /// Not all: who is missing, and why.
+    Missing(Vec<String>),
+    /// This node has a log: there is a cluster already.
+    Formed(NodeId),
+}
+
 /// Forms the cluster, if that is this node's part and there is none.
 pub(crate) async fn form_cluster<M: Machine>(core: Arc<Core<M>>) {
     let Some(peers) = core.config.bootstrap.clone() else { return };
-    if core.raft.is_initialized().await.unwrap_or(true) || core.identity.cluster_id().is_some() {
+    if core.raft.is_initialized().await.unwrap_or(true) || core.identity.has_log() {
         return;
     }
     if peers.keys().next() != Some(&core.config.id) {
@@ -26,56 +44,90 @@ pub(crate) async fn form_cluster<M: Machine>(core: Arc<Core<M>>) {
         return;
     }
     let mut attempts = 0;
-    let members = loop {
-        let (members, missing) = gather(&core, &peers).await;
-        if core.identity.cluster_id().is_some() {
-            tracing::warn!(
-                "the peers are part of a cluster already; this node waits to be made a member of it"
-            );
-            return;
-        }
-        if missing.is_empty() {
-            break members;
-        }
-        attempts += 1;
-        if attempts % SILENT_ATTEMPTS == 1 {
-            tracing::info!(?missing, "the cluster is formed when all of its nodes are there");
+    loop {
+        match gather(&core, &peers).await {
+            Gathered::Formed(by) => {
+                tracing::warn!(
+                    peer = by,
+                    "the peers are part of a cluster already; this node waits to be made a member of it"
+                );
+                return;
+            }
+            Gathered::All(members) => {
+                if initialize(&core, members).await {
+                    return;
+                }
+            }
+            Gathered::Missing(missing) => {
+                attempts += 1;
+                if attempts % SILENT_ATTEMPTS == 1 {
+                    tracing::info!(?missing, "the cluster is formed when all of its nodes are there");
+                }
+            }
         }
         tokio::time::sleep(PAUSE).await;
-    };
-    if let Err(error) = core.identity.form_cluster() {
+    }
+}
+
+/// Gives the cluster its id, and its first entry. False when that has to be tried again.
+async fn initialize<M: Machine>(core: &Core<M>, members: BTreeMap<NodeId, MemberNode>) -> bool {
+    if core.identity.cluster_id().is_none()
+        && let Err(error) = core.identity.form_cluster()
+    {
         tracing::error!(%error, "the cluster's id could not be saved");
-        return;
+        return false;
     }
     // The connections made so far have told nobody of the cluster.
     core.table.peers.lock().clear();
     match core.raft.initialize(members).await {
-        Ok(()) => tracing::info!(cluster_id = core.identity.cluster_id(), "formed the cluster"),
-        Err(error) => tracing::error!(%error, "the cluster could not be formed"),
+        Ok(()) => {
+            tracing::info!(cluster_id = core.identity.cluster_id(), "formed the cluster");
+            true
+        }
+        // Somebody else has, or this node is stopping.
+        Err(RaftError::APIError(InitializeError::NotAllowed(_)) | RaftError::Fatal(_)) => true,
+        Err(error) => {
+            tracing::error!(%error, "the cluster could not be formed");
+            false
+        }
     }
 }
 
-/// The members that were reached, with their disks, and the ids of those that were not.
-async fn gather<M: Machine>(
-    core: &Core<M>,
-    peers: &BTreeMap<u64, String>,
-) -> (BTreeMap<u64, MemberNode>, Vec<u64>) {
+async fn gather<M: Machine>(core: &Core<M>, peers: &BTreeMap<NodeId, String>) -> Gathered {
+    let ids: Vec<NodeId> = peers.keys().copied().collect();
     let (mut members, mut missing) = (BTreeMap::new(), Vec::new());
     for (id, address) in peers {
-        let disk = if *id == core.config.id {
-            Some(core.identity.disk_id())
+        let (disk, level_max) = if *id == core.config.id {
+            (core.identity.disk_id(), core.applier.machine.apply_level_max())
         } else {
-            let peer: Arc<Peer> = core.table.at(*id, address);
-            let linked = tokio::time::timeout(GREETING, peer.link()).await;
-            core.identity.seen_disk(*id).filter(|_| matches!(linked, Ok(Ok(_))))
-        };
-        match disk {
-            Some(disk) => {
-                let endpoints = BTreeMap::from([(DISK_ENDPOINT.to_owned(), disk)]);
-                members.insert(*id, MemberNode { peer: address.clone(), endpoints });
+            match greet(core, *id, address).await {
+                Err(why) => {
+                    missing.push(format!("node {id}: {why}"));
+                    continue;
+                }
+                Ok(hello) if hello.has_log => return Gathered::Formed(*id),
+                Ok(hello) if hello.first_members != ids => {
+                    let theirs = hello.first_members;
+                    missing
+                        .push(format!("node {id}: its --peers are {theirs:?}, those of this node {ids:?}"));
+                    continue;
+                }
+                Ok(hello) => (hello.disk_id, hello.apply_level_max),
             }
-            None => missing.push(*id),
-        }
+        };
+        let mut endpoints = BTreeMap::from([(DISK_ENDPOINT.to_owned(), disk)]);
+        level::publish(&mut endpoints, level_max);
+        members.insert(*id, MemberNode { peer: address.clone(), endpoints });
     }
-    (members, missing)
+    if missing.is_empty() { Gathered::All(members) } else { Gathered::Missing(missing) }
+}
+
+/// What the peer says of itself now.
+async fn greet<M: Machine>(core: &Core<M>, id: NodeId, address: &str) -> Result<Hello, String> {
+    let peer: Arc<Peer> = core.table.at(id, address);
+    match tokio::time::timeout(GREETING, peer.link()).await {
+        Ok(Ok(_)) => core.identity.seen(id).ok_or_else(|| "it has not said who it is".to_owned()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("it does not answer".to_owned()),
+    }
 }

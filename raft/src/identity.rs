@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -18,7 +18,7 @@ use crate::{
     clock::Clock,
     directory::{self, Content},
     net::{
-        handshake::{Hello, PROTOCOL_VERSION, objection},
+        handshake::{Hello, PROTOCOL_VERSION, objection, outgrown},
         peer::Greeter,
     },
     types::MemberNode,
@@ -27,9 +27,23 @@ use crate::{
 /// The endpoint under which a node publishes its disk id.
 pub(crate) const DISK_ENDPOINT: &str = "disk";
 
+/// What a node says of itself beside what its directory holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Introduction {
+    /// The ids that it was told to form a cluster of; empty when it was told none.
+    pub first_members: Vec<NodeId>,
+    /// The highest level by which it can apply entries.
+    pub apply_level_max: u32,
+}
+
 /// One data directory, held by this process.
 pub(crate) struct Identity {
     dir: PathBuf,
+    introduction: Introduction,
+    /// The level by which it applies entries.
+    apply_level: AtomicU32,
+    /// Whether the log has anything in it.
+    has_entries: AtomicBool,
     content: Mutex<Content>,
     /// Held while the file is written. Nobody who only reads waits for the disk.
     saving: Mutex<()>,
@@ -40,20 +54,27 @@ pub(crate) struct Identity {
     retired: Mutex<BTreeSet<NodeId>>,
     /// Changes with `disks` and `retired`: who was welcome may not be any more.
     judgement: AtomicU64,
-    /// The disk ids that peers said they have when they were last not objected to.
-    seen_disks: Mutex<BTreeMap<NodeId, String>>,
+    /// What peers said when they were last not objected to.
+    seen: Mutex<BTreeMap<NodeId, Hello>>,
     /// The last peer that refused this node, and why; None when one has not since.
     refusal: Mutex<Option<(NodeId, String)>>,
     /// Peers that belong to another cluster, and that cluster's id.
     strangers: Mutex<BTreeMap<NodeId, String>>,
     /// A peer whose cluster was recovered from this node's, and that cluster's id.
     successor: Mutex<Option<(NodeId, String)>>,
+    /// Why this version cannot follow its cluster, as soon as a peer has shown that.
+    outgrown: Mutex<Option<String>>,
     _lock: File,
 }
 
 impl Identity {
     /// Creates or opens the directory and locks it for as long as the value lives.
-    pub(crate) fn open(dir: &Path, node_id: NodeId, clock: Arc<Clock>) -> Result<Identity, StartError> {
+    pub(crate) fn open(
+        dir: &Path,
+        node_id: NodeId,
+        introduction: Introduction,
+        clock: Arc<Clock>,
+    ) -> Result<Identity, StartError> {
         let io = |context: String| move |source| StartError::Io { context, source };
         std::fs::create_dir_all(dir).map_err(io(format!("cannot create {}", dir.display())))?;
         let lock = directory::lock(dir)?;
@@ -77,16 +98,20 @@ impl Identity {
         }
         Ok(Identity {
             dir: dir.to_owned(),
+            introduction,
+            apply_level: AtomicU32::new(0),
+            has_entries: AtomicBool::new(false),
             content: Mutex::new(content),
             saving: Mutex::default(),
             clock,
             disks: Mutex::default(),
             retired: Mutex::default(),
             judgement: AtomicU64::new(0),
-            seen_disks: Mutex::default(),
+            seen: Mutex::default(),
             refusal: Mutex::default(),
             strangers: Mutex::default(),
             successor: Mutex::default(),
+            outgrown: Mutex::default(),
             _lock: lock,
         })
     }
@@ -109,6 +134,11 @@ impl Identity {
         self.content.lock().has_log
     }
 
+    /// The log is not empty: this node is, or was, part of a cluster.
+    pub(crate) fn note_entries(&self) {
+        self.has_entries.store(true, Ordering::Relaxed);
+    }
+
     /// The members' addresses as last known.
     pub(crate) fn peers(&self) -> BTreeMap<NodeId, String> {
         self.content.lock().peers.clone()
@@ -125,6 +155,11 @@ impl Identity {
     /// A peer that says that its cluster was recovered from this node's, and its cluster's id.
     pub(crate) fn successor(&self) -> Option<(NodeId, String)> {
         self.successor.lock().clone()
+    }
+
+    /// Why this version cannot follow its cluster.
+    pub(crate) fn outgrown(&self) -> Option<String> {
+        self.outgrown.lock().clone()
     }
 
     /// Makes a new cluster's id.
@@ -163,9 +198,16 @@ impl Identity {
         }
     }
 
-    /// The disk that a peer said it has.
-    pub(crate) fn seen_disk(&self, id: NodeId) -> Option<String> {
-        self.seen_disks.lock().get(&id).cloned()
+    /// Takes the level by which entries are applied: who cannot follow is not welcome any more.
+    pub(crate) fn learn_level(&self, level: u32) {
+        if self.apply_level.swap(level, Ordering::Relaxed) != level {
+            self.judgement.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// What a peer said when it was last not objected to.
+    pub(crate) fn seen(&self, id: NodeId) -> Option<Hello> {
+        self.seen.lock().get(&id).cloned()
     }
 
     /// A peer that refuses this node, and why.
@@ -198,7 +240,11 @@ impl Identity {
             self.strangers.lock().remove(&theirs.node_id);
         }
         let known = self.disks.lock().get(&theirs.node_id).cloned();
-        let objection = objection(&self.hello(theirs.node_id), theirs, known.as_deref());
+        let ours = self.hello(theirs.node_id);
+        let objection = objection(&ours, theirs, known.as_deref());
+        if objection.is_some() && objection == outgrown(&ours, theirs) {
+            self.outgrown.lock().clone_from(&objection);
+        }
         let objection = objection.or_else(|| {
             let is_retired = self.retired.lock().contains(&theirs.node_id);
             is_retired.then(|| {
@@ -210,7 +256,7 @@ impl Identity {
             })
         });
         if objection.is_none() {
-            self.seen_disks.lock().insert(theirs.node_id, theirs.disk_id.clone());
+            self.seen.lock().insert(theirs.node_id, theirs.clone());
         }
         objection
     }
@@ -255,6 +301,11 @@ impl Greeter for Identity {
             clock_ms: self.clock.live_ms(),
             refusal: String::new(),
             former_clusters: content.former_clusters.clone(),
+            protocol_oldest: PROTOCOL_VERSION,
+            has_log: content.has_log || self.has_entries.load(Ordering::Relaxed),
+            first_members: self.introduction.first_members.clone(),
+            apply_level: self.apply_level.load(Ordering::Relaxed),
+            apply_level_max: self.introduction.apply_level_max,
         }
     }
 
@@ -282,22 +333,23 @@ impl Greeter for Identity {
 mod tests {
     use std::sync::Arc;
 
-    use super::Identity;
+    use super::{Identity, Introduction};
     use crate::{StartError, clock::Clock};
 
     #[test]
     fn a_directory_belongs_to_one_node_and_one_process() {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(Clock::new(Arc::new(|| 0)));
-        let identity = Identity::open(dir.path(), 3, clock.clone()).unwrap();
-        assert!(matches!(Identity::open(dir.path(), 3, clock.clone()), Err(StartError::Locked(_))));
+        let open = |id| Identity::open(dir.path(), id, Introduction::default(), clock.clone());
+        let identity = open(3).unwrap();
+        assert!(matches!(open(3), Err(StartError::Locked(_))));
         identity.form_cluster().unwrap();
         let (disk, cluster) = (identity.disk_id(), identity.cluster_id());
         drop(identity);
-        let again = Identity::open(dir.path(), 3, clock.clone()).unwrap();
+        let again = open(3).unwrap();
         assert_eq!((again.disk_id(), again.cluster_id()), (disk, cluster));
         drop(again);
-        let other = Identity::open(dir.path(), 4, clock).err().unwrap();
+        let other = open(4).err().unwrap();
         assert!(matches!(other, StartError::OtherNode { found: 3, expected: 4, .. }));
     }
 }

@@ -4,11 +4,13 @@
 //! openraft, sled and the log files are named nowhere outside this crate. The public face is the [`Machine`]
 //! trait and the [`Node`] handle.
 
+mod chance;
 mod checkpoint;
 mod clock;
 mod codec;
 mod company;
 mod config;
+mod confirm;
 mod core;
 mod directory;
 mod fatal;
@@ -16,6 +18,7 @@ mod formation;
 mod identity;
 #[cfg(test)]
 mod kill;
+mod level;
 mod log;
 mod machine;
 mod membership;
@@ -35,12 +38,13 @@ pub mod simulation;
 mod snapshot;
 mod state;
 mod status;
+mod supervised;
 mod tasks;
 mod types;
 
 pub use config::{NodeConfig, StartError};
 pub use machine::{
-    Batch, GroupId, Loader, Local, Machine, NodeId, PageWrite, Proposal, ProposeError, Unavailable,
+    Batch, Entropy, GroupId, Loader, Local, Machine, NodeId, PageWrite, Proposal, ProposeError, Unavailable,
 };
 pub use net::transport;
 pub use node::Node;

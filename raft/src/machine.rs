@@ -19,6 +19,8 @@ pub type GroupId = u32;
 /// - `apply` is a pure function of (state, index, stamp, bytes): no clock, no chance, no iteration order that
 ///   depends on history. `Local` values may be answered, they never influence the state.
 /// - Pages written by one checkpoint and loaded by `loader` give a state that behaves identically.
+/// - The rules by which `apply` turns entries into state have a number, the apply level. What an entry does at a level
+///   never changes: an entry may be applied again by any later version of the implementor, and must do the same.
 ///
 /// The caller keeps: `apply`, `checkpoint_begin`, `checkpoint_step` and `Loader::finish` are never called
 /// concurrently with each other, only with reads that the implementor offers beside this trait.
@@ -26,8 +28,15 @@ pub trait Machine: Send + Sync + 'static {
     /// What a proposer leaves on this node with its proposal.
     type Local: Local;
 
+    /// The highest level by which this version can apply entries, at least 1. A node tells it to its peers; an entry
+    /// raises the group's level once all members can follow.
+    fn apply_level_max(&self) -> u32;
+
     /// Applies one log entry. Must not block on anything but the machine's own lock.
     fn apply(&self, batch: Batch<'_, Self::Local>);
+
+    /// The machine's clock, in milliseconds since the Unix epoch: the highest stamp applied, 0 before the first.
+    fn clock_ms(&self) -> u64;
 
     /// The log clock's value, in milliseconds since the Unix epoch, at which this machine wants an entry even
     /// if nobody proposes one (the earliest expiry). The leader then proposes an empty one.
@@ -65,6 +74,9 @@ pub struct PageWrite {
     pub content: Option<Vec<u8>>,
 }
 
+/// Chance that stands in the log, so that it is the same on all nodes and nobody outside of the group knows it.
+pub type Entropy = [u8; 16];
+
 /// One applied log entry.
 pub struct Batch<'a, L> {
     /// The entry's log index. Rises from call to call, with gaps (Raft's own entries are not shown).
@@ -74,6 +86,11 @@ pub struct Batch<'a, L> {
     pub stamp_ms: u64,
     /// The term of the leader that proposed it. Another one than before: there was a new leader.
     pub term: u64,
+    /// The level by whose rules this entry is applied, at most `Machine::apply_level_max`.
+    pub level: u32,
+    /// Set on the one entry that raised the level to `level`, which happens before its proposals: chance, drawn by the
+    /// leader that proposed it. The first entry of a group whose members all say their level is such a one.
+    pub raised: Option<Entropy>,
     /// The proposals in their order. May be none (a tick).
     pub proposals: Vec<Proposal<'a, L>>,
 }

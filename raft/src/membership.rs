@@ -3,6 +3,9 @@
 //!
 //! An id belongs to one disk: the disk's id stands in the membership before the node votes, and an id that was removed
 //! is never given again. One change at a time; what could leave the group without a majority is refused.
+//!
+//! A change of the voters is two entries: both sets of voters, then the new one. What is begun goes on when whoever asked for
+//! it gives up, and is finished by the next leader when this one is lost in between.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,6 +23,7 @@ use crate::{
     AdminError, Machine, NodeId,
     core::{Core, GROUP, Leader, Metrics},
     identity::DISK_ENDPOINT,
+    level,
     net::{frame::Kind, peer::CallError},
     types::{MemberNode, TypeConfig},
 };
@@ -174,7 +178,12 @@ impl<M: Machine> Core<M> {
     pub(crate) async fn answer_admin(self: &Arc<Self>, body: &[u8]) -> Vec<u8> {
         let answer = match serde_json::from_slice(body) {
             Ok(_) if !self.is_leader() => Answer::NotLeader,
-            Ok(request) => Answer::of(self.as_leader(request).await),
+            Ok(request) => {
+                // The peer's connection may end; what it asked for must not end half way.
+                let this = self.clone();
+                let asked = tokio::spawn(async move { Answer::of(this.as_leader(request).await) });
+                asked.await.unwrap_or_else(|error| Answer::Unknown { detail: error.to_string() })
+            }
             Err(error) => Answer::Invalid { detail: error.to_string() },
         };
         serde_json::to_vec(&answer).expect("an answer has no maps")
@@ -218,17 +227,23 @@ impl<M: Machine> Core<M> {
     }
 
     async fn change(&self, change: ChangeMembers<NodeId, MemberNode>, retain: bool) -> Result<(), Refusal> {
-        self.committed(self.raft.change_membership(change, retain)).await
+        let raft = self.raft.clone();
+        self.committed(async move { raft.change_membership(change, retain).await }).await
     }
 
-    /// Waits for a change, which may wait for ever when it cannot be committed, and be committed later still.
-    async fn committed<R>(
+    /// Waits for a change, which may wait for ever when it cannot be committed, and be committed later still. It goes on
+    /// when nobody waits for it any more: openraft makes its second step only then.
+    async fn committed<R: Send + 'static>(
         &self,
-        change: impl Future<Output = Result<R, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>>,
+        change: impl Future<Output = Result<R, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>>
+        + Send
+        + 'static,
     ) -> Result<(), Refusal> {
-        match tokio::time::timeout(self.timeout(), change).await {
-            Ok(changed) => changed.map(|_| ()).map_err(refusal),
-            Err(_) => Err(Refusal::Error(AdminError::Unknown("the change was not committed in time".into()))),
+        let unknown = |why: &str| Err(Refusal::Error(AdminError::Unknown(why.to_owned())));
+        match tokio::time::timeout(self.timeout(), tokio::spawn(change)).await {
+            Ok(Ok(changed)) => changed.map(|_| ()).map_err(refusal),
+            Ok(Err(_)) => unknown("this node is stopping"),
+            Err(_) => unknown("the change was not committed in time"),
         }
     }
 
@@ -269,7 +284,8 @@ impl<M: Machine> Core<M> {
             return Err(conflict(format!("{peer} is the address of node {other}")));
         }
         let endpoints = disk.map(|disk| (DISK_ENDPOINT.to_owned(), disk)).into_iter().collect();
-        self.committed(self.raft.add_learner(id, MemberNode { peer, endpoints }, false)).await
+        let (raft, node) = (self.raft.clone(), MemberNode { peer, endpoints });
+        self.committed(async move { raft.add_learner(id, node, false).await }).await
     }
 
     /// A member's own addresses. Who is no member, or has another disk, does not become one by telling where it is.
@@ -387,12 +403,41 @@ impl<M: Machine> Core<M> {
 
     /// The voter that should take over: the one with the most of the log.
     pub(crate) fn successor(&self) -> Option<NodeId> {
+        let voters = self.metrics().membership_config.membership().voter_ids().collect();
+        self.successor_among(&voters)
+    }
+
+    fn successor_among(&self, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
         let metrics = self.metrics();
         let replication = metrics.replication.as_ref()?;
-        let voters = metrics.membership_config.membership().voter_ids();
-        voters
-            .filter(|id| *id != self.config.id && self.is_in_contact(*id, &metrics))
-            .max_by_key(|id| replication.get(id).copied().flatten())
+        let others = voters.iter().filter(|id| **id != self.config.id && self.is_in_contact(**id, &metrics));
+        others.copied().max_by_key(|id| replication.get(id).copied().flatten())
+    }
+
+    /// As the leader: finishes a change of the voters whose first entry is committed and that nobody goes on with: while two
+    /// sets of voters are in force, the group needs a majority of both, and no address is published.
+    pub(crate) async fn finish_change(&self) {
+        let Ok(_turn) = self.changing.try_acquire() else { return };
+        let metrics = self.metrics();
+        let present = &metrics.membership_config;
+        let [_, .., target] = &present.membership().get_joint_config()[..] else { return };
+        if *present != metrics.committed_membership_config {
+            return;
+        }
+        if !target.contains(&self.config.id) {
+            // A leader does not remove itself; whoever leads next goes on.
+            if let Some(successor) = self.successor_among(target) {
+                let _ = self.transfer(successor).await;
+            }
+            return;
+        }
+        match self.change(ChangeMembers::AddVoterIds(BTreeSet::new()), false).await {
+            Ok(()) => {
+                tracing::info!(voters = ?target, "finished a change of the voters that was left half way")
+            }
+            // Whoever began it goes on with it, or this node does not lead any more: tried again.
+            Err(_) => tracing::debug!("a change of the voters could not be finished yet"),
+        }
     }
 
     /// As the leader: promotes one learner that has caught up, answers, and has said which disk it has, if with it a
@@ -423,6 +468,7 @@ impl<M: Machine> Core<M> {
         let Some(present) = metrics.membership_config.membership().get_node(&id) else { return };
         let mut endpoints = self.config.endpoints.clone();
         endpoints.insert(DISK_ENDPOINT.into(), self.identity.disk_id());
+        level::publish(&mut endpoints, self.applier.machine.apply_level_max());
         let is_settled = metrics.membership_config == metrics.committed_membership_config
             && metrics.membership_config.membership().get_joint_config().len() == 1;
         if !is_settled || (present.peer == peer && present.endpoints == endpoints) {

@@ -15,7 +15,7 @@ use openraft::{
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, watch},
-    task::JoinSet,
+    task::JoinHandle,
     time::Instant,
 };
 
@@ -26,7 +26,7 @@ use crate::{
     clock::Clock,
     core::{Core, GROUP, Metrics, PeerTable},
     formation,
-    identity::Identity,
+    identity::{Identity, Introduction},
     log::{Log, LogConfig, LogError},
     membership::{Request, last_contact_ms},
     net::{interest::Interest, peer::Peer, raft_network::Factory, serve, transport::Listener},
@@ -34,10 +34,11 @@ use crate::{
     platform::Platform,
     propose::{Limits, Proposer},
     recover,
-    rounds::Rounds,
+    rounds::{Pace, Rounds},
     safeguard::{self, Safeguard},
     snapshot::{Receiver, Sender},
     state::{Applier, Progress, StateMachine},
+    supervised::Supervised,
     tasks,
     types::MemberNode,
 };
@@ -45,13 +46,17 @@ use crate::{
 /// Spare log segments that are kept zeroed.
 const SPARE_SEGMENTS: usize = 2;
 
+/// The time between two read rounds where they take longer: over long links.
+const READ_PAUSE: Duration = Duration::from_millis(2);
+
 /// How often a node looks whether it is among peers of another cluster, and how long it waits for their greetings.
 const STRANGERS_STEP: Duration = Duration::from_millis(500);
 
 /// A running node. Cheap to clone.
 pub struct Node<M: Machine> {
     pub(crate) core: Arc<Core<M>>,
-    tasks: Arc<Mutex<JoinSet<()>>>,
+    /// Ends with the last of the node's tasks.
+    tasks: Arc<Mutex<Option<JoinHandle<()>>>>,
     peer_address: String,
 }
 
@@ -76,14 +81,19 @@ impl<M: Machine> Node<M> {
         let started = Instant::now();
         config.validate()?;
         let clock = Arc::new(Clock::new(platform.wall.clone()));
-        let identity = Arc::new(Identity::open(&config.dir, config.id, clock.clone())?);
+        let introduction = Introduction {
+            first_members: config.bootstrap.iter().flat_map(|peers| peers.keys().copied()).collect(),
+            apply_level_max: machine.apply_level_max(),
+        };
+        let identity = Arc::new(Identity::open(&config.dir, config.id, introduction, clock.clone())?);
         let listener = listen(&platform, &config).await?;
         let peer_address = config.peer_advertise.clone().unwrap_or_else(|| listener.local_address());
         let table = Arc::new(PeerTable::new(platform.clone(), identity.clone()));
         let log = open_log(&platform, &config, &identity).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
-        let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress));
+        let fatal = platform.fatal.clone();
+        let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress, fatal));
         let checkpointer = Arc::new(Checkpointer::new(
             GROUP,
             platform,
@@ -113,6 +123,7 @@ impl<M: Machine> Node<M> {
             identity,
             table,
             raft,
+            votes: log.store(GROUP),
             log,
             clock,
             applier,
@@ -145,28 +156,33 @@ impl<M: Machine> Node<M> {
         let members = core.raft.with_raft_state(|state| state.membership_state.effective().clone()).await;
         let members = members.map_err(|error| io_error("cannot start consensus", error))?;
         core.identity.learn_disks(members.membership().nodes());
-        tasks::learn_retired(core);
+        if core.raft.is_initialized().await.unwrap_or(false) {
+            core.identity.note_entries();
+        }
+        tasks::learn_applied(core);
         self.spawn_tasks(listener);
         Ok(())
     }
 
     fn spawn_tasks(&self, listener: Box<dyn Listener>) {
         let core = &self.core;
-        let mut tasks = self.tasks.lock();
-        tasks.spawn(serve::serve(listener, core.clone(), core.stop.subscribe()));
-        tasks.spawn(core.proposer.clone().run(core.clone()));
-        tasks.spawn(core.proposer.clone().sweep(core.clone()));
-        tasks.spawn(tasks::follow(core.clone()));
-        tasks.spawn(tasks::save_members(core.clone()));
-        tasks.spawn(tasks::upkeep(core.clone(), self.peer_address.clone()));
-        tasks.spawn(tasks::tick_for_deadlines(core.clone()));
-        tasks.spawn(tasks::watch_disk(core.clone()));
+        let mut tasks = Supervised::default();
+        tasks.spawn("peers", serve::serve(listener, core.clone(), core.stop.subscribe()));
+        tasks.spawn("proposals", core.proposer.clone().run(core.clone()));
+        tasks.spawn("limits of time", core.proposer.clone().sweep(core.clone()));
+        tasks.spawn("leadership", tasks::follow(core.clone()));
+        tasks.spawn("identity", tasks::save_members(core.clone()));
+        tasks.spawn("upkeep", tasks::upkeep(core.clone(), self.peer_address.clone()));
+        tasks.spawn("deadlines", tasks::tick_for_deadlines(core.clone()));
+        tasks.spawn("disk", tasks::watch_disk(core.clone()));
         let reading = core.clone();
-        tasks.spawn(async move { reading.reads.run(|| reading.read_round()).await });
+        tasks.spawn("reads", async move {
+            reading.reads.run(Pace::Every(READ_PAUSE), || reading.read_round()).await
+        });
         let ticking = core.clone();
-        tasks.spawn(async move { ticking.ticks.run(|| ticking.tick_round()).await });
+        tasks.spawn("ticks", async move { ticking.ticks.run(Pace::OneByOne, || ticking.tick_round()).await });
         let writing = core.clone();
-        tasks.spawn(async move {
+        tasks.spawn("checkpoints", async move {
             loop {
                 let durable = writing.checkpointer.next().await;
                 // "Building" the snapshot tells openraft of the checkpoint; it then purges the log behind it.
@@ -177,12 +193,19 @@ impl<M: Machine> Node<M> {
             }
         });
         if core.config.bootstrap.is_some() {
-            tasks.spawn(formation::form_cluster(core.clone()));
+            let forming = core.clone();
+            tasks.spawn("forming", async move {
+                formation::form_cluster(forming).await;
+                // Its part is done.
+                std::future::pending().await
+            });
         }
+        let (stop, fatal) = (core.stop.subscribe(), core.table.platform.fatal.clone());
+        *self.tasks.lock() = Some(tokio::spawn(tasks.watch(stop, fatal)));
     }
 
     /// Returns when this node turns out to have the data of another cluster than most of its peers, or of one that was
-    /// given up.
+    /// given up, or to be of a version that cannot follow its cluster.
     pub async fn among_strangers(&self) -> StartError {
         let (core, config) = (&self.core, &self.core.config);
         loop {
@@ -192,6 +215,9 @@ impl<M: Machine> Node<M> {
                 (core.identity.cluster_id(), core.identity.stranger(others))
             {
                 return StartError::OtherCluster { dir: config.dir.clone(), ours, peer, theirs };
+            }
+            if let Some(why) = core.identity.outgrown() {
+                return StartError::Config(why);
             }
             if core.leader.borrow().is_none() {
                 // With a leader the old cluster lives, whatever was recovered from a part of it.
@@ -421,8 +447,11 @@ impl<M: Machine> Node<M> {
         core.proposer.stop();
         // openraft's tasks end; an error means that they had ended before.
         let _ = core.raft.shutdown().await;
-        let mut tasks = std::mem::take(&mut *self.tasks.lock());
-        tasks.shutdown().await;
+        let tasks = self.tasks.lock().take();
+        if let Some(tasks) = tasks {
+            // It ends by `stop`.
+            let _ = tasks.await;
+        }
         core.checkpointer.store().close();
         core.log.close();
     }
@@ -527,6 +556,7 @@ async fn open_pages<M: Machine>(
         Err(LoadError::Pages(PagesError::Failed(why))) => {
             return Err(io_error("cannot use the pages", why));
         }
+        Err(error) if error.is_of_a_later_version() => return Err(StartError::Config(error.to_string())),
         Err(why) => why.to_string(),
     };
     let aside = table

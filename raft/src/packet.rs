@@ -1,12 +1,15 @@
 //! The form of an entry's payload: the leader's stamp, then packets. A packet holds proposals of one node,
-//! under a number that lets that node find, when it applies the entry, who waits for them.
+//! under a number that lets that node find, when it applies the entry, who waits for them. An entry may also raise the
+//! level by which it and all that follow are applied.
 
 use crate::{
-    NodeId,
+    Entropy, NodeId,
     codec::{CodecError, Reader, put_u8, put_u32, put_u64},
 };
 
 const ENTRY_VERSION: u8 = 1;
+/// With a level and entropy behind the stamp.
+const ENTRY_VERSION_RAISE: u8 = 2;
 
 /// Origin, boot, sequence number, count and length.
 const PACKET_HEAD_BYTES: usize = 8 + 8 + 8 + 4 + 4;
@@ -62,10 +65,29 @@ impl PacketBuilder {
     }
 }
 
+/// A level that an entry raises the group to, with the chance that goes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Raise {
+    pub level: u32,
+    pub entropy: Entropy,
+}
+
 /// Starts an entry's payload, to which packets are then appended as they are.
-pub(crate) fn begin_entry(out: &mut Vec<u8>, stamp_ms: u64) {
-    put_u8(out, ENTRY_VERSION);
+pub(crate) fn begin_entry(out: &mut Vec<u8>, stamp_ms: u64, raise: Option<Raise>) {
+    put_u8(out, if raise.is_some() { ENTRY_VERSION_RAISE } else { ENTRY_VERSION });
     put_u64(out, stamp_ms);
+    if let Some(Raise { level, entropy }) = raise {
+        put_u32(out, level);
+        out.extend_from_slice(&entropy);
+    }
+}
+
+/// An entry's payload, taken apart.
+#[derive(Debug)]
+pub(crate) struct Content<'a> {
+    pub stamp_ms: u64,
+    pub raise: Option<Raise>,
+    pub packets: Vec<Packet<'a>>,
 }
 
 /// One packet in a payload.
@@ -111,19 +133,24 @@ pub(crate) fn proposals_of(packet: &[u8]) -> usize {
     count.map_or(0, |bytes| u32::from_le_bytes(bytes) as usize)
 }
 
-/// The stamp in milliseconds and the packets of an entry's payload. Entries were checked when they were made,
-/// and the log has its CRC: an error here is a broken invariant.
-pub(crate) fn entry(payload: &[u8]) -> Result<(u64, Vec<Packet<'_>>), CodecError> {
+/// Takes an entry's payload apart. Entries were checked when they were made, and the log has its CRC: an error here means
+/// that a later version has made it, or is a broken invariant.
+pub(crate) fn entry(payload: &[u8]) -> Result<Content<'_>, CodecError> {
     let mut reader = Reader::new(payload);
-    if reader.u8()? != ENTRY_VERSION {
+    let version = reader.u8()?;
+    if !matches!(version, ENTRY_VERSION | ENTRY_VERSION_RAISE) {
         return Err(CodecError::Invalid("entry version"));
     }
     let stamp_ms = reader.u64()?;
+    let raise = match version {
+        ENTRY_VERSION_RAISE => Some(Raise { level: reader.u32()?, entropy: reader.array()? }),
+        _ => None,
+    };
     let mut packets = Vec::new();
     while reader.remaining() > 0 {
         packets.push(packet(&mut reader)?);
     }
-    Ok((stamp_ms, packets))
+    Ok(Content { stamp_ms, raise, packets })
 }
 
 /// A leader's answer to a forwarded packet.
@@ -150,7 +177,7 @@ impl Forwarded {
 
 #[cfg(test)]
 mod tests {
-    use super::{PacketBuilder, PacketId, begin_entry, check_packet, entry};
+    use super::{PacketBuilder, PacketId, Raise, begin_entry, check_packet, entry};
 
     #[test]
     fn packets_survive_an_entry() {
@@ -163,16 +190,17 @@ mod tests {
         for len in 0..packet.len() {
             assert!(check_packet(&packet[..len]).is_err());
         }
-        let mut payload = Vec::new();
-        begin_entry(&mut payload, 1234);
-        payload.extend_from_slice(&packet);
-        payload.extend_from_slice(&packet);
-        let (stamp, packets) = entry(&payload).unwrap();
-        assert_eq!(stamp, 1234);
-        assert_eq!(packets.len(), 2);
-        for packet in packets {
-            assert_eq!(packet.id, id);
-            assert_eq!(packet.collect::<Vec<_>>(), [&b"one"[..], b""]);
+        for raise in [None, Some(Raise { level: 7, entropy: *b"sixteen bytes ok" })] {
+            let mut payload = Vec::new();
+            begin_entry(&mut payload, 1234, raise);
+            payload.extend_from_slice(&packet);
+            payload.extend_from_slice(&packet);
+            let content = entry(&payload).unwrap();
+            assert_eq!((content.stamp_ms, content.raise, content.packets.len()), (1234, raise, 2));
+            for packet in content.packets {
+                assert_eq!(packet.id, id);
+                assert_eq!(packet.collect::<Vec<_>>(), [&b"one"[..], b""]);
+            }
         }
     }
 }

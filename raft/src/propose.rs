@@ -22,11 +22,11 @@ use tokio::{
 };
 
 use crate::{
-    Local, NodeId, ProposeError, Unavailable,
+    Local, NodeId, ProposeError, Unavailable, chance,
     clock::Clock,
     company::{Company, Load, Verdict},
     net::peer::CallError,
-    packet::{self, Forwarded, PacketBuilder, PacketId},
+    packet::{self, Forwarded, PacketBuilder, PacketId, Raise},
     safeguard::{self, Safeguard},
     types::Payload,
 };
@@ -54,6 +54,8 @@ pub(crate) trait Group: Send + Sync + 'static {
     fn leader_is_not(&self, leader: Option<NodeId>) -> impl Future<Output = ()> + Send;
     /// The present term, and the term of the last applied entry.
     fn terms(&self) -> (u64, u64);
+    /// The level to which the next entry raises the group, if it can be raised.
+    fn raise(&self) -> Option<Raise>;
     /// Appends an entry as the leader. Err when the group has stopped: nothing was appended.
     fn append(&self, payload: Payload, responder: Responder) -> impl Future<Output = Result<(), ()>> + Send;
     /// Sends a packet to the leader; when there is a connection, `begin` says whether to send it at all.
@@ -177,7 +179,7 @@ impl<L: Local> Proposer<L> {
         let in_flight = Arc::new(Semaphore::new(limits.in_flight_max));
         Proposer {
             node,
-            boot: fastrand::u64(..),
+            boot: chance::id(),
             limits,
             clock,
             queue: Mutex::new(Queue {
@@ -412,7 +414,7 @@ impl<L: Local> Proposer<L> {
         let (term, _) = group.terms();
         let own = self.take_own(term, true);
         let mut payload = Vec::with_capacity(64 + own.as_ref().map_or(0, |own| own.bytes.len()));
-        packet::begin_entry(&mut payload, self.clock.stamp_ms());
+        packet::begin_entry(&mut payload, self.clock.stamp_ms(), group.raise());
         if let Some(own) = &own {
             payload.extend_from_slice(&own.bytes);
         }

@@ -4,16 +4,14 @@
 //! committed. A message from a leader proves nothing about its own age (it may have lain in a buffer while this node
 //! was stopped), so only rounds that this node began itself count.
 //!
-//! The leader's lease is not used: openraft dates a follower's answer by the latest request that it covers. One that
-//! carries only a commit index ends at the same entry as the one before it, so the late answer to the one before passes
-//! for an answer to both, and the leader counts its lease from a moment of which the follower knows nothing.
+//! Who leads is confirmed by messages of our own (`confirm.rs`). Nothing of openraft's clock decides what a client may
+//! see, neither its lease nor its read index: it dates a follower's answer by the latest request that the answer covers.
+//! One that carries only a commit index ends at the same entry as the one before it, so the late answer to the one before
+//! passes for an answer to both, and counts from a moment of which the follower knows nothing.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use openraft::{
-    ReadPolicy,
-    errors::{LinearizableReadError, RaftError},
-};
+use openraft::ReadPolicy;
 use tokio::time::Instant;
 
 use crate::{
@@ -81,7 +79,11 @@ impl<M: Machine> Core<M> {
                 Leader::At(peer) => self.ask_for_index(&peer, Kind::ReadIndex).await,
             };
             if let Some(index) = index {
-                *self.confirmed.lock() = Some(Confirmed { before, index });
+                let mut confirmed = self.confirmed.lock();
+                // One that began earlier may end later.
+                if confirmed.is_none_or(|confirmed| confirmed.before < before) {
+                    *confirmed = Some(Confirmed { before, index });
+                }
                 return Ok(index);
             }
         }
@@ -89,14 +91,13 @@ impl<M: Machine> Core<M> {
 
     /// As the leader: confirmed by a majority. None when it could not be.
     async fn confirm_read_index(&self) -> Option<u64> {
-        let is_leased = safeguard::is_off(Safeguard::StartupGuard);
-        let policy = if is_leased { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
-        match self.raft.get_read_linearizer(policy).await {
-            Ok(linearizer) => Some(linearizer.read_log_id().index()),
-            Err(RaftError::APIError(
-                LinearizableReadError::QuorumNotEnough(_) | LinearizableReadError::ForwardToLeader(_),
-            )) => None,
-            Err(RaftError::Fatal(_)) => None,
-        }
+        let policy = if safeguard::is_off(Safeguard::OwnConfirmation) {
+            ReadPolicy::ReadIndex
+        } else if safeguard::is_off(Safeguard::StartupGuard) {
+            ReadPolicy::LeaseRead
+        } else {
+            return self.confirmed_index().await;
+        };
+        Some(self.raft.get_read_linearizer(policy).await.ok()?.read_log_id().index())
     }
 }

@@ -1,9 +1,13 @@
 //! One round for all who wait: a read-index round or a tick is shared by everybody who asked before it began.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 use crate::Unavailable;
 
@@ -11,6 +15,15 @@ use crate::Unavailable;
 const GATHER_YIELDS_MAX: usize = 8;
 
 type Waiter = oneshot::Sender<Result<u64, Unavailable>>;
+
+/// When a round may begin while others are under way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// When they are over.
+    OneByOne,
+    /// This long after the last one began: over a long link whoever comes would else wait for two round trips.
+    Every(Duration),
+}
 
 /// Invariant: a waiter is served by a round that began after it had come.
 #[derive(Default)]
@@ -47,20 +60,88 @@ impl Rounds {
         }
     }
 
-    /// Runs rounds, one at a time, for ever.
-    pub(crate) async fn run<F: Future<Output = Result<u64, Unavailable>>>(&self, round: impl Fn() -> F) {
-        loop {
+    /// Waits until somebody waits. Nothing is lost when this is given up.
+    async fn wanted(&self) {
+        while self.waiting.lock().is_empty() {
             self.wake.notified().await;
-            self.gather().await;
-            let waiters = std::mem::take(&mut *self.waiting.lock());
-            if waiters.is_empty() {
-                continue;
-            }
-            let result = round().await;
-            for waiter in waiters {
-                // Whoever went away does not need it.
-                let _ = waiter.send(result.clone());
-            }
         }
+    }
+
+    /// Runs rounds for ever.
+    pub(crate) async fn run<F: Future<Output = Result<u64, Unavailable>>>(
+        &self,
+        pace: Pace,
+        round: impl Fn() -> F,
+    ) {
+        let mut under_way = FuturesUnordered::new();
+        let mut begun = Instant::now();
+        loop {
+            let is_under_way = !under_way.is_empty();
+            let turn = async {
+                self.wanted().await;
+                match pace {
+                    Pace::Every(pause) if is_under_way => tokio::time::sleep_until(begun + pause).await,
+                    Pace::OneByOne if is_under_way => std::future::pending().await,
+                    _ => self.gather().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(()) = under_way.next(), if is_under_way => continue,
+                () = turn => {}
+            }
+            let waiters = std::mem::take(&mut *self.waiting.lock());
+            begun = Instant::now();
+            let round = round();
+            under_way.push(async move {
+                let result = round.await;
+                for waiter in waiters {
+                    // Whoever went away does not need it.
+                    let _ = waiter.send(result.clone());
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::time::Instant;
+
+    use super::{Pace, Rounds};
+
+    /// Ten ask, a hundredth of a second apart, where a round takes a tenth. How long each waited.
+    async fn waits(pace: Pace) -> Vec<Duration> {
+        let rounds = Arc::new(Rounds::default());
+        let running = rounds.clone();
+        let runner = tokio::spawn(async move {
+            let round = || async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Ok(7)
+            };
+            running.run(pace, round).await;
+        });
+        let asked = (0..10).map(|at| {
+            let rounds = rounds.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(10 * at)).await;
+                let since = Instant::now();
+                assert_eq!(rounds.join().await, Ok(7));
+                since.elapsed()
+            }
+        });
+        let waits = futures::future::join_all(asked).await;
+        runner.abort();
+        waits
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_comes_amid_a_round_waits_for_the_next_which_need_not_wait_for_it() {
+        let paced = waits(Pace::Every(Duration::from_millis(1))).await;
+        assert!(paced.iter().all(|wait| *wait <= Duration::from_millis(102)), "{paced:?}");
+        let in_turn = waits(Pace::OneByOne).await;
+        assert!(in_turn[1] >= Duration::from_millis(180), "{in_turn:?}");
     }
 }

@@ -23,6 +23,8 @@ pub enum Safeguard {
     LogClock,
     /// Choices by chance follow from the log, not from the node.
     ReplicatedChance,
+    /// A read is confirmed by answers to messages that were sent for it, not by openraft's clock.
+    OwnConfirmation,
 }
 
 #[cfg(feature = "simulation")]
@@ -38,6 +40,7 @@ impl Safeguard {
         ("clock-in-checkpoints", Safeguard::ClockInCheckpoints),
         ("log-clock", Safeguard::LogClock),
         ("replicated-chance", Safeguard::ReplicatedChance),
+        ("own-confirmation", Safeguard::OwnConfirmation),
     ];
 }
 

@@ -6,7 +6,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -23,6 +23,7 @@ use crate::{
     Batch, Machine, NodeId, Proposal,
     checkpoint::Checkpointer,
     clock::Clock,
+    fatal,
     packet::{self, Packet},
     propose::Proposer,
     snapshot::SnapshotData,
@@ -38,6 +39,8 @@ pub(crate) struct Progress {
     pub membership: StoredMembership,
     /// Ids of nodes that were members and are not any more. They are never given again.
     pub retired: BTreeSet<NodeId>,
+    /// The level by which entries are applied; 0 before the first.
+    pub level: u32,
 }
 
 impl Progress {
@@ -59,6 +62,8 @@ pub(crate) struct Applier<M: Machine> {
     progress: Mutex<Progress>,
     applied_index: watch::Sender<u64>,
     applied_term: AtomicU64,
+    level: AtomicU32,
+    fatal: fatal::Handler,
     /// Payload bytes applied since the start.
     pub bytes: AtomicU64,
     pub entries: AtomicU64,
@@ -70,13 +75,17 @@ impl<M: Machine> Applier<M> {
         clock: Arc<Clock>,
         proposer: Arc<Proposer<M::Local>>,
         progress: Progress,
+        fatal: fatal::Handler,
     ) -> Applier<M> {
+        clock.observe_ms(machine.clock_ms());
         let index = progress.last.map_or(0, |id| id.index);
         let term = progress.last.map_or(0, |id| id.committed_leader_id().term);
         Applier {
             machine,
             clock,
             proposer,
+            level: AtomicU32::new(progress.level),
+            fatal,
             progress: Mutex::new(progress),
             applied_index: watch::Sender::new(index),
             applied_term: AtomicU64::new(term),
@@ -91,6 +100,11 @@ impl<M: Machine> Applier<M> {
 
     pub(crate) fn term(&self) -> u64 {
         self.applied_term.load(Ordering::Acquire)
+    }
+
+    /// The level by which entries are applied; 0 before the first.
+    pub(crate) fn level(&self) -> u32 {
+        self.level.load(Ordering::Acquire)
     }
 
     /// Waits until `index` is applied.
@@ -120,7 +134,9 @@ impl<M: Machine> Applier<M> {
             EntryPayload::Membership(membership) => {
                 progress.change_membership(StoredMembership::new(Some(entry.log_id), membership.clone()));
             }
-            EntryPayload::Normal(payload) => self.apply_payload(&entry.log_id, &payload.0),
+            EntryPayload::Normal(payload) => {
+                self.apply_payload(&entry.log_id, &payload.0, &mut progress.level)
+            }
         }
         progress.last = Some(entry.log_id);
         drop(progress);
@@ -133,15 +149,40 @@ impl<M: Machine> Applier<M> {
         self.applied_index.send_replace(last.index);
     }
 
-    fn apply_payload(&self, id: &LogId, payload: &[u8]) {
+    fn apply_payload(&self, id: &LogId, payload: &[u8], level: &mut u32) {
         let (index, term) = (id.index, id.committed_leader_id().term);
         // The leader framed it and the log's CRC guards it: nothing may be guessed here.
-        let (stamp_ms, packets) = packet::entry(payload)
-            .unwrap_or_else(|error| panic!("log entry {index} is not an entry of this version: {error}"));
-        self.clock.observe_ms(stamp_ms);
+        let content = packet::entry(payload).unwrap_or_else(|error| {
+            self.give_up(format!(
+                "log entry {index} is not one of this version ({error}): start a later version"
+            ))
+        });
+        let raise = content.raise.filter(|raise| raise.level > *level);
+        *level = raise.map_or((*level).max(1), |raise| raise.level);
+        let known = self.machine.apply_level_max();
+        if *level > known {
+            self.give_up(format!(
+                "log entry {index} has apply level {level}, and this version knows {known}: start a later version"
+            ));
+        }
+        self.level.store(*level, Ordering::Release);
+        self.clock.observe_ms(content.stamp_ms);
         self.bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
-        let proposals = packets.into_iter().flat_map(|packet| self.with_locals(packet)).collect();
-        self.machine.apply(Batch { index, stamp_ms, term, proposals });
+        let proposals = content.packets.into_iter().flat_map(|packet| self.with_locals(packet)).collect();
+        self.machine.apply(Batch {
+            index,
+            stamp_ms: content.stamp_ms,
+            term,
+            level: *level,
+            raised: raise.map(|raise| raise.entropy),
+            proposals,
+        });
+    }
+
+    /// Ends the process: what cannot be applied as others apply it must not be applied at all.
+    fn give_up(&self, why: String) -> ! {
+        (self.fatal)(why.clone());
+        panic!("{why}")
     }
 
     fn with_locals<'a>(&self, packet: Packet<'a>) -> impl Iterator<Item = Proposal<'a, M::Local>> {
@@ -152,6 +193,8 @@ impl<M: Machine> Applier<M> {
     /// A new state was loaded into the machine.
     pub(crate) fn replaced(&self, progress: Progress) {
         *self.progress.lock() = progress.clone();
+        self.level.store(progress.level, Ordering::Release);
+        self.clock.observe_ms(self.machine.clock_ms());
         if let Some(last) = &progress.last {
             self.moved_to(last);
         }

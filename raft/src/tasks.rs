@@ -44,6 +44,7 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
         // Without an entry it is what openraft says before it says anything.
         if membership.log_id().is_some() && members.as_ref() != Some(&membership) {
             core.identity.learn_disks(membership.membership().nodes());
+            core.identity.note_entries();
             members = Some(membership);
         }
         core.changes.send_modify(|count| *count += 1);
@@ -91,28 +92,32 @@ pub(crate) async fn save_members<M: Machine>(core: Arc<Core<M>>) {
     }
 }
 
-/// Takes the ids of former members from what is applied.
-pub(crate) fn learn_retired<M: Machine>(core: &Core<M>) {
+/// Takes what decides who is welcome from what is applied: the ids of former members, and the level.
+pub(crate) fn learn_applied<M: Machine>(core: &Core<M>) {
     core.applier.paused(|_, progress| core.identity.learn_retired(&progress.retired));
+    core.identity.learn_level(core.applier.level());
 }
 
 /// Membership upkeep and readiness.
 pub(crate) async fn upkeep<M: Machine>(core: Arc<Core<M>>, peer_address: String) {
     loop {
         tokio::time::sleep(UPKEEP).await;
-        learn_retired(&core);
+        learn_applied(&core);
         if core.leader.borrow().is_none() {
             continue;
         }
         if !core.caught_up.load(Ordering::Acquire)
             && let Ok(index) = core.reads.join().await
         {
-            core.applier.wait(index).await;
-            core.caught_up.store(true, Ordering::Release);
-            core.changes.send_modify(|count| *count += 1);
+            // Not for ever: what was to be applied may be lost with its leader.
+            if core.applied(index).await.is_ok() {
+                core.caught_up.store(true, Ordering::Release);
+                core.changes.send_modify(|count| *count += 1);
+            }
         }
         core.publish_self(&peer_address).await;
         if core.is_leader() {
+            core.finish_change().await;
             core.promote_learner().await;
         }
     }

@@ -150,7 +150,8 @@ impl Alone {
         };
         self.index += 1;
         let proposals = vec![Proposal { bytes: request, local: Some(pipeline) }];
-        let batch = Batch { index: self.index, stamp_ms: self.now_ms, term: 1, proposals };
+        let batch =
+            Batch { index: self.index, stamp_ms: self.now_ms, term: 1, level: 1, raised: None, proposals };
         self.machine.apply(batch);
         replies.try_recv().unwrap()
     }
@@ -165,5 +166,5 @@ impl Alone {
 /// Applies a log entry that nobody on this node waits for.
 pub fn apply_at(machine: &Machine, index: u64, stamp_ms: u64, term: u64, proposals: &[Vec<u8>]) {
     let proposals = proposals.iter().map(|bytes| Proposal { bytes, local: None }).collect();
-    machine.apply(Batch { index, stamp_ms, term, proposals });
+    machine.apply(Batch { index, stamp_ms, term, level: 1, raised: None, proposals });
 }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// 0 for the system's.
 static SEED: AtomicU64 = AtomicU64::new(0);
+/// How often it was asked, so that no two answers are the same.
+static CALLS: AtomicU64 = AtomicU64::new(0);
 
 /// From now on, in the whole process.
 pub(super) fn comes_from(seed: u64) {
@@ -21,6 +23,6 @@ extern "C" fn getrandom(buffer: *mut u8, len: usize, flags: u32) -> isize {
     }
     // SAFETY: the caller gives a buffer of `len` bytes to write to.
     let bytes = unsafe { std::slice::from_raw_parts_mut(buffer, len) };
-    fastrand::Rng::with_seed(seed).fill(bytes);
+    fastrand::Rng::with_seed(seed ^ CALLS.fetch_add(1, Ordering::Relaxed).rotate_right(16)).fill(bytes);
     isize::try_from(len).unwrap_or(isize::MAX)
 }

@@ -74,6 +74,11 @@ pub(crate) struct LogStore {
 }
 
 impl LogStore {
+    /// The vote as last given, which may not be durable yet: never an earlier one than anybody was told.
+    pub(crate) fn vote(&self) -> Option<Vote> {
+        self.group.log.lock().vote
+    }
+
     /// Reads existing entries from the range's beginning to about `bytes_max`, at least one if there is one.
     async fn read(&self, range: Range<u64>, bytes_max: u64) -> io::Result<Vec<Entry>> {
         let (mut found, files) = {

@@ -46,10 +46,14 @@ pub(crate) enum Kind {
     Admin = 13,
     /// Pages for a peer that lost its own.
     FetchPages = 14,
+    /// A leader asks for the peer's vote.
+    Confirm = 15,
+    /// Whether the other side is there at all.
+    Ping = 16,
 }
 
 impl Kind {
-    const ALL: [Kind; 14] = [
+    const ALL: [Kind; 16] = [
         Kind::Hello,
         Kind::Stream,
         Kind::StreamEnd,
@@ -64,6 +68,8 @@ impl Kind {
         Kind::ReadIndex,
         Kind::Admin,
         Kind::FetchPages,
+        Kind::Confirm,
+        Kind::Ping,
     ];
 
     /// Whether what it asks or how it is answered can take a connection for long.
@@ -82,7 +88,9 @@ impl Kind {
             | Kind::PreVote
             | Kind::TransferLeader
             | Kind::ReadIndex
-            | Kind::Admin => false,
+            | Kind::Admin
+            | Kind::Confirm
+            | Kind::Ping => false,
         }
     }
 

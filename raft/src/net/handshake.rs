@@ -6,8 +6,8 @@ use crate::{
     codec::{CodecError, Reader, put_bool, put_str, put_u32, put_u64},
 };
 
-/// The only version of the peer protocol.
-pub(crate) const PROTOCOL_VERSION: u32 = 2;
+/// The peer protocol that this version speaks. A later one that can still speak this one says so (`protocol_oldest`).
+pub(crate) const PROTOCOL_VERSION: u32 = 3;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"KVPN");
 
@@ -28,6 +28,15 @@ pub(crate) struct Hello {
     pub refusal: String,
     /// The clusters that this one was recovered from.
     pub former_clusters: Vec<String>,
+    /// The oldest protocol that this node can speak.
+    pub protocol_oldest: u32,
+    /// Whether this node has a log: then it is, or was, part of a cluster.
+    pub has_log: bool,
+    /// The ids that this node was told to form a cluster of; empty when it was told none.
+    pub first_members: Vec<NodeId>,
+    /// The level by which this node applies entries, 0 before the first, and the highest that it knows.
+    pub apply_level: u32,
+    pub apply_level_max: u32,
 }
 
 impl Hello {
@@ -46,10 +55,18 @@ impl Hello {
         for cluster in &self.former_clusters {
             put_str(&mut out, cluster);
         }
+        put_u32(&mut out, self.protocol_oldest);
+        put_bool(&mut out, self.has_log);
+        put_u32(&mut out, self.first_members.len() as u32);
+        for id in &self.first_members {
+            put_u64(&mut out, *id);
+        }
+        put_u32(&mut out, self.apply_level);
+        put_u32(&mut out, self.apply_level_max);
         out
     }
 
-    /// Trailing bytes are of a later version and ignored; an earlier one ends before the former clusters.
+    /// Trailing bytes are of a later version and ignored; earlier ones end before the former clusters, or behind them.
     pub(crate) fn decode(body: &[u8]) -> Result<Hello, CodecError> {
         let mut reader = Reader::new(body);
         if reader.u32()? != MAGIC {
@@ -67,7 +84,7 @@ impl Hello {
                 former_clusters.push(reader.str()?.to_owned());
             }
         }
-        Ok(Hello {
+        let mut hello = Hello {
             protocol_version,
             cluster_id,
             node_id,
@@ -76,14 +93,28 @@ impl Hello {
             clock_ms: has_clock.then_some(clock_ms),
             refusal,
             former_clusters,
-        })
+            protocol_oldest: protocol_version,
+            has_log: false,
+            first_members: Vec::new(),
+            apply_level: 0,
+            apply_level_max: 1,
+        };
+        if reader.remaining() > 0 {
+            hello.protocol_oldest = reader.u32()?;
+            hello.has_log = reader.bool()?;
+            for _ in 0..reader.u32()? {
+                hello.first_members.push(reader.u64()?);
+            }
+            (hello.apply_level, hello.apply_level_max) = (reader.u32()?, reader.u32()?);
+        }
+        Ok(hello)
     }
 }
 
 /// Why `ours` must not talk to `theirs`; None when it may. `known_disk` is the disk id that the membership
 /// has for their node id.
 pub(crate) fn objection(ours: &Hello, theirs: &Hello, known_disk: Option<&str>) -> Option<String> {
-    if theirs.protocol_version != PROTOCOL_VERSION {
+    if theirs.protocol_version < ours.protocol_oldest || ours.protocol_version < theirs.protocol_oldest {
         return Some(format!(
             "node {} speaks peer protocol {}, node {} speaks {PROTOCOL_VERSION}",
             theirs.node_id, theirs.protocol_version, ours.node_id
@@ -96,14 +127,27 @@ pub(crate) fn objection(ours: &Hello, theirs: &Hello, known_disk: Option<&str>) 
             theirs.node_id, ours.node_id
         ));
     }
-    match known_disk {
-        Some(known) if !known.is_empty() && known != theirs.disk_id => Some(format!(
+    if let Some(known) = known_disk
+        && !known.is_empty()
+        && known != theirs.disk_id
+    {
+        return Some(format!(
             "node {} came back with another disk: its log and vote are lost, so its id must not be used again; \
              remove it (DELETE /v1/cluster/members/{}) and join with a new id",
             theirs.node_id, theirs.node_id
-        )),
-        _ => None,
+        ));
     }
+    outgrown(ours, theirs).or_else(|| outgrown(theirs, ours))
+}
+
+/// Why `node` cannot follow the other: its version does not know the rules by which that one applies entries.
+pub(crate) fn outgrown(node: &Hello, by: &Hello) -> Option<String> {
+    (node.apply_level_max < by.apply_level).then(|| {
+        format!(
+            "node {} has apply level {}, and the version of node {} knows {}: start a later version there",
+            by.node_id, by.apply_level, node.node_id, node.apply_level_max
+        )
+    })
 }
 
 #[cfg(test)]
@@ -120,6 +164,11 @@ mod tests {
             clock_ms: Some(5),
             refusal: String::new(),
             former_clusters: vec!["old".into(), "older".into()],
+            protocol_oldest: PROTOCOL_VERSION,
+            has_log: true,
+            first_members: vec![1, 2, 3],
+            apply_level: 2,
+            apply_level_max: 4,
         }
     }
 
@@ -128,11 +177,16 @@ mod tests {
         let one = hello(3, "c", "d");
         let bytes = one.encode();
         assert_eq!(Hello::decode(&bytes).unwrap(), one);
-        let earlier = bytes.len() - 4 - (4 + 3) - (4 + 5);
-        for len in (0..bytes.len()).filter(|len| *len != earlier) {
+        let version_2 = bytes.len() - 4 - 1 - (4 + 3 * 8) - 8;
+        let version_1 = version_2 - 4 - (4 + 3) - (4 + 5);
+        for len in (0..bytes.len()).filter(|len| *len != version_1 && *len != version_2) {
             assert!(Hello::decode(&bytes[..len]).is_err());
         }
-        assert_eq!(Hello::decode(&bytes[..earlier]).unwrap(), Hello { former_clusters: Vec::new(), ..one });
+        let earlier =
+            Hello { has_log: false, first_members: Vec::new(), apply_level: 0, apply_level_max: 1, ..one };
+        assert_eq!(Hello::decode(&bytes[..version_2]).unwrap(), earlier);
+        let earlier = Hello { former_clusters: Vec::new(), ..earlier };
+        assert_eq!(Hello::decode(&bytes[..version_1]).unwrap(), earlier);
     }
 
     #[test]
@@ -143,6 +197,21 @@ mod tests {
         assert!(objection(&ours, &hello(2, "b", "y"), None).unwrap().contains("cluster b"));
         assert!(objection(&ours, &hello(2, "a", "z"), Some("y")).unwrap().contains("another disk"));
         let future = Hello { protocol_version: 9, ..hello(2, "a", "y") };
+        assert_eq!(objection(&ours, &future, None), None, "it says that it can speak ours");
+        let future = Hello { protocol_oldest: 9, ..future };
         assert!(objection(&ours, &future, None).unwrap().contains("protocol 9"));
+        let past = Hello { protocol_version: 2, protocol_oldest: 2, ..hello(2, "a", "y") };
+        assert!(objection(&ours, &past, None).unwrap().contains("protocol 2"));
+    }
+
+    #[test]
+    fn whoever_cannot_apply_what_the_other_has_applied_is_refused_by_both() {
+        let ours = hello(1, "a", "x");
+        let old = Hello { apply_level: 1, apply_level_max: 1, ..hello(2, "a", "y") };
+        let why = objection(&ours, &old, None).unwrap();
+        assert!(why.contains("node 1 has apply level 2") && why.contains("node 2 knows 1"), "{why}");
+        assert_eq!(objection(&old, &ours, None), Some(why));
+        let new = Hello { apply_level: 2, apply_level_max: 9, ..hello(2, "a", "y") };
+        assert_eq!(objection(&ours, &new, None), None);
     }
 }

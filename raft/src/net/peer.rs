@@ -14,8 +14,9 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncRead, AsyncWriteExt},
     sync::{mpsc, oneshot},
+    time::Instant,
 };
 
 use super::{
@@ -39,6 +40,12 @@ pub(crate) trait Greeter: Send + Sync + 'static {
 
 /// How long making a connection may take, greetings included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A connection on which an answer is due and nothing has come for this long is asked whether it is alive, ...
+const PING_AFTER: Duration = Duration::from_millis(500);
+
+/// ... and is closed when nothing comes for this long after that.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// One peer.
 pub(crate) struct Peer {
@@ -70,6 +77,18 @@ pub(crate) struct Link {
     frames: mpsc::UnboundedSender<Bytes>,
     waiting: Arc<Mutex<Waiting>>,
     closed: Arc<AtomicBool>,
+}
+
+/// A call under way. When it ends, also because its caller gave it up, nobody waits for its answer any more.
+struct Expected<'a> {
+    link: &'a Link,
+    id: u64,
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.link.forget(self.id);
+    }
 }
 
 /// Who waits for answers. Emptied when the connection closes, which ends every wait.
@@ -144,7 +163,7 @@ impl Peer {
         let remote = self.remote.clone();
         // It goes on when the caller gives up: a heartbeat has less time than a distant peer's greeting takes.
         let connecting = tokio::spawn(async move {
-            let new = remote.connect().await?;
+            let new = remote.connect(is_bulk).await?;
             Ok(link.insert(new).link.clone())
         });
         connecting.await.unwrap_or_else(|_| Err(closed()))
@@ -196,14 +215,12 @@ impl Peer {
         let id = self.next_id();
         let (sender, answer) = oneshot::channel();
         link.expect_answer(id, sender).map_err(CallError::NotSent)?;
+        let _expected = Expected { link: &link, id };
         link.send(frame::encode(kind, id, group, body)).map_err(CallError::NotSent)?;
         match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(CallError::Lost("the connection was lost".into())),
-            Err(_) => {
-                link.forget(id);
-                Err(CallError::Lost("no answer in time".into()))
-            }
+            Err(_) => Err(CallError::Lost("no answer in time".into())),
         }
     }
 
@@ -215,8 +232,8 @@ impl Peer {
 
 impl Remote {
     /// A new connection. Errors are logged.
-    async fn connect(&self) -> io::Result<Greeted> {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.greet()).await;
+    async fn connect(&self, is_bulk: bool) -> io::Result<Greeted> {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.greet(is_bulk)).await;
         let connected = connected.unwrap_or_else(|_| Err(timed_out()));
         let mut reported = self.reported.lock();
         match &connected {
@@ -236,7 +253,7 @@ impl Remote {
         connected
     }
 
-    async fn greet(&self) -> io::Result<Greeted> {
+    async fn greet(&self, is_bulk: bool) -> io::Result<Greeted> {
         let judgement = self.greeter.judgement();
         let address = self.address.lock().clone();
         let mut connection = self.transport.connect(&address).await?;
@@ -259,22 +276,21 @@ impl Remote {
             )));
         }
         self.greeter.greeted(&answer).map_err(io::Error::other)?;
-        Ok(Greeted { link: Link::start(connection, buffer), answer, judgement })
+        Ok(Greeted { link: Link::start(connection, buffer, is_bulk), answer, judgement })
     }
 }
 
 impl Link {
-    fn start(connection: Box<dyn Connection>, mut buffer: BytesMut) -> Link {
-        let (mut reader, writer) = tokio::io::split(connection);
+    fn start(connection: Box<dyn Connection>, buffer: BytesMut, is_bulk: bool) -> Link {
+        let (reader, writer) = tokio::io::split(connection);
         let (frames, outgoing) = mpsc::unbounded_channel();
+        // The reading side must not keep a sender of frames, or the writing side would never end.
+        let pings = (!is_bulk).then(|| frames.downgrade());
         let link = Link { frames, waiting: Arc::default(), closed: Arc::default() };
         let writing = tokio::spawn(frame::write_all(writer, outgoing));
-        // The reading side must not hold a sender of frames, or the writing side would never end.
         let (waiting, closed) = (link.waiting.clone(), link.closed.clone());
         tokio::spawn(async move {
-            while let Ok(answer) = frame::read(&mut reader, &mut buffer).await {
-                waiting.lock().answer(answer);
-            }
+            read_answers(reader, buffer, &waiting, pings).await;
             closed.store(true, Ordering::Release);
             waiting.lock().close();
             writing.abort();
@@ -316,6 +332,45 @@ impl Link {
         let mut waiting = self.waiting.lock();
         waiting.calls.remove(&id);
         waiting.streams.remove(&id);
+    }
+}
+
+/// Gives answers to those who wait, until the connection is lost or, where `pings` can be sent, silent while answers are due.
+/// TCP alone would wait for a peer that is gone without a word for a quarter of an hour, and go on with one that is back after
+/// as long as it was away.
+async fn read_answers(
+    mut reader: impl AsyncRead + Unpin,
+    mut buffer: BytesMut,
+    waiting: &Mutex<Waiting>,
+    pings: Option<mpsc::WeakUnboundedSender<Bytes>>,
+) {
+    let mut pinged: Option<Instant> = None;
+    loop {
+        let read = tokio::select! {
+            biased;
+            read = frame::read(&mut reader, &mut buffer) => Some(read),
+            () = tokio::time::sleep(PING_AFTER), if pings.is_some() => None,
+        };
+        match read {
+            Some(Ok(answer)) => {
+                waiting.lock().answer(answer);
+                pinged = None;
+            }
+            Some(Err(_)) => return,
+            None if waiting.lock().calls.is_empty() => pinged = None,
+            None => match pinged {
+                Some(since) if since.elapsed() >= SILENCE_MAX => return,
+                Some(_) => {}
+                None => {
+                    pinged = Some(Instant::now());
+                    // Without senders the connection is being closed.
+                    let Some(frames) = pings.as_ref().and_then(mpsc::WeakUnboundedSender::upgrade) else {
+                        return;
+                    };
+                    let _ = frames.send(frame::encode(Kind::Ping, 0, 0, &[]));
+                }
+            },
+        }
     }
 }
 

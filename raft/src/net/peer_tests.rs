@@ -18,6 +18,11 @@ fn hello(node_id: NodeId) -> Hello {
         disk_id: String::new(),
         clock_ms: None,
         refusal: String::new(),
+        protocol_oldest: crate::net::handshake::PROTOCOL_VERSION,
+        has_log: false,
+        first_members: Vec::new(),
+        apply_level: 0,
+        apply_level_max: 1,
         former_clusters: Vec::new(),
     }
 }

@@ -32,6 +32,8 @@ pub(crate) trait Handler: Send + Sync + 'static {
     fn judgement(&self) -> u64;
     /// Why not to listen any more to the one who said this.
     fn objection(&self, hello: &Hello) -> Option<String>;
+    /// Answers a leader that asks for this node's vote, at once.
+    fn confirm(&self, group: GroupId) -> Vec<u8>;
     /// Answers a call. Err closes the connection.
     fn call(
         self: &Arc<Self>,
@@ -159,6 +161,9 @@ async fn serve_frame<H: Handler>(
             // A stream that has ended with an error takes no more; its sender starts another.
             let _ = queue.send(request).await;
         }
+        // No task of their own: they wait for nothing. The writing side ends with the connection.
+        Kind::Ping => drop(frames.send(frame::encode(kind, id, group, &[]))),
+        Kind::Confirm => drop(frames.send(frame::encode(kind, id, group, &handler.confirm(group)))),
         kind => {
             let (handler, frames) = (handler.clone(), frames.clone());
             tasks.spawn(async move {

@@ -7,7 +7,15 @@ use crate::net::frame::{self, Kind};
 pub fn duplicable(piece: &[u8]) -> Vec<&[u8]> {
     frame::split(piece)
         .filter(|(kind, _)| {
-            matches!(kind, Kind::Append | Kind::Vote | Kind::PreVote | Kind::TransferLeader | Kind::ReadIndex)
+            matches!(
+                kind,
+                Kind::Append
+                    | Kind::Vote
+                    | Kind::PreVote
+                    | Kind::TransferLeader
+                    | Kind::ReadIndex
+                    | Kind::Confirm
+            )
         })
         .map(|(_, whole)| whole)
         .collect()

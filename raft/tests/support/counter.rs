@@ -5,13 +5,16 @@ use std::{
     sync::Arc,
 };
 
-use kvorum_raft::{Batch, Loader, Local, Machine, PageWrite, ProposeError};
+use kvorum_raft::{Batch, Entropy, Loader, Local, Machine, PageWrite, ProposeError};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-#[derive(Default)]
 pub struct Counter {
     state: Mutex<State>,
+    /// The highest level that it says it knows.
+    level_max: u32,
+    /// The levels by which entries were applied, and the entropy of those that raised it.
+    pub levels: Mutex<Vec<(u32, Option<Entropy>)>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,7 +55,16 @@ impl Counter {
 impl Machine for Counter {
     type Local = Waiter;
 
+    fn apply_level_max(&self) -> u32 {
+        self.level_max
+    }
+
+    fn clock_ms(&self) -> u64 {
+        self.state.lock().clock_ms
+    }
+
     fn apply(&self, batch: Batch<'_, Waiter>) {
+        self.levels.lock().push((batch.level, batch.raised));
         let mut state = self.state.lock();
         state.clock_ms = state.clock_ms.max(batch.stamp_ms);
         for proposal in batch.proposals {
@@ -135,6 +147,6 @@ pub async fn propose_all(node: &kvorum_raft::Node<Counter>, keys: impl IntoItera
     }
 }
 
-pub fn machine() -> Arc<Counter> {
-    Arc::default()
+pub fn machine(level_max: u32) -> Arc<Counter> {
+    Arc::new(Counter { state: Mutex::default(), level_max, levels: Mutex::default() })
 }

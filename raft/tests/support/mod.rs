@@ -17,6 +17,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Cluster {
     pub network: Network,
     pub nodes: BTreeMap<NodeId, (Node<Counter>, Arc<Counter>)>,
+    /// The highest apply level that nodes know that are started from here on.
+    pub level_max: u32,
     dir: TempDir,
     tune: fn(&mut NodeConfig),
 }
@@ -28,6 +30,11 @@ pub fn name(id: NodeId) -> String {
 impl Cluster {
     /// Starts nodes 1 to `size` and waits for a leader. `tune` changes each node's configuration.
     pub async fn start(size: u64, tune: fn(&mut NodeConfig)) -> Cluster {
+        Cluster::start_at(2, size, tune).await
+    }
+
+    /// The same with nodes that know the apply levels up to `level_max`.
+    pub async fn start_at(level_max: u32, size: u64, tune: fn(&mut NodeConfig)) -> Cluster {
         // RUST_LOG=kvorum_raft=info shows what the nodes say; a second call changes nothing.
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -36,6 +43,7 @@ impl Cluster {
         let mut cluster = Cluster {
             network: Network::default(),
             nodes: BTreeMap::new(),
+            level_max,
             dir: tempfile::tempdir().expect("a directory for the test"),
             tune,
         };
@@ -60,7 +68,7 @@ impl Cluster {
         config.bootstrap = bootstrap;
         config.log_segment_bytes = 1 << 20;
         (self.tune)(&mut config);
-        let machine = counter::machine();
+        let machine = counter::machine(self.level_max);
         let port = self.network.port(&name(id));
         let node = Node::start_on(Platform::over(port), config, machine.clone()).await?;
         self.nodes.insert(id, (node, machine));

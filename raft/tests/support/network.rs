@@ -1,4 +1,5 @@
-//! A network in memory: addresses are names, links can be cut.
+//! A network in memory: addresses are names, links can be cut, and what one node sends to another can be held back, apart
+//! for the connections that either of them made.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +11,8 @@ use futures::future::BoxFuture;
 use kvorum_raft::transport::{Connection, Listener, Transport};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, mpsc},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::{Notify, mpsc, watch},
     task::AbortHandle,
 };
 
@@ -23,6 +25,36 @@ struct Hub {
     links: Vec<(String, String, AbortHandle, Arc<Notify>)>,
     /// How many connections were asked for, by address.
     attempts: HashMap<String, u64>,
+    /// Whether what goes from one node to another on the connections of one of them is held.
+    gates: HashMap<Way, watch::Sender<bool>>,
+}
+
+/// From, to, and who made the connection.
+type Way = (String, String, String);
+
+impl Hub {
+    fn gate(&mut self, from: &str, to: &str, made_by: &str) -> &watch::Sender<bool> {
+        self.gates
+            .entry((from.into(), to.into(), made_by.into()))
+            .or_insert_with(|| watch::Sender::new(false))
+    }
+}
+
+/// Carries bytes one way, while they are not held.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut held: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        let _ = held.wait_for(|held| !held).await;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..read]).await?;
+    }
 }
 
 #[derive(Clone, Default)]
@@ -67,6 +99,11 @@ impl Network {
         });
     }
 
+    /// Holds what `from` sends to `to` on the connections that `made_by` made, or lets it go.
+    pub fn hold(&self, from: &str, to: &str, made_by: &str, is_held: bool) {
+        self.hub.lock().gate(from, to, made_by).send_replace(is_held);
+    }
+
     pub fn attempts(&self, address: &str) -> u64 {
         self.hub.lock().attempts.get(address).copied().unwrap_or(0)
     }
@@ -93,14 +130,23 @@ impl Transport for Port {
             if hub.cut.contains(&(self.name.clone(), address.to_owned())) {
                 return Err(refused());
             }
-            let (ours, mut left) = tokio::io::duplex(1 << 16);
-            let (mut right, theirs) = tokio::io::duplex(1 << 16);
+            let (ours, left) = tokio::io::duplex(1 << 16);
+            let (right, theirs) = tokio::io::duplex(1 << 16);
             hub.listeners.get(address).ok_or_else(refused)?.send(Box::new(theirs)).map_err(|_| refused())?;
             let silence = Arc::new(Notify::new());
             let silenced = silence.clone();
+            let (asking, answering) = (
+                hub.gate(&self.name, address, &self.name).subscribe(),
+                hub.gate(address, &self.name, &self.name).subscribe(),
+            );
+            let (left_in, left_out) = tokio::io::split(left);
+            let (right_in, right_out) = tokio::io::split(right);
             let pump = tokio::spawn(async move {
+                let both = async {
+                    tokio::join!(pump(left_in, right_out, asking), pump(right_in, left_out, answering))
+                };
                 tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut left, &mut right) => {}
+                    _ = both => {}
                     () = silenced.notified() => std::future::pending().await,
                 }
             });
