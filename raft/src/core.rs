@@ -40,7 +40,7 @@ use crate::{
     reads::Confirmed,
     recover,
     rounds::Rounds,
-    snapshot::{Receiver, Sender, SnapshotData},
+    snapshot::{self, Receiver, Sender, SnapshotData},
     state::{Applier, StateMachine},
     types::{MemberNode, Payload, TypeConfig},
 };
@@ -357,13 +357,16 @@ impl<M: Machine> Handler for Core<M> {
             Kind::SnapshotBegin => answer = self.receiver.begin(&body).await?,
             Kind::SnapshotPages => answer = self.receiver.pages(&body).await?,
             Kind::SnapshotEnd => {
-                let (vote, meta, received) = self.receiver.end(&body).await?;
-                let snapshot = SnapshotOf::<TypeConfig, SnapshotData> {
-                    meta,
-                    snapshot: SnapshotData::Received(received),
-                };
-                let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(text)?;
-                put_vote(&mut answer, &response.vote);
+                if let Some((vote, meta, received)) = self.receiver.end(&body).await? {
+                    let snapshot = SnapshotOf::<TypeConfig, SnapshotData> {
+                        meta,
+                        snapshot: SnapshotData::Received(received),
+                    };
+                    let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(text)?;
+                    put_vote(&mut answer, &response.vote);
+                } else {
+                    answer.push(snapshot::REFUSED);
+                }
             }
             Kind::Forward if body.is_empty() => {
                 // No index means that this node does not lead.

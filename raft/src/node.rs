@@ -105,7 +105,7 @@ impl<M: Machine> Node<M> {
         let snapshots =
             Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
         wait_for_promises(&config, &log, started).await?;
-        let receiver = Receiver::new(&checkpointer, config.dir.join("pages.received"));
+        let receiver = Receiver::new(&checkpointer, config.dir.join("pages.received"), log.store(GROUP));
         let interest = Arc::new(Interest::new());
         let factory = Factory {
             group: GROUP,

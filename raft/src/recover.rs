@@ -3,23 +3,28 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
     Machine,
     checkpoint::{Checkpointer, Head},
     codec::{Reader, put_bool, put_bytes},
     core::{GROUP, PeerTable},
     net::{frame::Kind, peer::Peer},
-    pages::{PageStore, PagesError},
+    pages::{PageStore, PagesError, Tally},
     platform::Platform,
-    snapshot::{decode_pages, encode_pages},
+    snapshot::{decode_pages, put_pages},
 };
 
 const CHUNK_BYTES: usize = 1 << 20;
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long peers are asked again and again: the one that has what is needed may just be starting.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_secs(1);
 /// A peer that writes checkpoints all the time makes a fetch start over at most this often.
 const ATTEMPTS: usize = 10;
 
-/// The answer to a peer: the head, and pages after the one it names.
+/// The answer to a peer: the head, the sum of all pages, and pages after the one it names.
 pub(crate) async fn answer<M: Machine>(
     checkpointer: &Checkpointer<M>,
     body: &[u8],
@@ -29,12 +34,13 @@ pub(crate) async fn answer<M: Machine>(
     let after = reader.bytes().map_err(text)?.to_vec();
     let _shared = checkpointer.in_use.read().await;
     let store = checkpointer.store();
-    let head = store.head(GROUP).await.map_err(text)?.unwrap_or_default();
+    let (head, tally) = store.head_and_tally(GROUP).await.map_err(text)?.unwrap_or_default();
     let after = continues.then_some(after);
     let pages = store.scan(GROUP, after, CHUNK_BYTES).await.map_err(text)?;
     let mut out = Vec::new();
     put_bytes(&mut out, &head);
-    put_bytes(&mut out, &encode_pages(&pages));
+    tally.put(&mut out);
+    put_pages(&mut out, &pages);
     Ok(out)
 }
 
@@ -46,20 +52,29 @@ pub(crate) async fn fetch(
     cache_bytes: usize,
     index_min: u64,
 ) -> Result<PageStore, PagesError> {
-    let mut reasons = Vec::new();
-    for (id, address) in table.identity.peers() {
-        if id == table.identity.node_id() {
-            continue;
-        }
-        tracing::info!(peer = id, address, "asking a peer for its checkpoint");
-        match fetch_from(&table.platform, &table.at(id, &address), dir, cache_bytes, index_min).await {
-            Ok(store) => return Ok(store),
-            Err(PagesError::Failed(why)) => return Err(PagesError::Failed(why)),
-            Err(PagesError::Unreadable(why)) => reasons.push(format!("node {id} ({address}): {why}")),
-        }
+    let mut peers = table.identity.peers();
+    peers.remove(&table.identity.node_id());
+    if peers.is_empty() {
+        return Err(PagesError::Unreadable("no peers are known".to_owned()));
     }
-    let none = || "no peers are known".to_owned();
-    Err(PagesError::Unreadable(if reasons.is_empty() { none() } else { reasons.join("; ") }))
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut reasons = Vec::new();
+        for (id, address) in &peers {
+            tracing::info!(peer = id, address, "asking a peer for its checkpoint");
+            match fetch_from(&table.platform, &table.at(*id, address), dir, cache_bytes, index_min).await {
+                Ok(store) => return Ok(store),
+                Err(PagesError::Failed(why)) => return Err(PagesError::Failed(why)),
+                Err(PagesError::Unreadable(why)) => reasons.push(format!("node {id} ({address}): {why}")),
+            }
+        }
+        let reasons = reasons.join("; ");
+        if Instant::now() >= deadline {
+            return Err(PagesError::Unreadable(reasons));
+        }
+        tracing::warn!(reasons, "no peer has given its checkpoint yet");
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 async fn fetch_from(
@@ -91,7 +106,8 @@ async fn copy(peer: &Peer, store: &PageStore, index_min: u64) -> Result<bool, St
         let answer = peer.call(Kind::FetchPages, GROUP, &request, CALL_TIMEOUT).await.map_err(text)?;
         let mut reader = Reader::new(&answer);
         let head = reader.bytes().map_err(text)?.to_vec();
-        let pages = decode_pages(reader.bytes().map_err(text)?).map_err(text)?;
+        let tally = Tally::read(&mut reader).map_err(text)?;
+        let pages = decode_pages(reader.rest()).map_err(text)?;
         let expected = first_head.get_or_insert_with(|| head.clone());
         if *expected != head {
             return Ok(false);
@@ -104,7 +120,12 @@ async fn copy(peer: &Peer, store: &PageStore, index_min: u64) -> Result<bool, St
         }
         let Some(last) = pages.last().map(|page| page.id.clone()) else {
             store.commit(GROUP, head).await.map_err(text)?;
-            return Ok(true);
+            let fetched = store.head_and_tally(GROUP).await.map_err(text)?.map(|(_, tally)| tally);
+            return if fetched == Some(tally) {
+                Ok(true)
+            } else {
+                Err("its pages are not those of one checkpoint".into())
+            };
         };
         after = Some(last);
         store.write(GROUP, pages).await.map_err(text)?;

@@ -16,11 +16,12 @@ use futures::future::BoxFuture;
 use tokio::sync::Mutex;
 
 use crate::{
-    GroupId, Machine, PageWrite,
+    GroupId, Machine, PageWrite, chance,
     checkpoint::{Checkpointer, Head},
-    codec::{self, CodecError, Reader, put_bool, put_bytes, put_u32},
+    codec::{self, CodecError, Reader, put_bool, put_bytes, put_u32, put_u64},
+    log::LogStore,
     net::{frame::Kind, peer::Peer},
-    pages::PageStore,
+    pages::{PageStore, Tally},
     platform::Platform,
     state::SnapshotMeta,
     types::Vote,
@@ -35,6 +36,12 @@ const SPILL_BYTES: usize = 32 << 20;
 /// How long one chunk, or the installation, may take.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The answers to a piece.
+const TAKEN: u8 = 1;
+pub(crate) const REFUSED: u8 = 0;
+
+const GIVEN_UP: &str = "the peer has given the transfer up";
 
 /// openraft's snapshot content.
 pub(crate) enum SnapshotData {
@@ -73,25 +80,34 @@ impl<M: Machine> Sender<M> {
         // No checkpoint is written meanwhile, so all pages are of one.
         let _shared = self.checkpointer.in_use.read().await;
         let store = self.checkpointer.store();
-        let head = store.head(self.group).await.map_err(text)?.ok_or("there is no checkpoint")?;
+        let (head, tally) =
+            store.head_and_tally(self.group).await.map_err(text)?.ok_or("there is no checkpoint")?;
         let mut begin = Vec::new();
         codec::put_vote(&mut begin, &vote);
+        tally.put(&mut begin);
         put_bytes(&mut begin, &head);
         let answer = self.call(peer, Kind::SnapshotBegin, &begin, CHUNK_TIMEOUT).await?;
-        let mut after = resume_point(&answer).map_err(text)?;
+        let (transfer, mut after) = begun(&answer).map_err(text)?.ok_or("the peer follows a later leader")?;
         tracing::info!(resumed = after.is_some(), "sending a snapshot");
-        loop {
+        for number in 0.. {
             let pages = store.scan(self.group, after.take(), CHUNK_BYTES).await.map_err(text)?;
             let Some((last, _)) = pages.last() else { break };
             after = Some(last.clone());
-            let answer = self.call(peer, Kind::SnapshotPages, &encode_pages(&pages), CHUNK_TIMEOUT).await?;
-            if answer[..] != [1] {
-                return Err("the peer has given the transfer up".into());
+            let mut piece = Vec::new();
+            put_u64(&mut piece, transfer);
+            put_u64(&mut piece, number);
+            put_pages(&mut piece, &pages);
+            let answer = self.call(peer, Kind::SnapshotPages, &piece, CHUNK_TIMEOUT).await?;
+            if answer[..] != [TAKEN] {
+                return Err(GIVEN_UP.into());
             }
         }
         let mut end = Vec::new();
-        codec::put_vote(&mut end, &vote);
+        put_u64(&mut end, transfer);
         let answer = self.call(peer, Kind::SnapshotEnd, &end, INSTALL_TIMEOUT).await?;
+        if answer[..] == [REFUSED] {
+            return Err(GIVEN_UP.into());
+        }
         let vote = codec::vote(&mut Reader::new(&answer)).map_err(text)?;
         self.sent.fetch_add(1, Ordering::Relaxed);
         tracing::info!("the snapshot is installed on the peer");
@@ -107,15 +123,14 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-pub(crate) fn encode_pages(pages: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn put_pages(out: &mut Vec<u8>, pages: &[(Vec<u8>, Vec<u8>)]) {
     let bytes: usize = pages.iter().map(|(id, content)| id.len() + content.len() + 8).sum();
-    let mut out = Vec::with_capacity(4 + bytes);
-    put_u32(&mut out, pages.len() as u32);
+    out.reserve(4 + bytes);
+    put_u32(out, pages.len() as u32);
     for (id, content) in pages {
-        put_bytes(&mut out, id);
-        put_bytes(&mut out, content);
+        put_bytes(out, id);
+        put_bytes(out, content);
     }
-    out
 }
 
 pub(crate) fn decode_pages(body: &[u8]) -> Result<Vec<PageWrite>, CodecError> {
@@ -130,26 +145,43 @@ pub(crate) fn decode_pages(body: &[u8]) -> Result<Vec<PageWrite>, CodecError> {
     Ok(pages)
 }
 
-fn resume_point(answer: &[u8]) -> Result<Option<Vec<u8>>, CodecError> {
+/// The number of the transfer that was begun, and the page after which to go on; None when it was refused.
+fn begun(answer: &[u8]) -> Result<Option<(u64, Option<Vec<u8>>)>, CodecError> {
+    if answer == [REFUSED] {
+        return Ok(None);
+    }
     let mut reader = Reader::new(answer);
+    let transfer = reader.u64()?;
     let resumes = reader.bool()?;
     let id = reader.bytes()?.to_vec();
-    Ok(resumes.then_some(id))
+    Ok(Some((transfer, resumes.then_some(id))))
 }
 
 /// Collects the pages of one snapshot at a time.
+///
+/// A piece says to which transfer it belongs, and which one of that it is: what comes late, from a leader that was cut off or
+/// on a connection that was given up, changes nothing. What was collected is installed only when it is what the sender had.
 pub(crate) struct Receiver {
     group: GroupId,
     platform: Platform,
     dir: PathBuf,
     cache_bytes: usize,
+    votes: LogStore,
     staging: Mutex<Option<Staging>>,
 }
 
 /// A transfer under way, or broken off.
 struct Staging {
     store: PageStore,
+    /// What the receiver has called it: anew for each beginning, so that only one sender's pieces count.
+    transfer: u64,
+    /// The leader that sends it.
+    vote: Vote,
     head: Vec<u8>,
+    /// The sum of the pages that belong to it.
+    tally: Tally,
+    /// The number of the next piece.
+    next: u64,
     /// The last page that came.
     last: Option<Vec<u8>>,
     /// What is in memory only.
@@ -158,26 +190,37 @@ struct Staging {
 
 impl Receiver {
     /// `dir` is the staging directory; what an earlier process left there is of no use.
-    pub(crate) fn new<M: Machine>(checkpointer: &Checkpointer<M>, dir: PathBuf) -> Receiver {
+    pub(crate) fn new<M: Machine>(checkpointer: &Checkpointer<M>, dir: PathBuf, votes: LogStore) -> Receiver {
         let platform = checkpointer.platform.clone();
         let (group, cache_bytes) = (checkpointer.group, checkpointer.cache_bytes);
-        Receiver { group, platform, dir, cache_bytes, staging: Mutex::new(None) }
+        Receiver { group, platform, dir, cache_bytes, votes, staging: Mutex::new(None) }
     }
 
-    /// The answer is the page after which to go on.
+    /// The answer is the transfer's number and the page after which to go on, or that the sender does not lead any more.
     pub(crate) async fn begin(&self, body: &[u8]) -> Result<Vec<u8>, String> {
         let mut reader = Reader::new(body);
-        codec::vote(&mut reader).map_err(text)?;
+        let vote = codec::vote(&mut reader).map_err(text)?;
+        let tally = Tally::read(&mut reader).map_err(text)?;
         let head = reader.bytes().map_err(text)?.to_vec();
         Head::decode(&head).map_err(text)?;
         let mut staging = self.staging.lock().await;
-        if staging.as_ref().is_none_or(|staging| staging.head != head) {
-            *staging = None;
-            let store = self.create_staging().await?;
-            *staging = Some(Staging { store, head, last: None, unspilled_bytes: 0 });
+        let known = staging.as_ref().map(|staging| staging.vote).into_iter().chain(self.votes.vote());
+        if known.into_iter().any(|known| known.leader_id.term > vote.leader_id.term) {
+            return Ok(vec![REFUSED]);
+        }
+        let transfer = chance::id();
+        match staging.as_mut().filter(|staging| staging.head == head && staging.tally == tally) {
+            Some(staging) => (staging.transfer, staging.vote, staging.next) = (transfer, vote, 0),
+            None => {
+                *staging = None;
+                let store = self.create_staging().await?;
+                let (next, last, unspilled_bytes) = (0, None, 0);
+                *staging = Some(Staging { store, transfer, vote, head, tally, next, last, unspilled_bytes });
+            }
         }
         let last = staging.as_ref().and_then(|staging| staging.last.as_ref());
         let mut answer = Vec::new();
+        put_u64(&mut answer, transfer);
         put_bool(&mut answer, last.is_some());
         put_bytes(&mut answer, last.map_or(&[], |id| id));
         Ok(answer)
@@ -188,10 +231,17 @@ impl Receiver {
         self.platform.open_pages(self.dir.clone(), self.cache_bytes).await.map_err(text)
     }
 
+    /// Takes one piece, if it is the next one of the transfer under way.
     pub(crate) async fn pages(&self, body: &[u8]) -> Result<Vec<u8>, String> {
-        let pages = decode_pages(body).map_err(text)?;
+        let mut reader = Reader::new(body);
+        let (transfer, number) = (reader.u64().map_err(text)?, reader.u64().map_err(text)?);
+        let pages = decode_pages(reader.rest()).map_err(text)?;
         let mut staging = self.staging.lock().await;
-        let Some(staging) = staging.as_mut() else { return Ok(vec![0]) };
+        let Some(staging) =
+            staging.as_mut().filter(|staging| (staging.transfer, staging.next) == (transfer, number))
+        else {
+            return Ok(vec![REFUSED]);
+        };
         let last = pages.last().map(|page| page.id.clone());
         let bytes = body.len();
         staging.store.write(self.group, pages).await.map_err(text)?;
@@ -200,16 +250,32 @@ impl Receiver {
             staging.store.spill(self.group).await.map_err(text)?;
             staging.unspilled_bytes = 0;
         }
+        staging.next += 1;
         staging.last = last.or(staging.last.take());
-        Ok(vec![1])
+        Ok(vec![TAKEN])
     }
 
-    /// The complete snapshot, with the leader's vote.
-    pub(crate) async fn end(&self, body: &[u8]) -> Result<(Vote, SnapshotMeta, Received), String> {
-        let vote = codec::vote(&mut Reader::new(body)).map_err(text)?;
-        let staging = self.staging.lock().await.take().ok_or("no snapshot is being received")?;
-        let meta = Head::decode(&staging.head).map_err(text)?.meta();
-        staging.store.commit(self.group, staging.head).await.map_err(text)?;
-        Ok((vote, meta, Received { store: staging.store }))
+    /// The complete snapshot, with the vote of the leader that sent it; None when the transfer is not the one under way, or
+    /// what came is not what was announced.
+    pub(crate) async fn end(&self, body: &[u8]) -> Result<Option<(Vote, SnapshotMeta, Received)>, String> {
+        let transfer = Reader::new(body).u64().map_err(text)?;
+        let mut staging = self.staging.lock().await;
+        let Some(Staging { store, vote, head, tally, .. }) =
+            staging.take_if(|staging| staging.transfer == transfer)
+        else {
+            return Ok(None);
+        };
+        let meta = Head::decode(&head).map_err(text)?.meta();
+        store.commit(self.group, head).await.map_err(text)?;
+        let received = store.head_and_tally(self.group).await.map_err(text)?.map(|(_, tally)| tally);
+        if received != Some(tally) {
+            tracing::error!(expected = ?tally, ?received, "a snapshot is not what its sender has announced; it is thrown away");
+            return Ok(None);
+        }
+        Ok(Some((vote, meta, Received { store })))
     }
 }
+
+#[cfg(test)]
+#[path = "snapshot_tests.rs"]
+mod tests;

@@ -67,8 +67,7 @@ mod tests {
         tasks.spawn("naps", std::future::pending());
         tasks.spawn("dreams", task);
         tasks.watch(stop.subscribe(), Arc::new(move |why| telling.lock().push(why))).await;
-        let told = told.lock().clone();
-        told
+        told.lock().clone()
     }
 
     #[tokio::test]

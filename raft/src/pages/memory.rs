@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use super::{Page, PageStore, PagesError, QUEUE_MAX, worker::Request};
+use super::{Page, PageStore, PagesError, QUEUE_MAX, Tally, worker::Request};
 use crate::machine::{GroupId, PageWrite};
 
 /// All page stores of one node, which outlive it.
@@ -64,7 +64,7 @@ async fn answer_all(store: Arc<MemoryPages>, dir: Dir, mut inbox: mpsc::Receiver
         // Who asked may have gone.
         match request {
             Request::Head { group, answer } => {
-                let _ = answer.send(Ok(dir.lock().entry(group).or_default().head.clone()));
+                let _ = answer.send(Ok(dir.lock().entry(group).or_default().head()));
             }
             Request::Scan { group, after, bytes_max, answer } => {
                 let _ = answer.send(Ok(dir.lock().entry(group).or_default().scan(after, bytes_max)));
@@ -84,6 +84,11 @@ async fn answer_all(store: Arc<MemoryPages>, dir: Dir, mut inbox: mpsc::Receiver
 }
 
 impl Committed {
+    fn head(&self) -> Option<(Vec<u8>, Tally)> {
+        let sum = |tally: Tally, (id, content): (&Vec<u8>, &Vec<u8>)| tally.with(id, content);
+        Some((self.head.clone()?, self.pages.iter().fold(Tally::default(), sum)))
+    }
+
     fn scan(&self, after: Option<Vec<u8>>, bytes_max: usize) -> Vec<Page> {
         // The least key greater than a key is the key and a zero.
         let start = after.map_or_else(Vec::new, |after| [&after[..], &[0]].concat());

@@ -29,6 +29,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use self::dirs::{replace, set_aside};
+pub(crate) use self::worker::Tally;
 use self::worker::{Answer, Request, Worker};
 use crate::{
     log::Fatal,
@@ -117,6 +118,14 @@ impl PageStore {
 
     /// What the group's last commit gave as the head; None when there was none.
     pub(crate) async fn head(&self, group: GroupId) -> Result<Option<Vec<u8>>, PagesError> {
+        Ok(self.head_and_tally(group).await?.map(|(head, _)| head))
+    }
+
+    /// The same, with the sum of the pages of that commit.
+    pub(crate) async fn head_and_tally(
+        &self,
+        group: GroupId,
+    ) -> Result<Option<(Vec<u8>, Tally)>, PagesError> {
         self.ask_in_time(|answer| Request::Head { group, answer }).await
     }
 

@@ -61,21 +61,37 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T, PagesError>>;
 
 /// What the thread is asked.
 pub(super) enum Request {
-    Head { group: GroupId, answer: Answer<Option<Vec<u8>>> },
+    Head { group: GroupId, answer: Answer<Option<(Vec<u8>, Tally)>> },
     Scan { group: GroupId, after: Option<Vec<u8>>, bytes_max: usize, answer: Answer<Vec<Page>> },
     Write { group: GroupId, pages: Vec<PageWrite> },
     Commit { group: GroupId, head: Vec<u8>, answer: Answer<()> },
     Spill { group: GroupId, answer: Answer<()> },
 }
 
-/// The sum of all pages of a group.
+/// The sum of all pages of a group: two groups with the same have the same pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    pages: u64,
-    digest: u64,
+pub(crate) struct Tally {
+    pub(crate) pages: u64,
+    pub(crate) digest: u64,
 }
 
 impl Tally {
+    /// The sum of one group's pages and this one.
+    #[cfg(feature = "simulation")]
+    pub(super) fn with(mut self, id: &[u8], content: &[u8]) -> Tally {
+        self.add(id, page_crc(id, content));
+        self
+    }
+
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        codec::put_u64(out, self.pages);
+        codec::put_u64(out, self.digest);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Tally, CodecError> {
+        Ok(Tally { pages: reader.u64()?, digest: reader.u64()? })
+    }
+
     fn add(&mut self, id: &[u8], crc: u32) {
         self.pages = self.pages.wrapping_add(1);
         self.digest = self.digest.wrapping_add(page_digest(id, crc));
@@ -196,7 +212,9 @@ impl Worker {
         // Who asked may have gone.
         match request {
             Request::Head { group, answer } => {
-                let _ = answer.send(self.read(group, |group| Ok(group.head.clone())));
+                let _ = answer.send(
+                    self.read(group, |group| Ok(group.head.clone().map(|head| (head, group.committed)))),
+                );
             }
             Request::Scan { group, after, bytes_max, answer } => {
                 let _ = answer.send(self.read(group, |group| group.scan(after, bytes_max)));
@@ -441,8 +459,7 @@ fn decode_page<'a>(key: &'a [u8], value: &'a [u8]) -> Result<(&'a [u8], &'a [u8]
 
 fn encode_head(tally: Tally, head: &[u8]) -> Vec<u8> {
     let mut out = vec![HEAD_VERSION];
-    codec::put_u64(&mut out, tally.pages);
-    codec::put_u64(&mut out, tally.digest);
+    tally.put(&mut out);
     codec::put_bytes(&mut out, head);
     let crc = crc32fast::hash(&out);
     codec::put_u32(&mut out, crc);
@@ -455,7 +472,7 @@ fn decode_head(record: &[u8]) -> Result<(Tally, Vec<u8>), CodecError> {
     if reader.u8()? != HEAD_VERSION {
         return Err(CodecError::Invalid("version"));
     }
-    let tally = Tally { pages: reader.u64()?, digest: reader.u64()? };
+    let tally = Tally::read(&mut reader)?;
     let head = reader.bytes()?.to_vec();
     let crc = reader.u32()?;
     reader.finish()?;
