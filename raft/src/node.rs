@@ -91,6 +91,10 @@ impl<M: Machine> Node<M> {
         let table = Arc::new(PeerTable::new(platform.clone(), identity.clone()));
         let log = open_log(&platform, &config, &identity).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
+        if let Some(applied) = progress.last {
+            let agreed = log.store(GROUP).agree_with(applied).await;
+            agreed.map_err(|error| io_error("cannot cut the log", error))?;
+        }
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
         let fatal = platform.fatal.clone();
         let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress, fatal));

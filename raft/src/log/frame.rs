@@ -1,13 +1,16 @@
 //! What stands in a segment: frames, and in each frame the records of one batch. Pure: no I/O, no state.
 //!
 //! ```text
-//! frame:  magic u32 | body bytes u32 | segment u64 | batch u64 | synced u64 | body CRC u32 | header CRC u32 | body
+//! frame:  magic u32 | body bytes u32 | segment u64 | batch u64 | synced u64 | body CRC u32 | salt u64 | header CRC u32 | body
 //! record: payload bytes u32 | CRC u32 | group u32 | kind u8 | term u64 | index u64 | payload
 //! ```
 //!
 //! `synced` is the highest batch known to be durable when the frame was written: it tells damage (a bad frame at
 //! or below it) from a write that a crash cut short. A record has a CRC of its own, so that one entry can be read
 //! back without its frame. The magic's last byte is the format's version.
+//!
+//! The salt is the directory's own and leaves it never: without it nobody can put bytes into a value that pass for a header
+//! when the frame around them is torn. Format 1 has no salt. A segment is of one format, that of its first frame.
 
 use thiserror::Error;
 
@@ -17,16 +20,48 @@ use crate::{
     types::{LogId, Vote},
 };
 
-/// A frame's header.
-pub(super) const FRAME_HEADER_BYTES: usize = 40;
+/// A frame's header in the format that is written.
+pub(super) const FRAME_HEADER_BYTES: usize = 48;
 
 /// A record's header.
 pub(super) const RECORD_HEADER_BYTES: usize = 29;
 
+/// A record of [`Kind::Size`].
+pub(super) const SIZE_RECORD_BYTES: usize = RECORD_HEADER_BYTES + 8;
+
 /// Where the part of a record begins that its CRC covers.
 const RECORD_CRC_FROM: usize = 8;
 
-const MAGIC: [u8; 4] = [0xc7, b'K', b'v', 1];
+const MAGIC: [u8; 3] = [0xc7, b'K', b'v'];
+
+/// How the frames of a segment look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    One,
+    Two { salt: u64 },
+}
+
+impl Format {
+    pub(super) fn header_bytes(self) -> usize {
+        match self {
+            Format::One => 40,
+            Format::Two { .. } => FRAME_HEADER_BYTES,
+        }
+    }
+
+    fn version(self) -> u8 {
+        match self {
+            Format::One => 1,
+            Format::Two { .. } => 2,
+        }
+    }
+
+    /// The format of an undamaged header at the front of `bytes`, if there is one.
+    pub(super) fn at_front(bytes: &[u8]) -> Option<Format> {
+        let salt = bytes.get(36..44)?.try_into().map(u64::from_le_bytes).ok()?;
+        [Format::One, Format::Two { salt }].into_iter().find(|format| header(bytes, *format).is_some())
+    }
+}
 
 /// A frame's header, its CRC verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,36 +92,46 @@ pub(super) enum BadFrame {
     BodyCrc,
 }
 
-/// Completes a frame whose body stands behind `FRAME_HEADER_BYTES` of space.
-pub(super) fn seal(frame: &mut [u8], segment: u64, batch: u64, synced: u64) {
+/// Completes a frame whose body stands behind the space for its header.
+pub(super) fn seal(frame: &mut [u8], format: Format, segment: u64, batch: u64, synced: u64) {
     assert!(synced < batch, "a frame cannot be durable before it is written");
-    let (header, body) = frame.split_at_mut(FRAME_HEADER_BYTES);
+    let (header, body) = frame.split_at_mut(format.header_bytes());
     let body_bytes = u32::try_from(body.len()).expect("batches are bounded far below 4 GiB");
-    header[0..4].copy_from_slice(&MAGIC);
+    header[0..3].copy_from_slice(&MAGIC);
+    header[3] = format.version();
     header[4..8].copy_from_slice(&body_bytes.to_le_bytes());
     header[8..16].copy_from_slice(&segment.to_le_bytes());
     header[16..24].copy_from_slice(&batch.to_le_bytes());
     header[24..32].copy_from_slice(&synced.to_le_bytes());
     header[32..36].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
-    let crc = crc32fast::hash(&header[..36]);
-    header[36..40].copy_from_slice(&crc.to_le_bytes());
+    if let Format::Two { salt } = format {
+        header[36..44].copy_from_slice(&salt.to_le_bytes());
+    }
+    let (covered, crc) = header.split_at_mut(format.header_bytes() - 4);
+    crc.copy_from_slice(&crc32fast::hash(covered).to_le_bytes());
 }
 
-/// The header at the front of `bytes`, if there is an undamaged one.
-pub(super) fn header(bytes: &[u8]) -> Option<FrameHeader> {
-    let header = bytes.get(..FRAME_HEADER_BYTES)?;
-    if header[..4] != MAGIC {
+/// The header at the front of `bytes`, if there is an undamaged one of this format.
+pub(super) fn header(bytes: &[u8], format: Format) -> Option<FrameHeader> {
+    let header = bytes.get(..format.header_bytes())?;
+    if header[..3] != MAGIC || header[3] != format.version() {
         return None;
     }
+    let covered = &header[..header.len() - 4];
     let parse = || -> Result<(FrameHeader, u32), CodecError> {
         let mut reader = Reader::new(&header[4..]);
         let body_bytes = reader.u32()?;
         let (segment, batch, synced) = (reader.u64()?, reader.u64()?, reader.u64()?);
         let body_crc = reader.u32()?;
+        if let Format::Two { salt } = format
+            && reader.u64()? != salt
+        {
+            return Err(CodecError::Invalid("salt"));
+        }
         Ok((FrameHeader { segment, batch, synced, body_bytes, body_crc }, reader.u32()?))
     };
     let (parsed, crc) = parse().ok()?;
-    (crc == crc32fast::hash(&header[..36]) && parsed.synced < parsed.batch).then_some(parsed)
+    (crc == crc32fast::hash(covered) && parsed.synced < parsed.batch).then_some(parsed)
 }
 
 /// The frame at `at` in a segment's bytes, when it is undamaged, belongs to `segment`, and has the batch number
@@ -94,18 +139,19 @@ pub(super) fn header(bytes: &[u8]) -> Option<FrameHeader> {
 pub(super) fn frame(
     bytes: &[u8],
     at: usize,
+    format: Format,
     segment: u64,
     batch: Option<u64>,
 ) -> Result<(FrameHeader, &[u8]), BadFrame> {
     let rest = bytes.get(at..).ok_or(BadFrame::Header)?;
-    let header = header(rest).ok_or(BadFrame::Header)?;
+    let header = header(rest, format).ok_or(BadFrame::Header)?;
     if header.segment != segment {
         return Err(BadFrame::Segment(header.segment));
     }
     if batch.is_some_and(|batch| batch != header.batch) {
         return Err(BadFrame::Batch(header.batch));
     }
-    let body = rest[FRAME_HEADER_BYTES..].get(..header.body_bytes as usize).ok_or(BadFrame::Length)?;
+    let body = rest[format.header_bytes()..].get(..header.body_bytes as usize).ok_or(BadFrame::Length)?;
     if crc32fast::hash(body) != header.body_crc {
         return Err(BadFrame::BodyCrc);
     }
@@ -113,14 +159,14 @@ pub(super) fn frame(
 }
 
 /// The highest `synced` of all undamaged headers of `segment` at or behind `from`, at any byte.
-pub(super) fn highest_synced(bytes: &[u8], from: usize, segment: u64) -> Option<u64> {
+pub(super) fn highest_synced(bytes: &[u8], from: usize, format: Format, segment: u64) -> Option<u64> {
     let end = bytes.iter().rposition(|byte| *byte != 0)? + 1;
     let mut highest = None;
     let mut at = from;
     while let Some(found) = bytes.get(at..end).and_then(|rest| rest.iter().position(|byte| *byte == MAGIC[0]))
     {
         at += found;
-        if let Some(header) = header(&bytes[at..])
+        if let Some(header) = header(&bytes[at..], format)
             && header.segment == segment
         {
             highest = highest.max(Some(header.synced));
@@ -146,13 +192,22 @@ pub(super) enum Kind {
     Commit = 5,
     /// A group's state when the segment was begun; the payload is a `GroupState`.
     State = 6,
+    /// How large the segment's file is, in bytes: a u64. The first record of a segment.
+    Size = 7,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        [Kind::Entry, Kind::Vote, Kind::TruncateAfter, Kind::Purge, Kind::Commit, Kind::State]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        let all = [
+            Kind::Entry,
+            Kind::Vote,
+            Kind::TruncateAfter,
+            Kind::Purge,
+            Kind::Commit,
+            Kind::State,
+            Kind::Size,
+        ];
+        all.into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -273,60 +328,71 @@ impl GroupState {
 mod tests {
     use super::*;
 
-    fn sample() -> Vec<u8> {
-        let mut bytes = vec![0; FRAME_HEADER_BYTES];
+    const TWO: Format = Format::Two { salt: 77 };
+
+    fn sample(format: Format) -> Vec<u8> {
+        let mut bytes = vec![0; format.header_bytes()];
         put_record(&mut bytes, 7, Kind::Entry, 3, 9, |out| out.extend_from_slice(b"content"));
         put_record(&mut bytes, 0, Kind::Purge, 3, 8, |_| ());
-        seal(&mut bytes, 5, 12, 11);
+        seal(&mut bytes, format, 5, 12, 11);
         bytes
     }
 
     #[test]
     fn a_frame_and_its_records_round_trip() {
-        let bytes = sample();
-        let (header, body) = frame(&bytes, 0, 5, Some(12)).unwrap();
-        assert_eq!((header.batch, header.synced, header.body_bytes as usize), (12, 11, body.len()));
-        let first = record(body).unwrap();
-        assert_eq!((first.group, first.kind, first.term, first.index), (7, Kind::Entry, 3, 9));
-        assert_eq!(first.payload, b"content");
-        let second = record(&body[first.bytes()..]).unwrap();
-        assert_eq!((second.kind, second.payload.len()), (Kind::Purge, 0));
-        assert_eq!(first.bytes() + second.bytes(), body.len());
+        for format in [Format::One, TWO] {
+            let bytes = sample(format);
+            assert_eq!(Format::at_front(&bytes), Some(format));
+            let (header, body) = frame(&bytes, 0, format, 5, Some(12)).unwrap();
+            assert_eq!((header.batch, header.synced, header.body_bytes as usize), (12, 11, body.len()));
+            let first = record(body).unwrap();
+            assert_eq!((first.group, first.kind, first.term, first.index), (7, Kind::Entry, 3, 9));
+            assert_eq!(first.payload, b"content");
+            let second = record(&body[first.bytes()..]).unwrap();
+            assert_eq!((second.kind, second.payload.len()), (Kind::Purge, 0));
+            assert_eq!(first.bytes() + second.bytes(), body.len());
+        }
     }
 
     #[test]
     fn any_flipped_bit_and_any_cut_is_noticed() {
-        let bytes = sample();
-        for at in 0..bytes.len() {
-            for bit in 0..8 {
-                let mut flipped = bytes.clone();
-                flipped[at] ^= 1 << bit;
-                assert!(frame(&flipped, 0, 5, Some(12)).is_err(), "byte {at} bit {bit}");
+        for format in [Format::One, TWO] {
+            let bytes = sample(format);
+            for at in 0..bytes.len() {
+                for bit in 0..8 {
+                    let mut flipped = bytes.clone();
+                    flipped[at] ^= 1 << bit;
+                    assert!(frame(&flipped, 0, format, 5, Some(12)).is_err(), "byte {at} bit {bit}");
+                }
+                assert!(frame(&bytes[..at], 0, format, 5, Some(12)).is_err(), "cut at {at}");
             }
-            assert!(frame(&bytes[..at], 0, 5, Some(12)).is_err(), "cut at {at}");
-        }
-        for at in FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + RECORD_HEADER_BYTES + 7 {
-            let mut flipped = bytes.clone();
-            flipped[at] ^= 0x10;
-            assert!(record(&flipped[FRAME_HEADER_BYTES..]).is_err(), "byte {at}");
+            for at in format.header_bytes()..format.header_bytes() + RECORD_HEADER_BYTES + 7 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 0x10;
+                assert!(record(&flipped[format.header_bytes()..]).is_err(), "byte {at}");
+            }
         }
     }
 
     #[test]
-    fn a_frame_of_another_segment_or_batch_is_refused() {
-        let bytes = sample();
-        assert_eq!(frame(&bytes, 0, 4, Some(12)), Err(BadFrame::Segment(5)));
-        assert_eq!(frame(&bytes, 0, 5, Some(11)), Err(BadFrame::Batch(12)));
+    fn a_frame_of_another_segment_batch_or_directory_is_refused() {
+        let bytes = sample(TWO);
+        assert_eq!(frame(&bytes, 0, TWO, 4, Some(12)), Err(BadFrame::Segment(5)));
+        assert_eq!(frame(&bytes, 0, TWO, 5, Some(11)), Err(BadFrame::Batch(12)));
+        assert_eq!(frame(&bytes, 0, Format::Two { salt: 78 }, 5, Some(12)), Err(BadFrame::Header));
+        assert_eq!(frame(&bytes, 0, Format::One, 5, Some(12)), Err(BadFrame::Header));
     }
 
     #[test]
-    fn headers_are_found_at_any_byte() {
+    fn headers_of_the_format_are_found_at_any_byte() {
         let mut bytes = vec![0xc7; 13];
-        bytes.extend_from_slice(&sample());
+        bytes.extend_from_slice(&sample(TWO));
         bytes.extend_from_slice(&[0; 100]);
-        assert_eq!(highest_synced(&bytes, 0, 5), Some(11));
-        assert_eq!(highest_synced(&bytes, 14, 5), None);
-        assert_eq!(highest_synced(&bytes, 0, 6), None);
+        assert_eq!(highest_synced(&bytes, 0, TWO, 5), Some(11));
+        assert_eq!(highest_synced(&bytes, 14, TWO, 5), None);
+        assert_eq!(highest_synced(&bytes, 0, TWO, 6), None);
+        assert_eq!(highest_synced(&bytes, 0, Format::Two { salt: 78 }, 5), None);
+        assert_eq!(highest_synced(&bytes, 0, Format::One, 5), None);
     }
 
     #[test]

@@ -80,6 +80,12 @@ impl GroupLog {
         }
     }
 
+    /// The term of an entry that is there.
+    pub(super) fn term_at(&self, index: u64) -> Option<u64> {
+        let at = index.checked_sub(self.first)?;
+        self.positions.get(usize::try_from(at).ok()?).map(|position| position.term)
+    }
+
     /// Whether an entry with this index may follow. Any may when there are no entries.
     pub(super) fn continues_with(&self, index: u64) -> bool {
         self.positions.is_empty() || index == self.end()

@@ -11,6 +11,8 @@
 mod disk;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod faulty;
+#[cfg(test)]
+mod format_tests;
 mod frame;
 mod group;
 #[cfg(test)]
@@ -43,6 +45,7 @@ use tokio::time::Instant;
 
 use self::{
     disk::RealDisk,
+    frame::Format,
     group::{Group, GroupLog},
     queue::Queue,
     segment::Spares,
@@ -53,7 +56,7 @@ pub(crate) use self::{
     offline::look,
     store::LogStore,
 };
-use crate::machine::GroupId;
+use crate::{chance, machine::GroupId};
 
 /// Told once, when the log or the pages cannot go on. The node's own logs the text and aborts the process.
 pub(crate) type Fatal = Arc<dyn Fn(String) + Send + Sync>;
@@ -165,6 +168,13 @@ impl Log {
             return Err(LogError::Config(format!("a log segment must have 1 to {SEGMENT_BYTES_MAX} bytes")));
         }
         let recovered = recovery::recover(&*disk, &config)?;
+        let salt = recovered.salt.unwrap_or_else(chance::id);
+        if !recovered.is_salt_marked {
+            // Durable before the first frame with it.
+            let marked = disk.create(&segment::salt_name(salt), 1).and_then(|_| disk.sync_dir());
+            marked.map_err(|source| LogError::Io { context: "mark the log directory".to_owned(), source })?;
+        }
+        let format = Format::Two { salt };
         let files: BTreeMap<u64, Arc<dyn DiskFile>> =
             recovered.segments.iter().map(|(number, segment)| (*number, segment.file.clone())).collect();
         let groups = recovered.logs.into_iter();
@@ -194,6 +204,8 @@ impl Log {
             synced: recovered.batch,
             states: recovered.states,
             marked: recovered.marked,
+            format,
+            must_roll: recovered.last_format.is_some_and(|last| last != format),
         };
         let log = Log { shared: shared.clone(), threads: Mutex::default() };
         if is_simulated {

@@ -6,6 +6,9 @@
 //! `LogError::Corrupted`, and nothing on disk is touched. Else nobody was told that it was durable, and the tail
 //! is zeroed, so that it can never be taken for what is written there later.
 //!
+//! A header behind the end may be the content of a value that somebody wrote, in the body of a torn frame. So only those count
+//! that have the directory's salt, which is on no other disk. In a segment of format 1, which has none, all count.
+//!
 //! A file that ends where a frame goes on, or begins no other, lost its end, if one of its frames says that an earlier
 //! one of them was durable: so was the file's whole size then, and no crash shortens it.
 
@@ -17,7 +20,7 @@ use std::{
 use super::{
     LogConfig, LogError,
     disk::{Disk, DiskFile},
-    frame::{self, BadFrame, GroupState, Kind, Record},
+    frame::{self, BadFrame, Format, GroupState, Kind, Record},
     group::{GroupLog, Position},
     segment::{self, Spare},
     writer::Segment,
@@ -41,18 +44,28 @@ pub(super) struct Recovered {
     pub(super) spares: Vec<Spare>,
     /// The newest segment by its marker; None while there was never a second one.
     pub(super) marked: Option<u64>,
+    /// The directory's salt; None when there is none yet.
+    pub(super) salt: Option<u64>,
+    /// Whether its file is there.
+    pub(super) is_salt_marked: bool,
+    /// The format of the last segment; None without segments.
+    pub(super) last_format: Option<Format>,
     /// How large segments are now.
     segment_bytes: u64,
+    /// How large the files are that are whole segments by their names, and how many have that size.
+    sizes: BTreeMap<u64, usize>,
+    /// The size of the segment that is replayed, by its own word.
+    told_bytes: Option<u64>,
     /// Entries that the oldest segment says exist before it, by group: purges must cover them.
     before_oldest: HashMap<GroupId, u64>,
 }
 
-/// Whether a segment whose chain of frames ends at `offset` lost the end of its file.
-fn is_cut_short(content: &[u8], offset: usize, bad: &BadFrame, segment_bytes: u64) -> bool {
+/// Whether a segment that should have `whole_bytes`, and whose chain of frames ends at `offset`, lost the end of its file.
+fn is_cut_short(content: &[u8], offset: usize, bad: &BadFrame, format: Format, whole_bytes: u64) -> bool {
     let rest = &content[offset..];
     matches!(bad, BadFrame::Length)
-        || rest.len() < frame::FRAME_HEADER_BYTES && rest.iter().any(|byte| *byte != 0)
-        || rest.is_empty() && (content.len() as u64) < segment_bytes
+        || rest.len() < format.header_bytes() && rest.iter().any(|byte| *byte != 0)
+        || rest.is_empty() && (content.len() as u64) < whole_bytes
 }
 
 /// A place where the chain of frames ends.
@@ -76,6 +89,9 @@ pub(super) fn recover(disk: &dyn Disk, config: &LogConfig) -> Result<Recovered, 
     for (name, bytes) in disk.list().map_err(io("list the log directory"))? {
         if let Some(number) = segment::segment_of(&name) {
             files.insert(number, bytes);
+            *recovered.sizes.entry(bytes).or_default() += 1;
+        } else if let Some(salt) = segment::salt_of(&name) {
+            (recovered.salt, recovered.is_salt_marked) = (Some(salt), true);
         } else if segment::is_spare(&name) {
             if bytes == config.segment_bytes && recovered.spares.len() < config.spare_segments {
                 let file = disk.open(&name).map_err(io("open a spare segment"))?;
@@ -133,10 +149,11 @@ impl Recovered {
             file.read_at(&mut content, 0).map_err(io)?;
             // Only the oldest segment can begin with any batch, and only when it is not the very first.
             let expected = if Some(number) == oldest && number > 1 { None } else { Some(self.batch + 1) };
-            let begins = frame::frame(&content, 0, number, expected);
+            let format = self.format_of(&content);
+            let begins = frame::frame(&content, 0, format, number, expected);
             let is_continued = begins.is_ok() && end.as_ref().is_none_or(|end| end.segment + 1 == number);
             if let (Some(end), false) = (&mut end, is_continued) {
-                let synced = frame::highest_synced(&content, 0, number).unwrap_or(0);
+                let synced = self.synced_behind(&content, 0, format, number);
                 end.synced_behind = end.synced_behind.max(synced);
                 // Known without a place in the chain, so that `cut` removes it.
                 self.segments.insert(number, Segment { file, bytes, last_indexes: HashMap::new() });
@@ -145,9 +162,38 @@ impl Recovered {
             if let (Err(bad), None) = (&begins, expected) {
                 return Err(corrupted(disk, number, 0, format!("the oldest segment is damaged: {bad}")));
             }
+            if begins.is_ok() {
+                self.last_format = Some(format);
+            }
             end = Some(self.replay(disk, number, file, &content, expected, Some(number) == oldest)?);
         }
         Ok(end)
+    }
+
+    /// The format of a segment. Its first frame has no content of clients, so that its salt can be believed where there is no
+    /// other word.
+    fn format_of(&mut self, content: &[u8]) -> Format {
+        match (Format::at_front(content), self.salt) {
+            (Some(Format::One), _) | (None, None) => Format::One,
+            (Some(Format::Two { salt }), None) => Format::Two { salt: *self.salt.insert(salt) },
+            (_, Some(salt)) => Format::Two { salt },
+        }
+    }
+
+    /// The highest batch that anything at or behind `from` says is durable. A segment whose first frame is lost may be the last
+    /// one of format 1.
+    fn synced_behind(&self, content: &[u8], from: usize, format: Format, number: u64) -> u64 {
+        let may_be_old = from == 0 && !matches!(self.last_format, Some(Format::Two { .. }));
+        let formats = [Some(format), may_be_old.then_some(Format::One)];
+        let synced = formats.into_iter().flatten();
+        synced.filter_map(|format| frame::highest_synced(content, from, format, number)).max().unwrap_or(0)
+    }
+
+    /// How large the file of the segment that is replayed should be. One of format 1 does not say: another one of its size
+    /// says that segments had that size.
+    fn whole_bytes(&self, bytes: u64) -> u64 {
+        let is_usual = self.sizes.get(&bytes).is_some_and(|count| *count > 1);
+        self.told_bytes.unwrap_or(if is_usual { bytes } else { self.segment_bytes })
     }
 
     /// Replays one segment to the end of its chain.
@@ -164,14 +210,16 @@ impl Recovered {
         self.segments.insert(number, Segment { file, bytes, last_indexes: HashMap::new() });
         // The first batch here, and up to which one frames here say that batches were durable.
         let (mut offset, mut first, mut synced) = (0, None, 0);
+        let format = self.format_of(content);
+        self.told_bytes = None;
         loop {
-            let (header, body) = match frame::frame(content, offset, number, expected) {
+            let (header, body) = match frame::frame(content, offset, format, number, expected) {
                 Ok(frame) => frame,
                 Err(bad) => {
                     let reason = bad.to_string();
-                    let synced_behind = frame::highest_synced(content, offset, number).unwrap_or(0);
+                    let synced_behind = self.synced_behind(content, offset, format, number);
                     let was_synced = first.is_some_and(|first| synced >= first);
-                    if was_synced && is_cut_short(content, offset, &bad, self.segment_bytes) {
+                    if was_synced && is_cut_short(content, offset, &bad, format, self.whole_bytes(bytes)) {
                         return Err(corrupted(
                             disk,
                             number,
@@ -185,7 +233,7 @@ impl Recovered {
             };
             let mut at = 0;
             while at < body.len() {
-                let place = offset + frame::FRAME_HEADER_BYTES + at;
+                let place = offset + format.header_bytes() + at;
                 let bad = |detail: String| corrupted(disk, number, place, detail);
                 let record = frame::record(&body[at..]).map_err(|error| bad(error.to_string()))?;
                 self.take(number, place, &record, is_oldest && offset == 0).map_err(bad)?;
@@ -195,7 +243,7 @@ impl Recovered {
             synced = synced.max(header.synced);
             self.batch = header.batch;
             expected = Some(header.batch + 1);
-            offset += frame::FRAME_HEADER_BYTES + body.len();
+            offset += format.header_bytes() + body.len();
         }
     }
 
@@ -207,6 +255,11 @@ impl Recovered {
         record: &Record<'_>,
         is_oldest_head: bool,
     ) -> Result<(), String> {
+        if record.kind == Kind::Size {
+            let told = Reader::new(record.payload).u64().map_err(|error| error.to_string())?;
+            self.told_bytes = Some(told);
+            return Ok(());
+        }
         let group = record.group;
         let state = self.states.entry(group).or_default();
         let log = self.logs.entry(group).or_default();
@@ -235,6 +288,7 @@ impl Recovered {
                 let highest = segment.last_indexes.entry(group).or_default();
                 *highest = record.index.max(*highest);
             }
+            Kind::Size => {}
             Kind::Vote => state.vote = Some(codec::vote(&mut reader).map_err(invalid)?),
             Kind::Commit => state.committed = codec::log_id_option(&mut reader).map_err(invalid)?,
             Kind::TruncateAfter => {

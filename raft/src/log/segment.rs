@@ -41,6 +41,17 @@ pub(super) fn newest_of(name: &str) -> Option<u64> {
     (marker_name(number) == name).then_some(number)
 }
 
+/// The name of the empty file that says which salt the frames of this directory have.
+pub(super) fn salt_name(salt: u64) -> String {
+    format!("salt-{salt:016x}")
+}
+
+/// The salt by the name of that file.
+pub(super) fn salt_of(name: &str) -> Option<u64> {
+    let salt = u64::from_str_radix(name.strip_prefix("salt-")?, 16).ok()?;
+    (salt_name(salt) == name).then_some(salt)
+}
+
 /// Moves the marker. When that is durable does not matter: it must not be ahead of the segments' names.
 pub(super) fn mark_newest(disk: &dyn Disk, before: Option<u64>, newest: u64) -> io::Result<()> {
     match before {

@@ -43,8 +43,6 @@ struct Steps {
     range: Range<u64>,
     /// What has been read and not been given.
     ready: VecDeque<Entry>,
-    /// Whether an entry has been read: from then on none may be missing.
-    has_begun: bool,
 }
 
 impl Steps {
@@ -52,12 +50,12 @@ impl Steps {
         if self.ready.is_empty() && !self.range.is_empty() {
             self.ready = self.store.read(self.range.clone(), READ_BYTES_MAX).await?.into();
             if let (Some(first), Some(last)) = (self.ready.front(), self.ready.back()) {
-                if self.has_begun && first.log_id.index != self.range.start {
+                // Also at its beginning: who applies what follows would not notice.
+                if first.log_id.index != self.range.start {
                     let text = format!("entries from {} to {} were purged", self.range.start, first.log_id);
                     return Err(io::Error::other(text));
                 }
                 self.range.start = last.log_id.index + 1;
-                self.has_begun = true;
             } else {
                 self.range.end = self.range.start;
             }
@@ -74,6 +72,24 @@ pub(crate) struct LogStore {
 }
 
 impl LogStore {
+    /// Drops what a checkpoint shows to be lost: entries that do not agree with the last one in it. Openraft cuts such a tail
+    /// before it applies what takes its place, but the checkpoint of that can be durable before the cut is.
+    pub(crate) async fn agree_with(&mut self, applied: LogId) -> io::Result<()> {
+        let (last, term) = {
+            let log = self.group.log.lock();
+            (log.last_log_id(), log.term_at(applied.index))
+        };
+        if last.is_none_or(|last| last.index < applied.index)
+            || term.is_none_or(|term| term == applied.leader_id.term)
+        {
+            return Ok(());
+        }
+        tracing::warn!(%applied, ?last, "the end of the log does not agree with the checkpoint, and is cut");
+        // Above it nothing can be committed that follows another entry there; up to it the checkpoint has everything.
+        self.truncate_after(Some(applied)).await?;
+        self.purge(applied).await
+    }
+
     /// The vote as last given, which may not be durable yet: never an earlier one than anybody was told.
     pub(crate) fn vote(&self) -> Option<Vote> {
         self.group.log.lock().vote
@@ -143,7 +159,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let range = half_open(&range);
-        let steps = Steps { store: self.clone(), range, ready: VecDeque::new(), has_begun: false };
+        let steps = Steps { store: self.clone(), range, ready: VecDeque::new() };
         stream::try_unfold(
             steps,
             |mut steps| async move { Ok(steps.next().await?.map(|entry| (entry, steps))) },
@@ -238,6 +254,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let change = Change::TruncateAfter { group: self.group.clone(), last: last_log_id };
         let write = |out: &mut Vec<u8>| codec::put_log_id_option(out, last_log_id.as_ref());
         self.push_lazy(Kind::TruncateAfter, None, write, change)?;
+        // Soon: a checkpoint of what takes the place of these entries must not be durable long before.
+        self.shared.queue.pusher()?.batch().urgent = true;
         log.truncate_after(last_log_id, &self.shared.cache_used);
         Ok(())
     }

@@ -19,11 +19,12 @@ use tokio::time::Instant;
 use super::{
     Fatal, Shared,
     disk::DiskFile,
-    frame::{self, FRAME_HEADER_BYTES, GroupState},
+    frame::{self, FRAME_HEADER_BYTES, Format, GroupState, Kind},
     queue::{Batch, Change},
     segment::{self, Retired, segment_name},
 };
 use crate::{
+    codec,
     machine::GroupId,
     safeguard::{self, Safeguard},
 };
@@ -68,6 +69,10 @@ pub(super) struct Writer {
     pub(super) states: BTreeMap<GroupId, GroupState>,
     /// The newest segment by its marker.
     pub(super) marked: Option<u64>,
+    /// How frames are written.
+    pub(super) format: Format,
+    /// Whether the last segment is of another format, so that nothing more is written to it.
+    pub(super) must_roll: bool,
 }
 
 impl Writer {
@@ -136,15 +141,21 @@ impl Writer {
     fn make_room(&mut self, bytes: u64) -> io::Result<()> {
         if let Some(last) = self.segments.values().next_back()
             && self.offset + bytes <= last.bytes
+            && !self.must_roll
         {
             return Ok(());
         }
-        let mut head = vec![0; FRAME_HEADER_BYTES];
+        let mut states = Vec::new();
         for (group, state) in &self.states {
-            state.put(&mut head, *group);
+            state.put(&mut states, *group);
         }
+        let head_bytes = FRAME_HEADER_BYTES + frame::SIZE_RECORD_BYTES + states.len();
         let number = self.segments.keys().next_back().map_or(1, |last| last + 1);
-        let created = self.create_segment(number, head.len() as u64 + bytes)?;
+        let created = self.create_segment(number, head_bytes as u64 + bytes)?;
+        let mut head = Vec::with_capacity(head_bytes);
+        head.resize(FRAME_HEADER_BYTES, 0);
+        frame::put_record(&mut head, 0, Kind::Size, 0, 0, |out| codec::put_u64(out, created.bytes));
+        head.append(&mut states);
         if number > 1 {
             segment::mark_newest(&*self.shared.disk, self.marked, number)?;
             self.marked = Some(number);
@@ -153,6 +164,7 @@ impl Writer {
         self.segments.insert(number, created);
         self.shared.counters.segments.store(self.segments.len() as u64, Ordering::Relaxed);
         self.offset = 0;
+        self.must_roll = false;
         self.write_frame(&mut head)
     }
 
@@ -177,7 +189,7 @@ impl Writer {
 
     fn write_frame(&mut self, bytes: &mut [u8]) -> io::Result<()> {
         let (number, segment) = self.segments.iter().next_back().expect("make_room leaves a segment");
-        frame::seal(bytes, *number, self.batch, self.synced);
+        frame::seal(bytes, self.format, *number, self.batch, self.synced);
         segment.file.write_at(bytes, self.offset)?;
         self.offset += bytes.len() as u64;
         self.batch += 1;
