@@ -38,6 +38,7 @@ pub(crate) struct Clock {
 /// Invariants:
 /// - Stamps handed out never fall, nor below any stamp observed.
 /// - Without an anchor, no running node is known to have seen the clock move.
+#[derive(Default)]
 struct Inner {
     /// The clock's value at a moment, in microseconds since the Unix epoch.
     anchor: Option<(u64, Instant)>,
@@ -45,11 +46,15 @@ struct Inner {
     highest_us: u64,
     /// The highest stamp handed out, in microseconds: what is applied up to it says nothing new.
     handed_us: u64,
+    /// Time that has passed and was too short to move the clock by a microsecond: toward the wall clock, and back with the
+    /// leader.
+    unslewed_us: u64,
+    unfollowed_us: u64,
 }
 
 impl Clock {
     pub(crate) fn new(wall: WallClock) -> Clock {
-        Clock { wall, inner: Mutex::new(Inner { anchor: None, highest_us: 0, handed_us: 0 }) }
+        Clock { wall, inner: Mutex::default() }
     }
 
     /// The stamp of an entry that this node, as the leader, is about to propose, in milliseconds.
@@ -92,7 +97,7 @@ impl Inner {
     fn stamp(&mut self, now: Instant, wall_us: u64) -> u64 {
         let elapsed_us = self.anchor.map_or(0, |(_, since)| micros(now.duration_since(since)));
         let estimate = self.estimate(now, wall_us);
-        let pull_max = elapsed_us / SLEW_DIVISOR;
+        let pull_max = share(&mut self.unslewed_us, elapsed_us, SLEW_DIVISOR);
         let slewed = wall_us.clamp(estimate.saturating_sub(pull_max), estimate.saturating_add(pull_max));
         let stamp = if self.anchor.is_some() { slewed } else { estimate }.max(self.highest_us);
         self.anchor = Some((stamp, now));
@@ -114,12 +119,21 @@ impl Inner {
             let estimate = self.estimate(now, 0);
             // Far behind is an old entry that this node is catching up on.
             if stamp_us.saturating_add(REPLAY_US) > estimate {
-                let back_max = micros(now.duration_since(since)) / FOLLOW_DIVISOR;
+                let elapsed_us = micros(now.duration_since(since));
+                let back_max = share(&mut self.unfollowed_us, elapsed_us, FOLLOW_DIVISOR);
                 self.anchor = Some((stamp_us.max(estimate - back_max).max(self.highest_us), now));
             }
         }
         self.highest_us = self.highest_us.max(stamp_us);
     }
+}
+
+/// The share of what has passed that is one in `divisor`. What is left over counts with what passes next: entries may follow
+/// each other within fractions of a millisecond.
+fn share(left_us: &mut u64, elapsed_us: u64, divisor: u64) -> u64 {
+    let passed = left_us.saturating_add(elapsed_us);
+    *left_us = passed % divisor;
+    passed / divisor
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -138,7 +152,7 @@ mod tests {
     const HOUR: u64 = 3600 * SECOND;
 
     fn fresh() -> Inner {
-        Inner { anchor: None, highest_us: 0, handed_us: 0 }
+        Inner::default()
     }
 
     #[test]
@@ -151,6 +165,31 @@ mod tests {
         // And an hour back: it never falls.
         let later = later + Duration::from_secs(1);
         assert_eq!(clock.stamp(later, 999 * HOUR), 1000 * HOUR + 2 * SECOND);
+    }
+
+    #[test]
+    fn the_clock_is_drawn_to_the_wall_clock_however_often_it_is_asked() {
+        let (mut clock, start) = (fresh(), Instant::now());
+        let first = clock.stamp(start, 1000 * HOUR);
+        let mut now = start;
+        for _ in 0..100_000 {
+            now += Duration::from_micros(100);
+            clock.stamp(now, 1001 * HOUR + micros(now - start));
+        }
+        let drawn = clock.estimate(now, 0) - first - micros(now - start);
+        assert_eq!(drawn, micros(now - start) / SLEW_DIVISOR);
+    }
+
+    #[test]
+    fn a_follower_that_is_ahead_is_drawn_back_however_often_it_hears_of_the_time() {
+        let (mut clock, start) = (fresh(), Instant::now());
+        clock.anchor = Some((1000 * HOUR + 10_000, start));
+        let mut now = start;
+        for _ in 0..100_000 {
+            now += Duration::from_micros(100);
+            clock.observe(1000 * HOUR + micros(now - start), now);
+        }
+        assert_eq!(clock.estimate(now, 0), 1000 * HOUR + micros(now - start));
     }
 
     #[test]

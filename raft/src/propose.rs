@@ -129,6 +129,7 @@ struct Packed<L> {
 }
 
 struct Incoming {
+    since: Instant,
     packet: Bytes,
     answer: oneshot::Sender<Forwarded>,
 }
@@ -255,7 +256,7 @@ impl<L: Local> Proposer<L> {
                 return Forwarded::NotAppended;
             }
             let proposals = packet::proposals_of(&packet);
-            queue.incoming.push_back(Incoming { packet, answer });
+            queue.incoming.push_back(Incoming { since: Instant::now(), packet, answer });
             queue.more_wait(proposals);
         }
         self.wake.notify_one();
@@ -548,6 +549,7 @@ impl<L: Local> Proposer<L> {
         });
         // Those in `pending` are not counted as waiting.
         let mut waited = 0;
+        let mut refused = Vec::new();
         {
             let mut queue = self.queue.lock();
             queue.retries.retain_mut(|packed| {
@@ -566,7 +568,17 @@ impl<L: Local> Proposer<L> {
             if queue.drafts.is_empty() {
                 queue.waiting_bytes = 0;
             }
+            // Their clients have been told that the outcome is unknown: it must not be decided long after.
+            while let Some(incoming) =
+                queue.incoming.pop_front_if(|incoming| incoming.since.elapsed() >= timeout)
+            {
+                waited += packet::proposals_of(&incoming.packet);
+                refused.push(incoming);
+            }
             queue.waiting = queue.waiting.saturating_sub(waited);
+        }
+        for incoming in refused {
+            let _ = incoming.answer.send(Forwarded::NotAppended);
         }
         for local in unknown {
             local.failed(ProposeError::Unknown);

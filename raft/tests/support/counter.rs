@@ -47,6 +47,14 @@ impl Counter {
         self.state.lock().counts.clone()
     }
 
+    pub fn clock_ms(&self) -> u64 {
+        self.state.lock().clock_ms
+    }
+
+    pub fn set_clock_ms(&self, clock_ms: u64) {
+        self.state.lock().clock_ms = clock_ms;
+    }
+
     pub fn get(&self, key: u64) -> u64 {
         self.state.lock().counts.get(&key).copied().unwrap_or(0)
     }

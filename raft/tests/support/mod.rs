@@ -35,23 +35,23 @@ impl Cluster {
 
     /// The same with nodes that know the apply levels up to `level_max`.
     pub async fn start_at(level_max: u32, size: u64, tune: fn(&mut NodeConfig)) -> Cluster {
-        // RUST_LOG=kvorum_raft=info shows what the nodes say; a second call changes nothing.
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-            .with_test_writer()
-            .try_init();
-        let mut cluster = Cluster {
-            network: Network::default(),
-            nodes: BTreeMap::new(),
-            level_max,
-            dir: tempfile::tempdir().expect("a directory for the test"),
-            tune,
-        };
+        let mut cluster = Cluster { level_max, ..Cluster::empty(tune) };
         for id in 1..=size {
             cluster.start_node(id, Some((1..=size).map(|id| (id, name(id))).collect())).await;
         }
         cluster.leader().await;
         cluster
+    }
+
+    /// No nodes yet.
+    pub fn empty(tune: fn(&mut NodeConfig)) -> Cluster {
+        // RUST_LOG=kvorum_raft=info shows what the nodes say; a second call changes nothing.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
+        let dir = tempfile::tempdir().expect("a directory for the test");
+        Cluster { network: Network::default(), nodes: BTreeMap::new(), level_max: 2, dir, tune }
     }
 
     pub async fn start_node(&mut self, id: NodeId, bootstrap: Option<BTreeMap<NodeId, String>>) {
