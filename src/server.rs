@@ -9,11 +9,11 @@ use std::{
 };
 
 use kvorum_raft::{Node, Platform, StartError};
-use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
+    task::JoinHandle,
 };
 use tracing::{error, info, warn};
 
@@ -24,13 +24,11 @@ use crate::{
     machine::Machine,
     router::Router,
     session::{self, Shared, clients::Clients, settings::Settings, stats::Stats, stream::Stream},
-    wake::Wakes,
+    wake::{self, Wakes},
 };
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
-/// After this much silence the system asks whether a client is still there.
-const KEEPALIVE: Duration = Duration::from_secs(300);
 /// How often idle connections are looked for.
 const IDLE_STEP: Duration = Duration::from_secs(1);
 /// The pause after an accept that failed, as it does while there are no file descriptors.
@@ -61,8 +59,8 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     let resp = listen(config.resp)?;
     let http = listen(config.http)?;
     let (resp_addr, http_addr) = (bound(&resp, config.resp), bound(&http, config.http));
-    let (wakes, notices) = Wakes::new(config.node.id);
-    let shared = start(Platform::system(), &config, resp_addr, http_addr, wakes).await?;
+    let (wakes, notices) = Wakes::new(config.node.id, wake_limits(&config));
+    let shared = start(Platform::system(), &config, resp_addr, http_addr, wakes, stop.clone()).await?;
     shared.wakes.started_with(shared.router.status().last_log_index);
     let waking = tokio::spawn({
         let shared = shared.clone();
@@ -76,7 +74,8 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         );
     }
 
-    let admin = tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
+    let mut admin =
+        tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
     let joining = join(&shared, config.join.clone());
     let mut outcome = Ok(());
     tokio::select! {
@@ -87,12 +86,20 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         _ = stop.wait_for(|stop| *stop) => {}
     }
     drop(resp);
-    drain(&shared, Duration::from_millis(config.drain_ms)).await;
+    drain(&shared, &mut admin, Duration::from_millis(config.drain_ms)).await;
+    // After the last request, and before the node: what those leave behind who waited must get into the log.
     shared.wakes.settle().await;
     waking.abort();
     shared.router.node().shutdown().await;
     admin.abort();
     outcome
+}
+
+pub(crate) fn wake_limits(config: &Config) -> wake::Limits {
+    wake::Limits {
+        request_timeout: Duration::from_millis(config.node.request_timeout_ms),
+        proposal_bytes_max: config.node.proposal_bytes_max,
+    }
 }
 
 /// Joins a cluster if `url` says which; ends only when that is refused for good.
@@ -112,6 +119,7 @@ pub(crate) async fn start(
     resp: SocketAddr,
     http: SocketAddr,
     wakes: Arc<Wakes>,
+    stopping: watch::Receiver<bool>,
 ) -> Result<Arc<Shared>, StartError> {
     let machine = Machine::with_feed(config.settings.databases, Feed::new(config.feed));
     let machine = Arc::new(machine.with_outlet(wakes.clone()));
@@ -134,6 +142,8 @@ pub(crate) async fn start(
         run_id: (0..40).map(|_| char::from(b"0123456789abcdef"[fastrand::usize(..16)])).collect(),
         resp_port: resp.port(),
         peer_address: config.node.peer_advertise.clone().unwrap_or_else(|| config.node.peer_listen.clone()),
+        proposal_bytes_max: config.node.proposal_bytes_max,
+        stopping,
     }))
 }
 
@@ -184,11 +194,12 @@ fn enter(stream: TcpStream, shared: &Arc<Shared>) {
         let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
         return;
     }
-    // Neither is needed to serve; a socket that refuses them is about to fail anyway.
+    // It is not needed to serve; a socket that refuses it is about to fail anyway.
     let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
     let (reader, writer) = stream.into_split();
-    if let Ok(client) = shared.clients.enter(Stream::Tcp(writer)) {
+    let writer = Stream::Tcp(writer);
+    writer.expect_signs(None);
+    if let Ok(client) = shared.clients.enter(writer) {
         tokio::spawn(session::serve(shared.clone(), client, reader));
     }
 }
@@ -199,23 +210,24 @@ async fn hang_up_idle(shared: &Shared) {
         tokio::time::sleep(IDLE_STEP).await;
         let timeout_s = shared.settings.idle_timeout_s();
         if timeout_s > 0 {
-            shared
-                .clients
-                .all()
-                .iter()
-                .filter(|client| client.idle_ms() > timeout_s.saturating_mul(1000))
-                .filter(|client| !client.identity.lock().is_subscribed && client.unblock.lock().is_none())
-                .for_each(|client| client.hang_up());
+            let clients = shared.clients.all();
+            let idle = clients.iter().filter(|client| client.is_idle_for(timeout_s.saturating_mul(1000)));
+            idle.for_each(|client| client.hang_up());
         }
     }
 }
 
-/// Lets clients finish what has arrived, then hangs up on the rest.
-async fn drain(shared: &Shared, limit: Duration) {
+/// Lets clients finish what has arrived, those of the admin API too, then hangs up on the rest. Who waits does not wait
+/// any more.
+async fn drain(shared: &Shared, admin: &mut JoinHandle<()>, limit: Duration) {
     let started = Instant::now();
+    shared.wakes.stop();
     shared.clients.all().iter().for_each(|client| client.finish());
-    while !shared.clients.is_empty() && started.elapsed() < limit {
+    while !(shared.clients.is_empty() && admin.is_finished()) && started.elapsed() < limit {
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    if !admin.is_finished() {
+        warn!("requests of the admin API did not finish in time");
     }
     let late = shared.clients.all();
     if !late.is_empty() {

@@ -7,6 +7,7 @@ use kvorum_raft::{
     Node, Platform, StartError,
     simulation::{Endpoint, NodeEnd},
 };
+use tokio::sync::watch;
 
 use crate::{
     config::Config,
@@ -25,9 +26,11 @@ pub struct Server {
 impl Server {
     /// Starts it, as `kvorum serve` does.
     pub async fn start(platform: Platform, config: &Config) -> Result<Server, StartError> {
-        let (wakes, notices) = Wakes::new(config.node.id);
+        let (wakes, notices) = Wakes::new(config.node.id, server::wake_limits(config));
+        // Nobody asks it to stop.
+        let (_, stopping) = watch::channel(false);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let shared = server::start(platform, config, nowhere, nowhere, wakes).await?;
+        let shared = server::start(platform, config, nowhere, nowhere, wakes, stopping).await?;
         shared.wakes.started_with(shared.router.status().last_log_index);
         let waking = shared.clone();
         tokio::spawn(async move { waking.wakes.run(notices, &waking.router).await });

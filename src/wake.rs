@@ -4,6 +4,10 @@
 //!
 //! A grant is never lost: one that finds nobody to be told, because the client is gone or the proposal was given up, is
 //! given back at once.
+//!
+//! A wait ends by the log, so it would have no end where the log stands still. Therefore it is given up here, without
+//! the log, when no majority was heard of for as long as any other request may take (`watch_contact`), when
+//! its time and that much more are over, and when the node stops.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
@@ -17,11 +21,12 @@ use std::{
     time::Duration,
 };
 
-use kvorum_raft::Role;
+use kvorum_raft::{ReadLevel, Role, Unavailable};
 use parking_lot::Mutex;
+use thiserror::Error;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -40,14 +45,38 @@ const NOTICE_PAUSE: Duration = Duration::from_millis(100);
 const CONFIRM_PAUSE: Duration = Duration::from_millis(5);
 /// How often a node looks for waits of its earlier runs, and the leader for nodes that are gone.
 const WATCH_STEP: Duration = Duration::from_millis(300);
+/// How often a node looks whether it is in contact with a majority, while clients wait there.
+const CONTACT_STEP: Duration = Duration::from_secs(1);
 /// A node that was silent for so long at so many looks in succession has lost its waiting clients. Looks are counted, not
 /// time: a node that was stopped itself has heard of nobody meanwhile.
 const SILENT_MS: u64 = 1_000;
 const SILENT_LOOKS: u32 = 5;
 /// Longer keys are not repeated in notices.
 const KEY_BYTES_MAX: usize = 1 << 10;
+/// The longest wait: the log knows no longer one.
+const WAIT_MAX: Duration = Duration::from_secs(2 * 366 * 24 * 3600);
 /// How long a stopping node goes on to say what it has to say.
 const SETTLE_MAX: Duration = Duration::from_millis(500);
+
+/// What bounds the waits of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a request may take, when it does not wait.
+    pub request_timeout: Duration,
+    /// The largest proposal.
+    pub proposal_bytes_max: usize,
+}
+
+/// Why this node has given up a wait of which the log may still know: whatever it is granted goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum GivenUp {
+    /// No leader, or nothing of what it does, was heard of for too long.
+    #[error("this node is out of contact with a majority")]
+    OutOfContact,
+    /// The node stops.
+    #[error("this node is stopping")]
+    Stopping,
+}
 
 /// What the log has to know.
 #[derive(Debug)]
@@ -72,6 +101,12 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
+    /// How much of a proposal it takes at most.
+    pub fn bytes_max(&self) -> usize {
+        // A tag, and five numbers beside the key.
+        self.key.len() + 64
+    }
+
     /// Appends it to a proposal, unless it is in one already. False if it is.
     pub fn say(&self, out: &mut Vec<u8>) -> bool {
         let is_new = !self.is_said.swap(true, Relaxed);
@@ -85,7 +120,7 @@ impl Confirmation {
 /// A session that waits.
 #[derive(Debug)]
 struct Waiting {
-    told: oneshot::Sender<Outcome>,
+    told: oneshot::Sender<Result<Outcome, GivenUp>>,
     /// The log knows of it.
     is_queued: bool,
 }
@@ -95,8 +130,11 @@ struct Waiting {
 pub struct Wakes {
     node: u64,
     boot: u64,
+    limits: Limits,
     last: AtomicU64,
     waiting: Mutex<BTreeMap<u64, Waiting>>,
+    /// Nobody waits any more.
+    is_stopping: AtomicBool,
     notices: mpsc::UnboundedSender<Notice>,
     /// Notices that the log does not have yet.
     unsaid: AtomicUsize,
@@ -114,14 +152,16 @@ pub struct Notices(mpsc::UnboundedReceiver<Notice>);
 
 impl Wakes {
     /// Those of this run of a node: nobody yet.
-    pub fn new(node: u64) -> (Arc<Wakes>, Notices) {
+    pub fn new(node: u64, limits: Limits) -> (Arc<Wakes>, Notices) {
         let (notices, queue) = mpsc::unbounded_channel();
         let wakes = Wakes {
             node,
             // 0 stands for no run.
             boot: fastrand::u64(1..),
+            limits,
             last: AtomicU64::new(0),
             waiting: Mutex::default(),
+            is_stopping: AtomicBool::new(false),
             notices,
             unsaid: AtomicUsize::new(0),
             snapshots: AtomicU64::new(0),
@@ -131,16 +171,42 @@ impl Wakes {
         (Arc::new(wakes), Notices(queue))
     }
 
-    /// Registers a wait. It must be registered before the log can know of it.
-    pub fn register(self: &Arc<Self>, db: u32, key: &[u8]) -> Wait {
+    /// Registers a wait of at most `time` from when the log knows of it. It must be registered before that.
+    pub fn register(self: &Arc<Self>, db: u32, key: &[u8], time: Duration) -> Wait {
         let number = self.last.fetch_add(1, Relaxed) + 1;
         let (told, outcome) = oneshot::channel();
         self.waiting.lock().insert(number, Waiting { told, is_queued: false });
+        if self.is_stopping.load(SeqCst) {
+            // `stop` may have been here before it was in the table.
+            self.give_up(number, GivenUp::Stopping);
+        }
         let ticket = Ticket { node: self.node, boot: self.boot, number };
         let snapshots = self.snapshots.load(SeqCst);
         // It only saves searches: a long one is not worth its repetition in the log.
         let key = key[..key.len().min(KEY_BYTES_MAX)].to_vec();
-        Wait { wakes: self.clone(), db, key, ticket, outcome, snapshots, is_over: false }
+        let limit = time.saturating_add(self.limits.request_timeout).min(WAIT_MAX);
+        let deadline = Instant::now() + limit;
+        Wait { wakes: self.clone(), db, key, ticket, outcome, limit, deadline, snapshots, is_over: false }
+    }
+
+    /// Ends all waits, and whoever comes to wait does not: the node stops. What they leave behind is said by `run`, for
+    /// which `settle` waits.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, SeqCst);
+        self.give_up_all(GivenUp::Stopping);
+    }
+
+    fn give_up_all(&self, why: GivenUp) {
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        // One that ended meanwhile cancels by itself.
+        waiting.into_values().for_each(|waiting| drop(waiting.told.send(Err(why))));
+    }
+
+    fn give_up(&self, number: u64, why: GivenUp) {
+        if let Some(waiting) = self.waiting.lock().remove(&number) {
+            // It is about to be asked for, or was dropped.
+            let _ = waiting.told.send(Err(why));
+        }
     }
 
     /// Entries up to this index were in this node's log when it started.
@@ -175,7 +241,7 @@ impl Wakes {
     fn tell_waiting(&self, number: u64, outcome: Outcome) -> bool {
         let waiting = self.waiting.lock().remove(&number);
         // One that ended meanwhile cancels by itself.
-        waiting.map(|waiting| drop(waiting.told.send(outcome))).is_some()
+        waiting.map(|waiting| drop(waiting.told.send(Ok(outcome)))).is_some()
     }
 
     fn say(&self, notice: Notice) {
@@ -185,9 +251,28 @@ impl Wakes {
     }
 
     /// Says what has to be said, and watches over the waits of this node's earlier runs and, while it leads, of nodes
-    /// that are gone. For ever.
+    /// that are gone; and over its own, while it is alone. For ever.
     pub async fn run(&self, notices: Notices, router: &Router) {
-        tokio::join!(self.tell(notices, router), self.watch_nodes(router));
+        tokio::join!(self.tell(notices, router), self.watch_nodes(router), self.watch_contact(router));
+    }
+
+    /// Gives up all waits when this node is out of contact for as long as other requests wait for that to end. Nothing
+    /// tells: who leads, as a node knows, may be gone for long. So it is asked for, while somebody waits.
+    async fn watch_contact(&self, router: &Router) {
+        loop {
+            tokio::time::sleep(CONTACT_STEP).await;
+            if self.is_empty() {
+                continue;
+            }
+            let answer = router.node().barrier(ReadLevel::Linearizable).await;
+            if let Err(Unavailable::NoLeader | Unavailable::NoQuorum) = answer {
+                tracing::info!(
+                    waits = self.len(),
+                    "out of contact: this node's clients do not wait any more"
+                );
+                self.give_up_all(GivenUp::OutOfContact);
+            }
+        }
     }
 
     async fn tell(&self, mut notices: Notices, router: &Router) {
@@ -201,32 +286,37 @@ impl Wakes {
                 count = notices.0.recv_many(&mut batch, NOTICES_MAX) => if count == 0 { return },
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
-            // `count` requests, which settle `done` notices: a confirmation may have travelled by another way.
-            let (mut bytes, mut count, mut done) = (Vec::new(), 0, 0);
+            let mut due = Vec::new();
             for notice in batch.drain(..) {
                 match notice {
                     Notice::Confirm(confirmation) => {
                         later.push_back((Instant::now() + CONFIRM_PAUSE, confirmation));
                     }
-                    notice => {
-                        notice.put(&mut bytes);
-                        count += 1;
-                        done += 1;
-                    }
+                    notice => due.push(notice),
                 }
             }
-            while let Some((due, confirmation)) = later.front()
-                && *due <= Instant::now()
-            {
-                count += usize::from(confirmation.say(&mut bytes));
-                done += 1;
-                later.pop_front();
-            }
-            while count > 0 && !propose(router, &bytes, count).await {
-                tokio::time::sleep(NOTICE_PAUSE).await;
-            }
-            self.unsaid.fetch_sub(done, Relaxed);
+            let count = later.iter().take_while(|(at, _)| *at <= Instant::now()).count();
+            due.extend(later.drain(..count).map(|(_, confirmation)| Notice::Confirm(confirmation)));
+            self.tell_all(&due, router).await;
         }
+    }
+
+    /// Says notices, in as many proposals as they need.
+    async fn tell_all(&self, notices: &[Notice], router: &Router) {
+        let mut together = Together::default();
+        let mut one = Vec::new();
+        for notice in notices {
+            one.clear();
+            // A confirmation may have travelled by another way: then there is nothing to say.
+            let has_words = notice.put(&mut one);
+            if together.bytes.len() + one.len() > self.limits.proposal_bytes_max {
+                self.unsaid.fetch_sub(together.say(router).await, Relaxed);
+            }
+            together.bytes.extend_from_slice(&one);
+            together.requests += usize::from(has_words);
+            together.notices += 1;
+        }
+        self.unsaid.fetch_sub(together.say(router).await, Relaxed);
     }
 
     async fn watch_nodes(&self, router: &Router) {
@@ -277,7 +367,8 @@ impl Outlet for Wakes {
             let is_granted = matches!(outcome, Outcome::Granted { .. });
             let is_told = is_own_run && self.tell_waiting(ticket.number, outcome);
             // By the state itself, a moment ago.
-            let is_told = is_told || is_own_run && self.told_early.lock().remove(&ticket.number);
+            let was_told = is_own_run && self.told_early.lock().remove(&ticket.number);
+            let is_told = is_told || was_told;
             if is_granted && !is_told {
                 self.say(Notice::Cancel { db: 0, key: Vec::new(), ticket });
             }
@@ -298,13 +389,45 @@ impl Outlet for Wakes {
     }
 }
 
+/// Notices that travel in one proposal.
+#[derive(Debug, Default)]
+struct Together {
+    bytes: Vec<u8>,
+    /// How many requests there are in `bytes`.
+    requests: usize,
+    /// How many notices they settle.
+    notices: usize,
+}
+
+impl Together {
+    /// Says them until they are in the log, and begins anew. Gives how many notices that settled.
+    async fn say(&mut self, router: &Router) -> usize {
+        let Together { bytes, requests, notices } = std::mem::take(self);
+        if requests == 0 {
+            return notices;
+        }
+        loop {
+            // All of them fail, or none.
+            let answer = router.call(&bytes, requests, Protocol::Resp2).await;
+            if is_too_large(&answer) {
+                tracing::error!(bytes = bytes.len(), "what a client left behind cannot be said");
+            }
+            if !is_unavailable(&answer) {
+                return notices;
+            }
+            tokio::time::sleep(NOTICE_PAUSE).await;
+        }
+    }
+}
+
 impl Notice {
-    fn put(&self, out: &mut Vec<u8>) {
+    /// Appends its request. False if there is nothing to be said any more.
+    fn put(&self, out: &mut Vec<u8>) -> bool {
         match self {
             Notice::Cancel { db, key, ticket } => {
                 proposal::put_cancel(out, &Waited { db: *db, key, ticket: *ticket });
             }
-            Notice::Confirm(confirmation) => drop(confirmation.say(out)),
+            Notice::Confirm(confirmation) => return confirmation.say(out),
             Notice::Forget { node, but_boot, term } => {
                 proposal::put_forget_node(out, *node, *but_boot, *term);
             }
@@ -313,13 +436,13 @@ impl Notice {
                 proposal::put_call(out, *db, &argv);
             }
         }
+        true
     }
 }
 
-/// Proposes requests. True if they are in the log for certain: they may be there twice.
-async fn propose(router: &Router, bytes: &[u8], count: usize) -> bool {
-    // All of them fail, or none.
-    !is_unavailable(&router.call(bytes, count, Protocol::Resp2).await)
+/// Whether a reply says that a proposal was refused for its size.
+fn is_too_large(reply: &[u8]) -> bool {
+    reply.starts_with(b"-ERR the request is larger than")
 }
 
 /// Whether a reply says that a request was not executed for certain.
@@ -335,7 +458,10 @@ pub struct Wait {
     db: u32,
     key: Vec<u8>,
     ticket: Ticket,
-    outcome: oneshot::Receiver<Outcome>,
+    outcome: oneshot::Receiver<Result<Outcome, GivenUp>>,
+    /// How long it may take from when the log knows of it, and the moment when that is over.
+    limit: Duration,
+    deadline: Instant,
     /// How many snapshots had been installed when it began.
     snapshots: u64,
     is_over: bool,
@@ -348,7 +474,8 @@ impl Wait {
     }
 
     /// The log knows of it.
-    pub fn queued(&self, router: &Router) {
+    pub fn queued(&mut self, router: &Router) {
+        self.deadline = Instant::now() + self.limit;
         if let Some(waiting) = self.wakes.waiting.lock().get_mut(&self.ticket.number) {
             waiting.is_queued = true;
         }
@@ -356,15 +483,23 @@ impl Wait {
         if self.wakes.snapshots.load(SeqCst) != self.snapshots
             && let Some(outcome) = router.outcome_at(self.db, &self.key, self.ticket)
         {
-            self.wakes.told_early.lock().insert(self.ticket.number);
-            self.wakes.tell_waiting(self.ticket.number, outcome);
+            let number = self.ticket.number;
+            self.wakes.told_early.lock().insert(number);
+            if !self.wakes.tell_waiting(number, outcome) {
+                // The entry itself was faster, and no other tells it again.
+                self.wakes.told_early.lock().remove(&number);
+            }
         }
     }
 
-    /// How it ended. Cancel safe.
-    pub async fn outcome(&mut self) -> Outcome {
-        // The sender is only dropped with the table, when the process ends.
-        (&mut self.outcome).await.unwrap_or(Outcome::Gone)
+    /// How it ended. What was given up is to be dropped, so that the log learns of it. Cancel safe.
+    pub async fn outcome(&mut self) -> Result<Outcome, GivenUp> {
+        match timeout_at(self.deadline, &mut self.outcome).await {
+            // The sender is only dropped with the table, when the process ends.
+            Ok(told) => told.unwrap_or(Err(GivenUp::Stopping)),
+            // The log says that its time is over at about that time, if it says anything.
+            Err(_) => Err(GivenUp::OutOfContact),
+        }
     }
 
     /// It ended without a grant, or never began.

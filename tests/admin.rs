@@ -3,7 +3,10 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use support::process::Cluster;
@@ -149,6 +152,13 @@ fn locks_and_elections_are_had_over_http() {
     let leader = ask("GET", &url(2, election), None, None).json();
     assert_eq!((&leader["candidate"], &leader["value"]), (&json!("n1"), &json!("two")));
     assert_eq!(ask("GET", &url(0, "/v1/elections"), None, None).json()["items"][0]["epoch"], epoch);
+    for (field, value) in
+        [("wait_ms", json!(1)), ("delay_ms", json!(1)), ("lease", json!("x")), ("shared", json!(true))]
+    {
+        let mut wish = json!({ "owner": "a", "token": token, "ttl_ms": 60_000 });
+        wish[field] = value;
+        assert!(post(0, lock, wish).problem(422).contains("for who has no token yet"), "{field}");
+    }
     let resign = format!("{election}?candidate=n1&epoch={epoch}");
     assert_eq!(ask("DELETE", &url(2, &resign), None, None).status, 200);
     assert_eq!(post(0, election, json!({ "candidate": "n1" })).problem(422), "ttl_ms or lease is missing");
@@ -156,4 +166,47 @@ fn locks_and_elections_are_had_over_http() {
         post(0, lock, json!({ "owner": "a", "lease": "none" })).problem(404),
         "NOLEASE there is no such lease"
     );
+}
+
+/// Keys are bytes. Those that are no text can be seen and released by whoever finds them.
+#[test]
+fn locks_whose_names_are_no_text_are_had_over_http() {
+    let cluster = Cluster::start(1, &[]);
+    let url = |path: &str| format!("http://{}{path}", cluster.addresses[0].http);
+    let mut client = support::resp::Client::connect(&cluster.addresses[0].resp).unwrap();
+    assert!(client.run("LOCK.ACQUIRE \"bin\\xff\" a PX 60000").unwrap().contains("token"));
+    assert!(client.run("LOCK.ACQUIRE \"100%41\" a PX 60000").unwrap().contains("token"));
+    let listed = ask("GET", &url("/v1/locks"), None, None).json();
+    let items = listed["items"].as_array().unwrap();
+    let key = items.iter().find(|item| item["key"] == json!({ "base64": "Ymlu/w==" }));
+    let token = key.unwrap()["holders"][0]["token"].as_u64().unwrap();
+    assert!(items.iter().any(|item| item["key"] == "100%41"));
+    assert_eq!(ask("GET", &url("/v1/locks/100%2541"), None, None).status, 200);
+    assert_eq!(ask("GET", &url("/v1/locks/100A"), None, None).problem(404), "nobody holds it");
+    assert_eq!(ask("GET", &url("/v1/locks/bin%FF"), None, None).json()["holders"][0]["token"], token);
+    let release = format!("/v1/locks/bin%ff?owner=a&token={token}");
+    assert_eq!(ask("DELETE", &url(&release), None, None).json(), json!({ "left": 0 }));
+    let wish = json!({ "owner": "b", "ttl_ms": 60_000 }).to_string();
+    assert_eq!(ask("POST", &url("/v1/locks/bin%FF"), Some(&wish), None).status, 200);
+    assert_eq!(client.run("EXISTS \"bin\\xff\"").unwrap(), ":1\n");
+}
+
+#[test]
+fn the_status_says_when_nobody_leads() {
+    let mut cluster = Cluster::start(3, &[]);
+    let status = |cluster: &Cluster, node: usize| {
+        let address = &cluster.addresses[node].http;
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_kvorum")).args(["status", "--http", address]).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let leader = cluster.leader();
+    let (is_well, table, message) = status(&cluster, (leader + 1) % 3);
+    assert!(is_well && table.contains("leader") && table.lines().count() == 5, "{table}{message}");
+    cluster.kill(leader);
+    cluster.kill((leader + 1) % 3);
+    let (is_well, table, message) = status(&cluster, (leader + 2) % 3);
+    assert!(!is_well && table.contains("unreachable"), "{table}");
+    assert!(message.contains("no member that answers leads"), "{message}");
 }

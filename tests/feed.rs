@@ -384,6 +384,17 @@ fn a_quiet_reader_is_told_how_far_the_log_is() {
     let value = client.receive().unwrap();
     assert!(is_empty_message(&value), "{value:?}");
     assert!(matches!(message(&value), Message::Events(index, _) if index > begin));
+    // Tools tell those who listen from the others.
+    let mut other = Client::connect(&cluster.addresses[0].resp).unwrap();
+    let listed = |client: &mut Client, kind: &str| {
+        let Value::Bulk(_, Some(text)) = client.call(&["CLIENT", "LIST", "TYPE", kind]).unwrap() else {
+            panic!("a list is text")
+        };
+        String::from_utf8(text).unwrap().lines().filter(|line| line.contains(" flags=P ")).count()
+    };
+    assert_eq!((listed(&mut other, "pubsub"), listed(&mut other, "normal")), (1, 0));
+    assert_eq!(other.run("CLIENT KILL TYPE normal").unwrap(), ":0\n");
+    assert_eq!(other.run("CLIENT KILL TYPE pubsub").unwrap(), ":1\n");
 }
 
 /// One server-sent event.
@@ -491,16 +502,38 @@ fn the_feed_comes_over_http_too() {
     // The id wins over the address, which a browser asks for again as it was.
     let path = format!("/v1/feed?prefix=a&from={}", told[0].0);
     let mut again = events_of(&address.http, &path, Some(told[2].0));
+    assert_eq!(again.next().unwrap().id, Some(told[2].0));
     let event = again.next().unwrap();
     assert_eq!((event.id, event.data["events"].to_string()), {
         (Some(told[3].0), r#"[{"key":"a:set","type":"set","what":"sadd"}]"#.to_owned())
     });
     for (path, status) in
-        [("/v1/feed?from=x", " 422 "), ("/v1/feed?db=99999", " 422 "), ("/v1/feed?like=a", " 422 ")]
+        [("/v1/feed?from=x", " 422 "), ("/v1/feed?db=16", " 422 "), ("/v1/feed?like=a", " 422 ")]
     {
         let answer = request(&address.http, path, None);
         assert!(answer.contains(status) && answer.contains("application/problem+json"), "{answer}");
     }
+}
+
+/// A browser knows no more than the ids that it was given, and comes back without one that it was not.
+#[test]
+fn a_stream_that_breaks_before_its_first_event_has_no_gap() {
+    let (_turn, cluster) = cluster(1, &[]);
+    let address = &cluster.addresses[0];
+    let mut writer = Client::connect(&address.resp).unwrap();
+    let begin = subscribe(&mut Client::connect(&address.resp).unwrap(), "");
+    let asked = Instant::now();
+    let mut events = events_of(&address.http, "/v1/feed?prefix=cfg:", None);
+    let first = events.next().unwrap();
+    assert!(asked.elapsed() < Duration::from_millis(500), "after {:?}", asked.elapsed());
+    assert!(first.id >= Some(begin), "{first:?}");
+    assert_eq!(first.data["events"], serde_json::json!([]));
+    drop(events);
+    writer.run("SET cfg:a 1").unwrap();
+    let mut events = events_of(&address.http, "/v1/feed?prefix=cfg:", first.id);
+    assert_eq!(events.next().unwrap().id, first.id);
+    let event = events.find(|event| event.data["events"] != serde_json::json!([])).unwrap();
+    assert_eq!(event.data["events"][0]["key"], "cfg:a");
 }
 
 #[test]

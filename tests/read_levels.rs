@@ -44,6 +44,29 @@ fn set_level(client: &mut Client, level: &str) {
 }
 
 #[test]
+fn stale_reads_before_a_write_are_answered_where_nothing_can_be_written() {
+    let cluster = Cluster::start(3, &["--request-timeout-ms", "1000"]);
+    let leader = cluster.leader();
+    let follower = (leader + 1) % 3;
+    let mut reader = client(&cluster, follower);
+    assert_eq!(reader.run("SET k v").unwrap(), "+OK\n");
+    set_level(&mut reader, "stale");
+    for node in (0..3).filter(|node| *node != follower) {
+        cluster.freeze(node);
+    }
+    let lines = [&["GET", "k"][..], &["PING"], &["GET", "k"], &["SET", "k", "w"], &["GET", "k"]];
+    let asked = Instant::now();
+    reader.send(&lines.map(support::resp::encode).concat()).unwrap();
+    for expected in ["$\"v\"\n", "+PONG\n", "$\"v\"\n"] {
+        assert_eq!(reader.receive().unwrap().show(), expected);
+    }
+    assert!(asked.elapsed() < Duration::from_millis(800), "after {:?}", asked.elapsed());
+    // What stands behind the write went with it.
+    assert!(reader.receive().unwrap().show().starts_with('-'));
+    assert!(reader.receive().unwrap().is_unavailable());
+}
+
+#[test]
 fn a_follower_that_is_cut_off_refuses_what_it_cannot_promise() {
     let cluster = Cluster::start(3, &["--request-timeout-ms", "1000"]);
     let leader = cluster.leader();

@@ -76,3 +76,26 @@ fn what_is_taken_or_belongs_to_others_is_refused() {
     assert!(code == 6 && message.contains("the log is corrupted"), "{code}: {message}");
     assert!(message.contains("--join"), "it says how to rejoin: {message}");
 }
+
+/// Ports that cannot be are refused before anything is started.
+#[test]
+fn a_cluster_whose_ports_overlap_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (ports, why) in [
+        (["7000", "7002"], "overlap"),
+        (["7002", "7000"], "overlap"),
+        (["0", "7000"], "--port"),
+        (["7000", "0"], "--http-port"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_kvorum"))
+            .args(["dev", "--port", ports[0], "--http-port", ports[1], "--data"])
+            .arg(dir.path().join("data"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{ports:?}: {message}");
+        assert!(message.contains(why), "{ports:?}: {message}");
+        assert!(!dir.path().join("data").exists(), "{ports:?}");
+    }
+}

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::{
     Json,
     body::Bytes,
-    extract::{Path, Query, State, rejection::BytesRejection},
-    http::StatusCode,
+    extract::{Query, State, rejection::BytesRejection},
+    http::{StatusCode, Uri},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kvorum_raft::ReadLevel;
@@ -21,8 +21,9 @@ use crate::{
     error::Error,
     proposal,
     resp::{Protocol, Reply},
-    session::{Shared, reply_outcome},
+    session::{Shared, reply_outcome, wait_time},
     store::Outcome,
+    wake::GivenUp,
 };
 
 /// What is claimed, and how its commands and fields are called.
@@ -107,12 +108,14 @@ pub(super) struct Listing {
 pub(super) async fn acquire(
     kind: Kind,
     shared: Arc<Shared>,
-    key: String,
+    key: Vec<u8>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Refusal> {
     let mut wish: Wish = json_of(body)?;
-    let delay_ms = shared.settings.lock_delay_ms().parse().unwrap_or(0);
-    wish.delay_ms = wish.delay_ms.or((delay_ms > 0).then_some(delay_ms));
+    if wish.token.is_none() {
+        let delay_ms = shared.settings.lock_delay_ms().parse().unwrap_or(0);
+        wish.delay_ms = wish.delay_ms.or((delay_ms > 0).then_some(delay_ms));
+    }
     let (db, waits) = (wish.db, wish.wait_ms > Some(0) && wish.token.is_none());
     match write(&shared, db, &wish.argv(kind, key)?, waits).await? {
         Value::Null => Err(Refusal {
@@ -125,33 +128,36 @@ pub(super) async fn acquire(
 
 impl Wish {
     /// The command that grants it.
-    fn argv(self, kind: Kind, key: String) -> Result<Vec<String>, Refusal> {
+    fn argv(self, kind: Kind, key: Vec<u8>) -> Result<Vec<Vec<u8>>, Refusal> {
         let invalid = |why| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-        let number = |value: u64| value.to_string();
+        let number = |value: u64| value.to_string().into_bytes();
+        let owner = self.owner.into_bytes();
         let Some(token) = self.token.map(number) else {
             if self.ttl_ms.is_none() && self.lease.is_none() {
                 return Err(invalid("ttl_ms or lease is missing"));
             }
             let options = [
                 ("PX", self.ttl_ms.map(number)),
-                ("LEASE", self.lease),
+                ("LEASE", self.lease.map(String::into_bytes)),
                 ("WAIT", self.wait_ms.map(number)),
                 ("DELAY", self.delay_ms.map(number)),
-                (kind.data, self.data),
+                (kind.data, self.data.map(String::into_bytes)),
             ];
-            let options = options.into_iter().filter_map(|(word, value)| Some([word.to_owned(), value?]));
-            let shared = self.shared.then(|| "SHARED".to_owned());
-            return Ok([kind.acquire.to_owned(), key, self.owner]
-                .into_iter()
-                .chain(options.flatten())
-                .chain(shared)
-                .collect());
+            let options = options.into_iter().filter_map(|(word, value)| Some([word.into(), value?]));
+            let shared = self.shared.then(|| b"SHARED".to_vec());
+            let call = [kind.acquire.into(), key, owner];
+            return Ok(call.into_iter().chain(options.flatten()).chain(shared).collect());
         };
+        if self.lease.is_some() || self.wait_ms.is_some() || self.delay_ms.is_some() || self.shared {
+            return Err(invalid("lease, wait_ms, delay_ms and shared are for who has no token yet"));
+        }
         match (self.ttl_ms, self.data, kind.proclaim) {
             (Some(ttl_ms), None, _) => {
-                Ok(vec![kind.renew.into(), key, self.owner, token, "PX".into(), number(ttl_ms)])
+                Ok(vec![kind.renew.into(), key, owner, token, b"PX".to_vec(), number(ttl_ms)])
             }
-            (None, Some(value), Some(proclaim)) => Ok(vec![proclaim.into(), key, self.owner, token, value]),
+            (None, Some(value), Some(proclaim)) => {
+                Ok(vec![proclaim.into(), key, owner, token, value.into_bytes()])
+            }
             (_, _, Some(_)) => Err(invalid("with an epoch, either ttl_ms or value is needed")),
             (_, _, None) => Err(invalid("with a token, ttl_ms is needed and data cannot be given")),
         }
@@ -162,10 +168,10 @@ impl Wish {
 pub(super) async fn release(
     kind: Kind,
     shared: Arc<Shared>,
-    key: String,
+    key: Vec<u8>,
     hold: Hold,
 ) -> Result<Json<Value>, Refusal> {
-    let argv = [kind.release.to_owned(), key, hold.owner, hold.token.to_string()];
+    let argv = [kind.release.into(), key, hold.owner.into_bytes(), hold.token.to_string().into_bytes()];
     let left = write(&shared, hold.db, &argv, false).await?;
     Ok(Json(json!({ "left": left.as_i64().unwrap_or(0) })))
 }
@@ -174,10 +180,10 @@ pub(super) async fn release(
 pub(super) async fn info(
     kind: Kind,
     shared: Arc<Shared>,
-    key: String,
+    key: Vec<u8>,
     db: u32,
 ) -> Result<Json<Value>, Refusal> {
-    match read(&shared, db, &[kind.info.to_owned(), key]).await? {
+    match read(&shared, db, &[kind.info.into(), key]).await? {
         Value::Null => Err(Refusal::new(StatusCode::NOT_FOUND, "nobody holds it")),
         info => Ok(Json(info)),
     }
@@ -185,19 +191,19 @@ pub(super) async fn info(
 
 /// `GET` of all: a page of keys with what is known of each.
 pub(super) async fn list(kind: Kind, shared: Arc<Shared>, listing: Listing) -> Result<Json<Value>, Refusal> {
-    let mut argv = vec![kind.list.to_owned()];
+    let mut argv = vec![kind.list.into()];
     let options = [("MATCH", listing.pattern), ("CURSOR", listing.cursor)];
     for (word, value) in options {
-        argv.extend(value.into_iter().flat_map(|value| [word.to_owned(), value]));
+        argv.extend(value.into_iter().flat_map(|value| [word.into(), value.into_bytes()]));
     }
     let page = read(&shared, listing.db, &argv).await?;
     let mut items = Vec::new();
-    for key in page[1].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for key in page[1].as_array().into_iter().flatten() {
         // It may have ended since.
         if let Ok(Value::Object(mut info)) =
-            read(&shared, listing.db, &[kind.info.to_owned(), key.to_owned()]).await
+            read(&shared, listing.db, &[kind.info.into(), bytes_of(key)]).await
         {
-            info.insert("key".into(), key.into());
+            info.insert("key".into(), key.clone());
             items.push(Value::Object(info));
         }
     }
@@ -211,10 +217,10 @@ fn check_db(shared: &Shared, db: u32) -> Result<(), Refusal> {
     Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "db is out of range"))
 }
 
-async fn read(shared: &Shared, db: u32, argv: &[String]) -> Result<Value, Refusal> {
+async fn read(shared: &Shared, db: u32, argv: &[Vec<u8>]) -> Result<Value, Refusal> {
     check_db(shared, db)?;
     shared.router.barrier(ReadLevel::Linearizable).await?;
-    let argv: Vec<&[u8]> = argv.iter().map(String::as_bytes).collect();
+    let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
     let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
     let result = commands::resolve(&argv).and_then(|spec| match spec.run {
         Run::Read(run) => shared.router.read(db, |view| run(view, &Args::new(&argv), &mut reply)),
@@ -225,15 +231,15 @@ async fn read(shared: &Shared, db: u32, argv: &[String]) -> Result<Value, Refusa
 }
 
 /// Whoever hangs up while it waits ends its wait: the handler is dropped.
-async fn write(shared: &Shared, db: u32, argv: &[String], waits: bool) -> Result<Value, Refusal> {
+async fn write(shared: &Shared, db: u32, argv: &[Vec<u8>], waits: bool) -> Result<Value, Refusal> {
     check_db(shared, db)?;
-    let argv: Vec<&[u8]> = argv.iter().map(String::as_bytes).collect();
+    let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
     let mut bytes = Vec::new();
     if !waits {
         proposal::put_call(&mut bytes, db, &argv);
         return json_of_reply(&shared.router.call(&bytes, 1, Protocol::Resp3).await);
     }
-    let mut wait = shared.wakes.register(db, argv[1]);
+    let mut wait = shared.wakes.register(db, argv[1], wait_time(&argv));
     proposal::put_waiting_call(&mut bytes, wait.ticket(), db, &argv);
     let answer = shared.router.call(&bytes, 1, Protocol::Resp3).await;
     if !answer.is_empty() {
@@ -245,7 +251,8 @@ async fn write(shared: &Shared, db: u32, argv: &[String], waits: bool) -> Result
         return json_of_reply(&answer);
     }
     wait.queued(&shared.router);
-    let outcome = wait.outcome().await;
+    // What was given up is dropped here, and whatever it is granted goes back.
+    let outcome = wait.outcome().await?;
     let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
     reply_outcome(&outcome, &mut reply);
     match outcome {
@@ -264,12 +271,45 @@ fn json_of_reply(reply: &[u8]) -> Result<Value, Refusal> {
     }
 }
 
+/// Text as it is; other bytes marked and in base64.
+fn json_of_bytes(bytes: Vec<u8>) -> Value {
+    match String::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(error) => json!({ "base64": STANDARD.encode(error.as_bytes()) }),
+    }
+}
+
+/// What `json_of_bytes` shows.
+fn bytes_of(shown: &Value) -> Vec<u8> {
+    match shown.as_str() {
+        Some(text) => text.into(),
+        None => STANDARD.decode(shown["base64"].as_str().unwrap_or_default()).unwrap_or_default(),
+    }
+}
+
+/// A segment of a path as the bytes that it stands for.
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
+        match (byte, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push((high << 4 | low) as u8);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
 fn json_of_frame(frame: OwnedFrame) -> Value {
     match frame {
-        OwnedFrame::BlobString { data, .. } => match String::from_utf8(data) {
-            Ok(text) => text.into(),
-            Err(error) => json!({ "base64": STANDARD.encode(error.as_bytes()) }),
-        },
+        OwnedFrame::BlobString { data, .. } => json_of_bytes(data),
         OwnedFrame::SimpleString { data, .. } => String::from_utf8_lossy(&data).into(),
         OwnedFrame::Number { data, .. } => data.into(),
         OwnedFrame::Array { data, .. } => data.into_iter().map(json_of_frame).collect(),
@@ -303,6 +343,15 @@ fn refusal_of(text: &str) -> Refusal {
     Refusal { kind, ..Refusal::new(status, detail) }
 }
 
+impl From<GivenUp> for Refusal {
+    fn from(why: GivenUp) -> Refusal {
+        Refusal {
+            kind: "urn:kvorum:problem:unavailable",
+            ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
+        }
+    }
+}
+
 impl From<Error> for Refusal {
     fn from(error: Error) -> Refusal {
         refusal_of(&error.to_string())
@@ -325,14 +374,16 @@ pub(super) fn routes(path: &str, kind: Kind) -> axum::Router<Arc<Shared>> {
         query.map(|Query(asked)| asked).map_err(|error| Refusal::new(error.status(), error.body_text()))
     }
 
-    let one = get(move |State(shared), Path(key), query: Asked<OfDb>| async move {
-        info(kind, shared, key, asked(query)?.db).await
+    // Keys need not be UTF-8, of which axum's own extractor would have to make a string.
+    let key_of = |uri: &Uri| percent_decoded(uri.path().rsplit('/').next().unwrap_or_default());
+    let one = get(move |State(shared), uri: Uri, query: Asked<OfDb>| async move {
+        info(kind, shared, key_of(&uri), asked(query)?.db).await
     })
-    .post(move |State(shared), Path(key), body: Result<Bytes, BytesRejection>| async move {
-        acquire(kind, shared, key, body).await
+    .post(move |State(shared), uri: Uri, body: Result<Bytes, BytesRejection>| async move {
+        acquire(kind, shared, key_of(&uri), body).await
     })
-    .delete(move |State(shared), Path(key), query: Asked<Hold>| async move {
-        release(kind, shared, key, asked(query)?).await
+    .delete(move |State(shared), uri: Uri, query: Asked<Hold>| async move {
+        release(kind, shared, key_of(&uri), asked(query)?).await
     });
     let all = get(move |State(shared), query: Asked<Listing>| async move {
         list(kind, shared, asked(query)?).await

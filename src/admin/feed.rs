@@ -13,14 +13,14 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value as Json, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::Refusal;
 use crate::{
     args::format_double,
     feed::{Compacted, Entry, Event, Filter, Subscription},
     session::Shared,
-    store::{Content, DATABASES_MAX, Value},
+    store::{Content, Value},
 };
 
 /// How often a quiet stream tells how far the log is.
@@ -29,6 +29,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// A stream under way.
 struct Stream {
     subscription: Subscription,
+    /// It was told where it begins: without that a client that comes back at once would begin anew.
+    has_begun: bool,
+    stop: watch::Receiver<bool>,
     wake: Arc<Notify>,
     with_values: bool,
 }
@@ -44,13 +47,13 @@ struct Wish {
 }
 
 impl Wish {
-    fn parse(parameters: Vec<(String, String)>) -> Result<Wish, Refusal> {
+    fn parse(parameters: Vec<(String, String)>, databases: u32) -> Result<Wish, Refusal> {
         let mut wish = Wish::default();
         for (name, value) in parameters {
             let number = || value.parse::<u64>().ok();
             let is_known = match name.as_str() {
                 "db" => {
-                    let db = number().filter(|&db| db < u64::from(DATABASES_MAX));
+                    let db = number().filter(|&db| db < u64::from(databases));
                     db.map(|db| wish.db = db as u32).is_some()
                 }
                 "key" => {
@@ -86,7 +89,7 @@ pub(super) async fn feed(
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(parameters) = query.map_err(|error| Refusal::new(error.status(), error.body_text()))?;
-    let mut wish = Wish::parse(parameters)?;
+    let mut wish = Wish::parse(parameters, shared.settings.databases())?;
     if let Some(last) = headers.get("last-event-id") {
         // It is newer than the address that the client was given once.
         let index = last.to_str().ok().and_then(|last| last.parse().ok());
@@ -101,32 +104,37 @@ pub(super) async fn feed(
     let wake = Arc::new(Notify::new());
     let filter = Filter::new(wish.db, wish.keys, wish.prefixes);
     let subscription = feed.subscribe(filter, wish.from, wake.clone()).map_err(Refusal::compacted)?;
-    let stream = Stream { subscription, wake, with_values: wish.with_values };
+    let stop = shared.stopping.clone();
+    let stream = Stream { subscription, wake, with_values: wish.with_values, has_begun: false, stop };
     let events = futures::stream::unfold(Some(stream), |stream| async {
         let mut stream = stream?;
-        let (event, goes_on) = stream.next().await;
+        let (event, goes_on) = stream.next().await?;
         Some((Ok::<_, Infallible>(event), goes_on.then_some(stream)))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
 }
 
 impl Stream {
-    /// Waits for the next thing to tell. False when it is the last.
-    async fn next(&mut self) -> (sse::Event, bool) {
+    /// Waits for the next thing to tell. False when it is the last; None when the node stops.
+    async fn next(&mut self) -> Option<(sse::Event, bool)> {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            return Some((message(self.subscription.told(), Vec::new()), true));
+        }
         loop {
             match self.subscription.next_entry() {
-                Ok(Some(entry)) => return (self.show(&entry), true),
+                Ok(Some(entry)) => return Some((self.show(&entry), true)),
                 Ok(None) => {}
                 Err(Compacted { oldest, last }) => {
                     let why = json!({ "error": "compacted", "oldest_index": oldest, "last_index": last });
-                    return (sse::Event::default().event("error").data(why.to_string()), false);
+                    return Some((sse::Event::default().event("error").data(why.to_string()), false));
                 }
             }
             tokio::select! {
+                () = stopped(&mut self.stop) => return None,
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(TICK) => {
                     if let Some(index) = self.subscription.progress() {
-                        return (message(index, Vec::new()), true);
+                        return Some((message(index, Vec::new()), true));
                     }
                 }
             }
@@ -137,6 +145,11 @@ impl Stream {
         let events = entry.events().filter(|event| self.subscription.filter().matches(event));
         message(entry.index, events.map(|event| show(&event, self.with_values)).collect())
     }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the process ends.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn message(index: u64, events: Vec<Json>) -> sse::Event {

@@ -14,13 +14,17 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
+    serve::ListenerExt,
 };
 use kvorum_raft::{AdminError, NodeId};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::{feed::Compacted, session::Shared};
+use crate::{
+    feed::Compacted,
+    session::{Shared, stream::ask_often},
+};
 
 pub mod api;
 mod coordination;
@@ -43,6 +47,7 @@ pub async fn serve(
         // The sender is gone when the process ends anyway.
         let _ = stop.wait_for(|stop| *stop).await;
     };
+    let listener = listener.tap_io(|stream| ask_often(stream));
     if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
         tracing::error!(%error, "the admin API has ended");
     }

@@ -40,10 +40,10 @@ pub struct Dev {
     #[arg(long, default_value = "./kvorum-dev", value_name = "DIR")]
     data: PathBuf,
     /// Port of the first node for Redis clients; the others have the next ones
-    #[arg(long, default_value_t = 6379)]
+    #[arg(long, default_value_t = 6379, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// Port of the first node for the admin API; the others have the next ones
-    #[arg(long, default_value_t = 8379)]
+    #[arg(long, default_value_t = 8379, value_parser = clap::value_parser!(u16).range(1..))]
     http_port: u16,
 }
 
@@ -69,6 +69,10 @@ struct Node {
 pub(super) fn run(dev: Dev) -> Result<(), Failure> {
     if u32::from(dev.port.max(dev.http_port)) + u32::from(dev.nodes) > 1 << 16 {
         let error = anyhow::anyhow!("there are no {} ports from there on", dev.nodes);
+        return Err(Failure { code: CONFIG, error, advice: None });
+    }
+    if dev.port.abs_diff(dev.http_port) < dev.nodes {
+        let error = anyhow::anyhow!("the ports from --port and from --http-port on overlap");
         return Err(Failure { code: CONFIG, error, advice: None });
     }
     // One thread: a child dies with the thread that started it.
@@ -165,6 +169,9 @@ impl Node {
             // What is meant for a node of another cluster must not reach these.
             .env_remove("KVORUM_JOIN")
             .env_remove("KVORUM_CONFIG")
+            .env_remove("KVORUM_ADVERTISE_RESP")
+            .env_remove("KVORUM_ADVERTISE_HTTP")
+            .env_remove("KVORUM_ADVERTISE_PEER")
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("cannot share the log file")?)
             .stderr(output);

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use kvorum_raft::Role;
 
-use crate::admin::api::{Cluster, Member};
+use crate::{
+    admin::api::{Cluster, Member},
+    session::role_name,
+};
 
 /// How long a member may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -19,12 +23,26 @@ pub struct Status {
 }
 
 pub(super) fn run(status: Status) -> Result<()> {
-    let url = status.http.trim_end_matches('/');
-    let asked = cluster(url).with_context(|| format!("cannot ask {url}"))?;
+    let url = url_of(&status.http);
+    let asked = cluster(&url).with_context(|| format!("cannot ask {url}"))?;
     println!("cluster {}", asked.cluster_id.as_deref().unwrap_or("(not formed yet)"));
     let rows: Vec<[String; 10]> = asked.members.iter().map(|member| row(&asked, member)).collect();
     print!("{}", table(&HEADER, &rows));
+    // A member may take one for the leader that is gone: what counts is who says so of itself.
+    let leader = role_name(Role::Leader);
+    if !rows.iter().any(|row| row[1] == leader) {
+        bail!(
+            "no member that answers leads: nothing can be written, and LAG is only what node {} knows",
+            asked.node_id
+        );
+    }
     Ok(())
+}
+
+/// An address as people write it, without the scheme and with a slash at its end perhaps.
+fn url_of(address: &str) -> String {
+    let address = address.trim_end_matches('/');
+    if address.contains("://") { address.to_owned() } else { format!("http://{address}") }
 }
 
 /// What a member tells of itself.

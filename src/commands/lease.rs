@@ -20,7 +20,7 @@ pub const ROWS: &[Spec] = &[
         SINCE,
         "Makes a lease: a time to live that keys and locks can share",
     ),
-    Spec::write("LEASE.KEEPALIVE", 2, key(), keepalive).about(
+    Spec::write("LEASE.KEEPALIVE", -2, key(), keepalive).about(
         &["write", "fast"],
         GROUP,
         SINCE,
@@ -100,20 +100,35 @@ fn reply_lease(id: &[u8], remaining_ms: u64, reply: &mut Reply) {
     claim::reply_remaining(Some(remaining_ms), reply);
 }
 
+/// The binding that an optional `BINDING number` names, at the end of a call.
+fn named_binding(args: &Args<'_>) -> Result<Option<i64>> {
+    match (args.len(), args.is(2, "BINDING")) {
+        (2, _) => Ok(None),
+        (4, true) => Ok(Some(args.integer(3)?)),
+        _ => Err(Error::Syntax),
+    }
+}
+
+fn is_bound_by(lease: &Lease, binding: Option<i64>) -> bool {
+    binding.is_none_or(|binding| lease.binding as i64 == binding)
+}
+
 fn keepalive(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    let binding = named_binding(args)?;
+    if let Some(lease) = ctx.lease(args.at(1))?
+        && !is_bound_by(lease, binding)
+    {
+        return Err(Error::Other("NOTBOUND the lease is not bound by this number".into()));
+    }
     let deadline = ctx.renew_lease(args.at(1), None)?.ok_or_else(claim::no_lease)?;
     reply_lease(args.at(1), deadline - ctx.now_ms, reply);
     Ok(())
 }
 
 fn revoke(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let binding = match (args.len(), args.is(2, "BINDING")) {
-        (2, _) => None,
-        (4, true) => Some(args.integer(3)?),
-        _ => return Err(Error::Syntax),
-    };
+    let binding = named_binding(args)?;
     let lease = ctx.lease(args.at(1))?;
-    let is_meant = lease.is_some_and(|lease| binding.is_none_or(|binding| lease.binding as i64 == binding));
+    let is_meant = lease.is_some_and(|lease| is_bound_by(lease, binding));
     reply.flag(is_meant && ctx.delete(args.at(1)));
     Ok(())
 }

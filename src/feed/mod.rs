@@ -141,6 +141,17 @@ pub struct Subscription {
     seen: u64,
 }
 
+/// What a reader finds next.
+#[derive(Debug)]
+pub enum Found {
+    /// The next entry that has events for it.
+    Entry(Entry),
+    /// None yet: there is more to look through.
+    NotYet,
+    /// Nothing up to the end of the log.
+    Nothing,
+}
+
 impl Subscription {
     /// The index from which the reader can go on elsewhere: it was given all up to there, and nothing after.
     pub fn told(&self) -> u64 {
@@ -156,6 +167,19 @@ impl Subscription {
     /// subscription. Never waits; a long stretch without such an entry is left in pieces, the next of which is
     /// woken for.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, Compacted> {
+        match self.find()? {
+            Found::Entry(entry) => Ok(Some(entry)),
+            Found::Nothing => Ok(None),
+            Found::NotYet => {
+                self.wake.notify_one();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Looks through the next piece of the history, for an entry that has events for this reader. An error ends the
+    /// subscription. Never waits, and wakes nobody.
+    pub fn find(&mut self) -> Result<Found, Compacted> {
         let mut scanned = 0;
         while scanned < SCANNED_BYTES_MAX {
             let entry = {
@@ -165,15 +189,14 @@ impl Subscription {
                 self.seen = self.seen.max(entry.as_ref().map_or(ring.last(), |entry| entry.index));
                 entry
             };
-            let Some(entry) = entry else { return Ok(None) };
+            let Some(entry) = entry else { return Ok(Found::Nothing) };
             if entry.events().any(|event| self.filter.matches(&event)) {
                 self.told = entry.index;
-                return Ok(Some(entry));
+                return Ok(Found::Entry(entry));
             }
             scanned += entry.bytes.len();
         }
-        self.wake.notify_one();
-        Ok(None)
+        Ok(Found::NotYet)
     }
 
     /// How far the reader has been given all that it wants to see, if that is further than it was told: telling

@@ -114,7 +114,7 @@ impl Ring {
                 self.readers.get_mut(&id).expect("who is interested is a reader").has_news(index);
             });
         }
-        self.quiet_bytes += bytes.len();
+        self.quiet_bytes += bytes.len() + ENTRY_BYTES;
         if self.quiet_bytes > self.bytes_max / 4 {
             self.quiet_bytes = 0;
             self.readers.values().for_each(|reader| reader.wake.notify_one());

@@ -143,6 +143,7 @@ impl Decoder {
         if self.spans.is_empty() {
             // One request of a million arguments must not keep its room for the life of the connection.
             self.spans.shrink_to(1024);
+            self.requests.shrink_to(1024);
         }
         for span in &mut self.spans {
             span.start -= removed as u32;

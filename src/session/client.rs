@@ -1,6 +1,6 @@
 //! CLIENT: who is connected, names, and hanging up.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use super::{
     Replies, Session,
@@ -66,9 +66,8 @@ pub(super) fn info(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Re
 pub(super) fn list(session: &mut Session, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let mut all = session.shared.clients.all();
     if args.len() == 4 && args.is(2, "TYPE") {
-        if !is_normal(args.at(3))? {
-            all.clear();
-        }
+        let kind = Kind::parse(args.at(3))?;
+        all.retain(|client| kind.fits(client));
     } else if args.len() > 3 && args.is(2, "ID") {
         let mut ids = Vec::new();
         for id in args.from(3) {
@@ -84,12 +83,32 @@ pub(super) fn list(session: &mut Session, args: &Args<'_>, reply: &mut Reply) ->
     Ok(())
 }
 
-/// Whether a client type is that of all connections here.
-fn is_normal(kind: &[u8]) -> Result<bool> {
-    match kind.to_ascii_lowercase().as_slice() {
-        b"normal" => Ok(true),
-        b"master" | b"slave" | b"replica" | b"pubsub" => Ok(false),
-        _ => Err(Error::err(format!("Unknown client type '{}'", String::from_utf8_lossy(kind)))),
+/// A client type.
+#[derive(Clone, Copy)]
+enum Kind {
+    Normal,
+    /// Those that listen for messages.
+    Listening,
+    /// Nodes do not come as clients.
+    Node,
+}
+
+impl Kind {
+    fn parse(kind: &[u8]) -> Result<Kind> {
+        match kind.to_ascii_lowercase().as_slice() {
+            b"normal" => Ok(Kind::Normal),
+            b"pubsub" => Ok(Kind::Listening),
+            b"master" | b"slave" | b"replica" => Ok(Kind::Node),
+            _ => Err(Error::err(format!("Unknown client type '{}'", String::from_utf8_lossy(kind)))),
+        }
+    }
+
+    fn fits(self, client: &Client) -> bool {
+        match self {
+            Kind::Normal => !client.identity.lock().is_subscribed,
+            Kind::Listening => client.identity.lock().is_subscribed,
+            Kind::Node => false,
+        }
     }
 }
 
@@ -119,7 +138,7 @@ pub(super) fn kill(session: &mut Session, args: &Args<'_>, reply: &mut Reply) ->
 fn hang_up(session: &mut Session, victim: &Arc<Client>) {
     if victim.id == session.client.id {
         session.closing = true;
-        victim.killed.store(true, Relaxed);
+        victim.kill();
     } else {
         victim.hang_up();
     }
@@ -130,7 +149,7 @@ struct Filter {
     id: Option<i64>,
     addr: Option<Vec<u8>>,
     local_addr: Option<Vec<u8>>,
-    normal: bool,
+    kind: Option<Kind>,
     age_s_min: u64,
     skip_me: bool,
 }
@@ -138,7 +157,7 @@ struct Filter {
 impl Filter {
     fn parse(args: &Args<'_>) -> Result<Filter> {
         let mut filter =
-            Filter { id: None, addr: None, local_addr: None, normal: true, age_s_min: 0, skip_me: true };
+            Filter { id: None, addr: None, local_addr: None, kind: None, age_s_min: 0, skip_me: true };
         for at in (2..args.len()).step_by(2) {
             let value = args.get(at + 1).ok_or(Error::Syntax)?;
             if args.is(at, "ID") {
@@ -149,7 +168,7 @@ impl Filter {
             } else if args.is(at, "LADDR") {
                 filter.local_addr = Some(value.to_vec());
             } else if args.is(at, "TYPE") {
-                filter.normal = is_normal(value)?;
+                filter.kind = Some(Kind::parse(value)?);
             } else if args.is(at, "USER") {
                 if value != b"default" {
                     let user = String::from_utf8_lossy(value);
@@ -175,7 +194,7 @@ impl Filter {
         let same = |wanted: &Option<Vec<u8>>, addr: std::net::SocketAddr| {
             wanted.as_ref().is_none_or(|wanted| addr.to_string().as_bytes() == wanted)
         };
-        self.normal
+        self.kind.is_none_or(|kind| kind.fits(client))
             && self.id.is_none_or(|id| client.id as i64 == id)
             && same(&self.addr, client.addr)
             && same(&self.local_addr, client.local_addr)

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -61,8 +61,8 @@ pub struct Client {
     pub fd: i32,
     /// When it was accepted.
     pub since: Instant,
-    /// Milliseconds after `since` of the last command.
-    pub active_ms: AtomicU64,
+    /// Milliseconds after `since` when bytes came or went, or a command ended.
+    active_ms: AtomicU64,
     /// The last command's row.
     pub last_row: AtomicUsize,
     /// Bytes that have arrived and were not yet executed.
@@ -71,8 +71,14 @@ pub struct Client {
     pub reply_bytes: AtomicUsize,
     /// What the client told.
     pub identity: Mutex<Identity>,
-    /// The session ends when what it is doing is done.
-    pub killed: AtomicBool,
+    /// Nothing more is executed for it, and the session ends.
+    killed: AtomicBool,
+    /// It executes something, so silence is no idleness.
+    pub(super) is_busy: AtomicBool,
+    /// Its leases that live as long as the connection: while there is one, silence is no idleness.
+    pub(super) leases: AtomicUsize,
+    /// How long its machine may be silent before the connection counts as broken; None for the system's own measure.
+    silence: Mutex<Option<Duration>>,
     /// Taken by CLIENT UNBLOCK while a command waits.
     pub unblock: Mutex<Option<oneshot::Sender<Unblock>>>,
     stream: Stream,
@@ -86,8 +92,40 @@ impl Client {
 
     /// Ends the connection at once; replies on their way are lost.
     pub fn hang_up(&self) {
-        self.killed.store(true, Relaxed);
+        self.kill();
         self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Has nothing more executed for it; what it is to be told is still sent.
+    pub(super) fn kill(&self) {
+        self.killed.store(true, Relaxed);
+    }
+
+    /// Whether nothing more is to be executed for it.
+    pub(super) fn is_killed(&self) -> bool {
+        self.killed.load(Relaxed)
+    }
+
+    /// Notes that it did something, or something was done for it.
+    pub(super) fn touch(&self) {
+        self.active_ms.store(self.since.elapsed().as_millis() as u64, Relaxed);
+    }
+
+    /// Whether it did nothing for so long, and nothing explains that.
+    pub fn is_idle_for(&self, ms: u64) -> bool {
+        self.idle_ms() > ms
+            && !self.is_busy.load(Relaxed)
+            && self.leases.load(Relaxed) == 0
+            && !self.identity.lock().is_subscribed
+    }
+
+    /// Says how long its machine may be silent.
+    pub(super) fn expect_signs(&self, silence: Option<Duration>) {
+        let mut present = self.silence.lock();
+        if *present != silence {
+            *present = silence;
+            self.stream.expect_signs(silence);
+        }
     }
 
     /// Ends the connection when what has arrived by now is answered.
@@ -95,8 +133,8 @@ impl Client {
         self.stream.shutdown(Shutdown::Read);
     }
 
-    /// Milliseconds since the last command.
-    pub fn idle_ms(&self) -> u64 {
+    /// Milliseconds since it did something.
+    fn idle_ms(&self) -> u64 {
         (self.since.elapsed().as_millis() as u64).saturating_sub(self.active_ms.load(Relaxed))
     }
 
@@ -161,6 +199,9 @@ impl Clients {
             reply_bytes: AtomicUsize::new(0),
             identity: Mutex::default(),
             killed: AtomicBool::new(false),
+            is_busy: AtomicBool::new(false),
+            leases: AtomicUsize::new(0),
+            silence: Mutex::default(),
             unblock: Mutex::default(),
             stream,
         });
@@ -176,6 +217,11 @@ impl Clients {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.by_id.lock().len()
+    }
+
+    /// How many wait in a command.
+    pub fn waiting(&self) -> usize {
+        self.by_id.lock().values().filter(|client| client.unblock.lock().is_some()).count()
     }
 
     /// Whether there is none.

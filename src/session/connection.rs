@@ -56,7 +56,7 @@ pub(super) fn reset(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> R
     session.pushes.clear();
     session.db = 0;
     session.replies = Replies::On;
-    session.bound.clear();
+    session.unbind();
     session.in_session = None;
     session.protocol = Protocol::Resp2;
     session.identify(|identity| {

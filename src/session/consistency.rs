@@ -104,6 +104,11 @@ impl Session {
         self.identify(|identity| identity.readonly = level == ReadLevel::Stale);
     }
 
+    /// Whether reads may be answered where nobody else can be reached.
+    pub(super) fn reads_are_local(&self) -> bool {
+        !is_linearizable(self.read_level)
+    }
+
     /// Waits until a read of the local state gives what this connection was promised.
     pub(super) async fn barrier(&mut self) -> Result<()> {
         self.barrier_at(self.read_level).await

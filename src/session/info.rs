@@ -83,7 +83,7 @@ fn clients(shared: &Shared, _: &Status, out: &mut String) {
     field(out, "maxclients", shared.settings.clients_max());
     field(out, "client_recent_max_input_buffer", longest(|client| client.query_bytes.load(Relaxed)));
     field(out, "client_recent_max_output_buffer", longest(|client| client.reply_bytes.load(Relaxed)));
-    field(out, "blocked_clients", shared.wakes.len());
+    field(out, "blocked_clients", shared.clients.waiting());
     field(out, "tracking_clients", 0);
     field(out, "clients_in_timeout_table", 0);
 }

@@ -1,11 +1,18 @@
 //! LEASE.BIND: a lease that lives as long as the connection. This node keeps it alive meanwhile; then it runs out, or
 //! is revoked at once: an ephemeral node in ZooKeeper's sense.
+//!
+//! A binding has a number, and only under that is the lease kept and revoked: once somebody else has bound it, or another
+//! lease has its name, this connection has no part in it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::task::JoinHandle;
 
-use super::{Session, Shared};
+use super::{Session, Shared, clients::Client};
 use crate::{
     args::Args,
     error::Error,
@@ -21,24 +28,68 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// The longest pause after one that failed.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// A lease that is bound to a connection, until this is dropped.
-pub(super) struct Bound {
-    shared: Arc<Shared>,
+/// Bindings that ended are looked for when there are twice as many as were left the last time, and not fewer than this.
+const SWEPT_MIN: usize = 16;
+
+/// A lease, and the number under which a connection has bound it.
+#[derive(Clone)]
+struct Binding {
     db: u32,
     id: Vec<u8>,
-    /// To be revoked with the connection, if it is still bound by this number.
-    revoked_as: Option<Vec<u8>>,
+    /// In digits.
+    number: Vec<u8>,
+}
+
+/// A lease that is bound to a connection, until this is dropped.
+struct Bound {
+    shared: Arc<Shared>,
+    binding: Binding,
+    ttl: Duration,
+    /// It does not outlive the connection.
+    is_revoked: bool,
+    /// Ends when the binding is no longer valid.
     keeper: JoinHandle<()>,
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        self.keeper.abort();
-        if let Some(binding) = self.revoked_as.take() {
-            let id = std::mem::take(&mut self.id);
-            let argv = vec![b"LEASE.REVOKE".to_vec(), id, b"BINDING".to_vec(), binding];
-            self.shared.wakes.leave(self.db, argv);
+        if self.is_revoked && !self.keeper.is_finished() {
+            let Binding { db, id, number } = self.binding.clone();
+            let argv = vec![b"LEASE.REVOKE".to_vec(), id, b"BINDING".to_vec(), number];
+            self.shared.wakes.leave(db, argv);
         }
+        self.keeper.abort();
+    }
+}
+
+/// The leases that live as long as a connection.
+#[derive(Default)]
+pub(super) struct Bindings {
+    by_lease: BTreeMap<(u32, Vec<u8>), Bound>,
+    /// How many were left when those that ended were last looked for.
+    swept: usize,
+    /// The least time to live, perhaps of one that has ended.
+    ttl_min: Option<Duration>,
+}
+
+impl Bindings {
+    fn add(&mut self, bound: Bound) {
+        if self.by_lease.len() >= (2 * self.swept).max(SWEPT_MIN) {
+            self.by_lease.retain(|_, bound| !bound.keeper.is_finished());
+            self.swept = self.by_lease.len();
+            self.ttl_min = self.by_lease.values().map(|bound| bound.ttl).min();
+        }
+        self.ttl_min = self.ttl_min.into_iter().chain([bound.ttl]).min();
+        self.by_lease.insert((bound.binding.db, bound.binding.id.clone()), bound);
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Bindings::default();
+    }
+
+    /// How long the client's machine may be silent: as long as the shortest of its leases.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        self.ttl_min
     }
 }
 
@@ -56,31 +107,61 @@ impl Session {
         if answer.starts_with(b"-") {
             return self.out.extend_from_slice(&answer);
         }
-        let binding: Vec<u8> = answer.iter().copied().filter(u8::is_ascii_digit).collect();
+        let number: Vec<u8> = answer.iter().copied().filter(u8::is_ascii_digit).collect();
         let ttl_ms = self
             .shared
             .router
             .read(db, |view| view.value::<Lease>(&id).ok().flatten().map_or(0, |lease| lease.ttl_ms));
-        let pause = (Duration::from_millis(ttl_ms) / KEEPALIVES).max(PAUSE_MIN);
-        let keeper = tokio::spawn(keep(self.shared.clone(), db, id.clone(), pause));
-        self.bound.retain(|bound| (bound.db, &bound.id) != (db, &id));
-        let revoked_as = is_revoked.then_some(binding);
-        self.bound.push(Bound { shared: self.shared.clone(), db, id, revoked_as, keeper });
+        let (shared, ttl) = (self.shared.clone(), Duration::from_millis(ttl_ms));
+        let binding = Binding { db, id, number };
+        let kept = Kept::of(&self.client);
+        let keeper = tokio::spawn(keep(shared.clone(), binding.clone(), ttl, kept));
+        self.bound.add(Bound { shared, binding, ttl, is_revoked, keeper });
+        self.expect_signs(None);
         self.reply(Reply::ok);
+    }
+
+    /// Ends all bindings.
+    pub(super) fn unbind(&mut self) {
+        self.bound.clear();
+        self.expect_signs(None);
     }
 }
 
-/// Keeps a lease alive until there is none.
-async fn keep(shared: Arc<Shared>, db: u32, id: Vec<u8>, pause: Duration) {
+/// A client's lease that is kept alive: while there is one, the client is not idle.
+struct Kept(Arc<Client>);
+
+impl Kept {
+    fn of(client: &Arc<Client>) -> Kept {
+        client.leases.fetch_add(1, Relaxed);
+        Kept(client.clone())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.leases.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Keeps a lease alive for as long as its binding is valid.
+async fn keep(shared: Arc<Shared>, binding: Binding, ttl: Duration, _kept: Kept) {
+    let pause = (ttl / KEEPALIVES).max(PAUSE_MIN);
     let mut next = pause;
     loop {
         tokio::time::sleep(next).await;
-        let answer = call(&shared, db, &[b"LEASE.KEEPALIVE", &id]).await;
-        if answer.starts_with(b"-NOLEASE") || answer.starts_with(b"-WRONGTYPE") {
+        let answer = call(&shared, binding.db, &keepalive_request(&binding)).await;
+        let is_over = |word: &&[u8]| answer.starts_with(word);
+        if [&b"-NOLEASE"[..], b"-NOTBOUND", b"-WRONGTYPE"].iter().any(is_over) {
             return;
         }
         next = if answer.starts_with(b"-") { (pause / 4).clamp(PAUSE_MIN, RETRY_MAX) } else { pause };
     }
+}
+
+/// What keeps a lease alive, and no other of its name.
+fn keepalive_request(binding: &Binding) -> [&[u8]; 4] {
+    [b"LEASE.KEEPALIVE", &binding.id, b"BINDING", &binding.number]
 }
 
 /// Executes a command of leases; gives its answer.

@@ -12,7 +12,10 @@ use std::{
 };
 
 use kvorum_raft::ReadLevel;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::watch,
+};
 
 use crate::{
     error::Error,
@@ -34,6 +37,7 @@ mod lease;
 mod observe;
 mod once;
 mod pipeline;
+mod presence;
 mod push;
 mod server;
 pub mod settings;
@@ -44,7 +48,7 @@ mod transaction;
 mod waiting;
 
 pub use info::{cpu_seconds, resident_bytes, role_name};
-pub use waiting::reply_outcome;
+pub use waiting::{reply_outcome, wait_time};
 
 use clients::{Client, Clients, Identity};
 use settings::Settings;
@@ -86,6 +90,10 @@ pub struct Shared {
     pub resp_port: u16,
     /// Where its peers reach this node.
     pub peer_address: String,
+    /// The largest proposal that the log takes.
+    pub proposal_bytes_max: usize,
+    /// Whether the node is about to stop: what has no end of its own ends.
+    pub stopping: watch::Receiver<bool>,
 }
 
 /// Which replies a client wants to see.
@@ -113,6 +121,8 @@ pub struct Session {
     /// Reads wait until the entry at this index is applied here; 0 when it is.
     read_after: u64,
     replies: Replies,
+    /// The client does not see the replies of the unit under way.
+    is_hidden: bool,
     /// Commands since MULTI.
     queue: Option<Queue>,
     watched: WatchedKeys,
@@ -121,7 +131,7 @@ pub struct Session {
     /// The session that the client is in: its database and key.
     in_session: Option<(u32, Vec<u8>)>,
     /// Leases that live as long as the connection.
-    bound: Vec<lease::Bound>,
+    bound: lease::Bindings,
     pushes: push::Pushes,
     /// Whose turn it is when both bytes have arrived and something is to be pushed.
     pushes_come_first: bool,
@@ -141,6 +151,8 @@ pub async fn serve(shared: Arc<Shared>, client: Arc<Client>, mut reader: impl As
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // What its leases leave behind is to be said before a node that stops takes it for gone.
+        self.bound.clear();
         self.shared.clients.leave(self.client.id);
     }
 }
@@ -156,11 +168,12 @@ impl Session {
             read_level,
             read_after: 0,
             replies: Replies::On,
+            is_hidden: false,
             queue: None,
             watched: WatchedKeys::new(),
             unconfirmed: Vec::new(),
             in_session: None,
-            bound: Vec::new(),
+            bound: lease::Bindings::default(),
             pushes: push::Pushes::default(),
             pushes_come_first: false,
             out: Vec::new(),
@@ -174,7 +187,7 @@ impl Session {
     async fn serve(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(IDLE_BYTES);
         let mut decoder = Decoder::default();
-        while !self.closing {
+        while self.goes_on() {
             if buffer.len() == buffer.capacity() {
                 // What arrives faster than it fits gets more room, up to what is needed for one argument.
                 buffer.reserve(buffer.len().clamp(IDLE_BYTES, 16 << 20));
@@ -185,17 +198,20 @@ impl Session {
             }
             let was_filled = buffer.len() == buffer.capacity();
             self.shared.stats.bytes_in.fetch_add(count as u64, Relaxed);
-            self.client.active_ms.store(self.client.since.elapsed().as_millis() as u64, Relaxed);
+            self.client.touch();
             let verdict = decoder.decode(&mut buffer, &self.shared.settings.limits());
+            self.client.is_busy.store(true, Relaxed);
             self.run(&buffer, &decoder).await?;
+            self.client.is_busy.store(false, Relaxed);
             if let Err(error) = verdict
-                && !self.closing
+                && self.goes_on()
             {
                 self.shared.stats.protocol_errors.fetch_add(1, Relaxed);
                 self.reply(|reply| reply.error(&Error::Other(error.to_string().into())));
                 self.closing = true;
             }
             self.flush().await?;
+            self.client.touch();
             let done = decoder.forget();
             buffer.drain(..done);
             self.client.query_bytes.store(buffer.len(), Relaxed);
@@ -212,6 +228,11 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Whether what else the client has sent is to be executed.
+    fn goes_on(&self) -> bool {
+        !self.closing && !self.client.is_killed()
     }
 
     /// Reads what has arrived, and sends meanwhile what is to be pushed.
@@ -257,7 +278,11 @@ impl Session {
                 Ok(count) => rest = &rest[count..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.client.reply_bytes.store(rest.len(), Relaxed);
+                    // A client that takes nothing is idle, whatever else it waits for.
+                    let was_busy = self.client.is_busy.swap(false, Relaxed);
+                    self.client.touch();
                     stream.writable().await?;
+                    self.client.is_busy.store(was_busy, Relaxed);
                 }
                 Err(error) => return Err(error),
             }

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     args::{Args, parse_integer},
     error::{Error, Result},
-    feed::{Entry, Filter, Subscription},
+    feed::{Entry, Filter, Found, Subscription},
     resp::Reply,
     store::{ClaimKind, Content, Leader, View},
 };
@@ -47,7 +47,7 @@ impl Session {
     /// ELECT.OBSERVE name [FROM epoch].
     pub(super) async fn observe(&mut self, argv: &[&[u8]]) {
         let source = match self.barrier().await {
-            Ok(()) => self.observer(&Args::new(argv)),
+            Ok(()) => self.observer(&Args::new(argv)).await,
             Err(error) => Err(error),
         };
         match source {
@@ -62,7 +62,7 @@ impl Session {
         }
     }
 
-    fn observer(&mut self, args: &Args<'_>) -> Result<ElectionSource> {
+    async fn observer(&mut self, args: &Args<'_>) -> Result<ElectionSource> {
         let known_epoch = match args.len() {
             2 => None,
             4 if args.is(2, "FROM") => {
@@ -76,16 +76,9 @@ impl Session {
             return Err(Error::err("the change feed is off on this node: feed-history-bytes is 0"));
         }
         if let Some(epoch) = known_epoch
-            && let Some((oldest, past)) = self.past_of(&name, epoch)
+            && let Some((from, subscription)) = self.past_of(&name, epoch).await
         {
-            return Ok(ElectionSource {
-                name,
-                subscription: past,
-                from: oldest,
-                known_epoch,
-                first: None,
-                told: None,
-            });
+            return Ok(ElectionSource { name, subscription, from, known_epoch, first: None, told: None });
         }
         let subscription = self.subscribe_to(&name, None).ok_or_else(|| compacted(0))?;
         // The state may be a moment ahead of the feed: what it has already is not told again.
@@ -105,18 +98,24 @@ impl Session {
         self.shared.router.feed().subscribe(filter, from, self.pushes.wake()).ok()
     }
 
-    /// The whole history of an election, if that shows all that came after an epoch; and the index after which it
-    /// begins.
-    fn past_of(&self, name: &[u8], epoch: u64) -> Option<(u64, Subscription)> {
+    /// The history of an election, if that shows all that came after an epoch; and the index after which it begins.
+    async fn past_of(&self, name: &[u8], epoch: u64) -> Option<(u64, Subscription)> {
         let oldest = self.shared.router.feed().status().oldest_index;
         let mut look = self.subscribe_to(name, Some(oldest))?;
-        while let Some(entry) = look.next_entry().ok()? {
-            if let Some(leader) = leader_after(&entry, name) {
-                let past = self.subscribe_to(name, Some(oldest))?;
-                return (leader.epoch <= epoch).then_some((oldest, past));
+        loop {
+            match look.find().ok()? {
+                Found::Entry(entry) => {
+                    if let Some(leader) = leader_after(&entry, look.filter()) {
+                        let before = entry.index - 1;
+                        let past = self.subscribe_to(name, Some(before))?;
+                        return (leader.epoch <= epoch).then_some((before, past));
+                    }
+                }
+                // The history may be long: others get their turn.
+                Found::NotYet => tokio::task::yield_now().await,
+                Found::Nothing => return None,
             }
         }
-        None
     }
 
     /// ELECT.UNOBSERVE [name ...]: how many observations ended.
@@ -153,10 +152,10 @@ fn leader(view: &View<'_>, name: &[u8]) -> Result<Option<OwnLeader>> {
     Ok(election.and_then(|election| Some(election.leader(view.now_ms)?.into())))
 }
 
-/// Who leads after an entry that has an event of this election.
-fn leader_after(entry: &Entry, name: &[u8]) -> Option<OwnLeader> {
-    // An event without a key is about all keys.
-    let own = entry.events().filter(|event| event.key.is_none_or(|key| key == name)).last()?;
+/// Who leads after an entry that has an event of the election that a filter lets through. An entry holds the writes of
+/// many clients, to other databases too.
+fn leader_after(entry: &Entry, filter: &Filter) -> Option<OwnLeader> {
+    let own = entry.events().filter(|event| filter.matches(event)).last()?;
     match own.content()? {
         Content::Leader(leader) => Some(leader.into()),
         Content::String(_) | Content::Object(_) => None,
@@ -175,7 +174,7 @@ impl ElectionSource {
                 Ok(None) => return Pushed::Nothing,
                 Ok(Some(entry)) if entry.index <= self.from => {}
                 Ok(Some(entry)) => {
-                    let leader = leader_after(&entry, &self.name);
+                    let leader = leader_after(&entry, self.subscription.filter());
                     if self.is_known(&leader) {
                         continue;
                     }

@@ -76,6 +76,8 @@ enum Item {
 enum Class {
     /// It is in the unit.
     Taken,
+    /// It belongs into the next unit.
+    Next,
     /// It must be executed by itself.
     Alone(&'static Row),
 }
@@ -96,7 +98,7 @@ impl Session {
     pub(super) async fn run(&mut self, buffer: &[u8], decoder: &Decoder) -> io::Result<()> {
         let requests = decoder.requests();
         let mut next = 0;
-        while next < requests.len() && !self.closing {
+        while next < requests.len() && self.goes_on() {
             let mut scratch = std::mem::take(&mut self.scratch);
             let result = self.unit(buffer, decoder, &requests[next..], &mut scratch).await;
             self.scratch = scratch;
@@ -118,13 +120,14 @@ impl Session {
     ) -> io::Result<usize> {
         let started = Instant::now();
         let (hidden, skips) = (self.replies != Replies::On, self.replies == Replies::SkipNext);
+        self.is_hidden = hidden;
         let mut mark = self.out.len();
         if skips {
             self.replies = Replies::On;
         }
         let count_max = if skips { 1 } else { UNIT_COMMANDS_MAX };
         scratch.clear();
-        let (mut count, mut bytes) = (0, 0);
+        let (mut count, mut bytes, mut writes_next) = (0, 0, false);
         while count < requests.len().min(count_max) && bytes < UNIT_BYTES_MAX && !self.closing {
             let request = requests[count];
             match self.classify(buffer, decoder, request, scratch) {
@@ -143,7 +146,16 @@ impl Session {
                     break;
                 }
                 Class::Alone(_) => break,
+                Class::Next => {
+                    writes_next = true;
+                    break;
+                }
             }
+        }
+        if self.client.is_killed() && !self.closing {
+            // It was killed by somebody who relies on it.
+            self.closing = true;
+            return Ok(count);
         }
         if scratch.has_write() {
             self.propose(buffer, decoder, scratch).await?;
@@ -155,6 +167,9 @@ impl Session {
         // CLIENT REPLY ON is answered.
         if hidden && (skips || self.replies != Replies::On) {
             self.out.truncate(mark);
+        } else if writes_next {
+            // It may take long.
+            self.flush().await?;
         }
         Ok(count)
     }
@@ -176,11 +191,7 @@ impl Session {
                 return Class::Taken;
             }
             Resolved::Http => {
-                tracing::warn!(
-                    client = self.client.id,
-                    "possible attack: a client speaks HTTP (POST or Host:); its connection is closed"
-                );
-                self.closing = true;
+                self.refuse_http();
                 return Class::Taken;
             }
             Resolved::Aborted(text) => {
@@ -202,6 +213,10 @@ impl Session {
                 Err(error) => reply.error(&error),
             });
             return Class::Taken;
+        }
+        if self.writes(run) && self.reads_are_local() && scratch.has_only_reads() {
+            // They are answered also when nothing can be written.
+            return Class::Next;
         }
         match run {
             Run::Read(run) => scratch.items.push(Item::Read { request, db: self.db, run }),
@@ -227,6 +242,14 @@ impl Session {
         }
         scratch.count(row);
         Class::Taken
+    }
+
+    fn refuse_http(&mut self) {
+        tracing::warn!(
+            client = self.client.id,
+            "possible attack: a client speaks HTTP (POST or Host:); its connection is closed"
+        );
+        self.closing = true;
     }
 
     /// Runs a command all by itself. Everything before it is done and its replies are in `out`.
@@ -287,7 +310,7 @@ impl Session {
                 continue;
             }
             done += ran;
-            if self.out.len() > FLUSH_BYTES && self.replies == Replies::On && done < items.len() {
+            if self.out.len() > FLUSH_BYTES && !self.is_hidden && done < items.len() {
                 self.flush().await?;
             }
         }
@@ -340,12 +363,22 @@ impl Session {
         });
     }
 
-    /// Sends a unit with writes through the log.
+    /// Whether a command goes through the log.
+    fn writes(&self, run: Run) -> bool {
+        match run {
+            Run::Write => true,
+            Run::Exec => self.queue.as_ref().is_some_and(Queue::needs_log),
+            _ => false,
+        }
+    }
+
+    /// Sends a unit with writes through the log; in several proposals if it does not fit one.
     async fn propose(&mut self, buffer: &[u8], decoder: &Decoder, scratch: &mut Scratch) -> io::Result<()> {
         let Scratch { items, ready, bytes, .. } = scratch;
         bytes.clear();
         let mut steps = Vec::with_capacity(items.len());
         for item in items.iter() {
+            let start = bytes.len();
             match item {
                 Item::Ready(range) => match steps.last_mut() {
                     Some(Step::Ready(before)) => before.extend_from_slice(&ready[range.clone()]),
@@ -371,6 +404,12 @@ impl Session {
                     queue.put(bytes);
                     steps.push(Step::Write);
                 }
+            }
+            if start > 0 && self.prefix_bytes() + bytes.len() > self.shared.proposal_bytes_max {
+                // The last one begins another proposal: what is too large is refused alone.
+                let last = steps.pop().into_iter().collect();
+                self.through_log(&bytes[..start], std::mem::replace(&mut steps, last)).await?;
+                bytes.drain(..start);
             }
         }
         self.through_log(bytes, steps).await
@@ -416,9 +455,16 @@ impl Scratch {
         self.items.clear();
         self.ready.clear();
         self.tally.clear();
-        if self.bytes.capacity() > UNIT_BYTES_MAX {
-            self.bytes = Vec::new();
+        for buffer in [&mut self.bytes, &mut self.ready] {
+            if buffer.capacity() > UNIT_BYTES_MAX {
+                *buffer = Vec::new();
+            }
         }
+    }
+
+    /// Whether there are reads, and nothing that goes through the log.
+    fn has_only_reads(&self) -> bool {
+        !self.items.is_empty() && !self.has_write()
     }
 
     fn has_write(&self) -> bool {

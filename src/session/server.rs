@@ -4,15 +4,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use kvorum_raft::{Member, Role, Status};
 
-use super::{Session, table::Row};
+use super::{Session, clients::Unblock, presence::Interrupted, table::Row};
 use crate::{
     args::{Args, parse_float, parse_integer},
     error::{Error, Result},
     resp::Reply,
+    router::Router,
 };
 
-/// How often WAIT looks whether more members have confirmed.
+/// How often WAIT looks at first whether more members have confirmed, and how often after a while: nothing tells.
 const WAIT_STEP: Duration = Duration::from_millis(5);
+const WAIT_STEP_MAX: Duration = Duration::from_millis(100);
 
 /// The node's own clock, which is what TIME is asked for; deadlines go by the log's.
 pub(super) fn time(_: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
@@ -93,8 +95,7 @@ impl Session {
         match wait_arguments(argv[1], argv[2]) {
             Err(error) => self.reply(|reply| reply.error(&error)),
             Ok((wanted, timeout)) => {
-                let count = self.wait_confirmed(wanted, timeout).await;
-                self.reply(|reply| reply.size(count));
+                self.wait_confirmed(wanted, timeout, |count, reply| reply.size(count)).await;
             }
         }
     }
@@ -108,27 +109,32 @@ impl Session {
         match local.and_then(|()| wait_arguments(argv[2], argv[3])) {
             Err(error) => self.reply(|reply| reply.error(&error)),
             Ok((wanted, timeout)) => {
-                let count = self.wait_confirmed(wanted, timeout).await;
-                self.reply(|reply| {
+                let answer = |count, reply: &mut Reply| {
                     reply.array(2);
                     reply.integer(1);
                     reply.size(count);
-                });
+                };
+                self.wait_confirmed(wanted, timeout, answer).await;
             }
         }
     }
 
-    async fn wait_confirmed(&self, wanted: usize, timeout: Option<Duration>) -> usize {
-        let started = Instant::now();
-        loop {
-            let status = self.shared.router.status();
-            let count = confirmed(&status);
-            let over = timeout.is_some_and(|timeout| started.elapsed() >= timeout);
-            if count >= wanted || over || self.client.killed.load(std::sync::atomic::Ordering::Relaxed) {
-                return count;
+    /// Answers with how many have confirmed, when that are enough, the time is over, or nobody waits for more.
+    async fn wait_confirmed(
+        &mut self,
+        wanted: usize,
+        timeout: Option<Duration>,
+        answer: impl FnOnce(usize, &mut Reply),
+    ) {
+        let shared = self.shared.clone();
+        let count = || confirmed(&shared.router.status());
+        if count() < wanted {
+            let all = until_confirmed(&shared.router, wanted, timeout);
+            if let Err(Interrupted::Unblocked(Unblock::Error)) = self.while_present(all).await {
+                return self.reply_unblocked(Unblock::Error, Reply::null);
             }
-            tokio::time::sleep(WAIT_STEP).await;
         }
+        self.reply(|reply| answer(count(), reply));
     }
 
     /// DEBUG SLEEP: stops this connection, where Redis would stop all. DEBUG DIGEST: the index of the last entry that this
@@ -145,8 +151,11 @@ impl Session {
             }
         };
         let length = Duration::try_from_secs_f64(seconds).unwrap_or_default().min(DEBUG_SLEEP_MAX);
-        tokio::time::sleep(length).await;
-        self.reply(Reply::ok);
+        match self.while_present(tokio::time::sleep(length)).await {
+            Ok(()) => self.reply(Reply::ok),
+            Err(Interrupted::Unblocked(how)) => self.reply_unblocked(how, Reply::ok),
+            Err(Interrupted::HungUp) => self.closing = true,
+        }
     }
 
     async fn digest(&mut self) {
@@ -181,6 +190,20 @@ impl Session {
                 reply.size(count);
             }
         });
+    }
+}
+
+/// Returns when so many have confirmed, or the time is over.
+async fn until_confirmed(router: &Router, wanted: usize, timeout: Option<Duration>) {
+    let started = Instant::now();
+    let mut step = WAIT_STEP;
+    while confirmed(&router.status()) < wanted {
+        let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+        if left == Some(Duration::ZERO) {
+            return;
+        }
+        tokio::time::sleep(left.map_or(step, |left| left.min(step))).await;
+        step = (step * 5 / 4).min(WAIT_STEP_MAX);
     }
 }
 

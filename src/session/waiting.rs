@@ -1,34 +1,26 @@
 //! Commands that wait in the replicated state for a grant: LOCK.ACQUIRE, SEM.ACQUIRE and ELECT.CAMPAIGN with WAIT. The
 //! session proposes the command under a ticket and stands still until the machine says how the wait ended, the client
-//! hangs up, or somebody unblocks it.
+//! hangs up, somebody unblocks it, or the node gives it up.
 
-use std::{io, sync::atomic::Ordering::Relaxed, time::Duration};
-
-use tokio::sync::oneshot;
+use std::{io, time::Duration};
 
 use super::{
-    Replies, Session,
-    clients::{Client, Unblock},
+    Session,
+    presence::{Interrupted, gone, is_known_gone},
     table::Row,
 };
 use crate::{
+    args::parse_integer,
     commands::claim,
     error::Error,
     proposal::{self, Argv, Step},
-    resp::Reply,
+    resp::{Protocol, Reply},
     store::Outcome,
-    wake::{Wait, is_unavailable},
+    wake::{GivenUp, Wait, is_unavailable},
 };
 
-/// How often a client is looked at that has sent more while it waits: its hanging up shows behind that.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// How a wait ended for the session.
-enum End {
-    Outcome(Outcome),
-    Unblocked(Unblock),
-    HungUp,
-}
+/// What saying a session takes beside its id, at most.
+const PREFIX_BYTES: usize = 32;
 
 impl Session {
     /// Whether a call asks to wait: then it is executed alone, under a ticket.
@@ -44,9 +36,15 @@ impl Session {
         argv.iter().chain(added).copied().collect()
     }
 
+    /// How much of a proposal is taken by what the log has to know of the client, at most.
+    pub(super) fn prefix_bytes(&self) -> usize {
+        let session = self.in_session.as_ref().map_or(0, |(_, id)| id.len() + PREFIX_BYTES);
+        self.unconfirmed.iter().map(|confirmation| confirmation.bytes_max()).sum::<usize>() + session
+    }
+
     /// Executes a command that may wait. An error ends the connection.
     pub(super) async fn wait_for_grant(&mut self, argv: &[&[u8]]) -> io::Result<()> {
-        let mut wait = self.shared.wakes.register(self.db, argv[1]);
+        let mut wait = self.shared.wakes.register(self.db, argv[1], wait_time(argv));
         let mut bytes = Vec::new();
         proposal::put_waiting_call(&mut bytes, wait.ticket(), self.db, argv);
         let mark = self.out.len();
@@ -61,21 +59,19 @@ impl Session {
             return Ok(());
         }
         wait.queued(&self.shared.router);
-        match self.end_of(&mut wait).await {
-            End::Outcome(granted @ Outcome::Granted { .. }) => {
+        match self.while_present(wait.outcome()).await {
+            Ok(Ok(granted @ Outcome::Granted { .. })) => {
                 self.reply(|reply| reply_outcome(&granted, reply));
                 self.deliver(wait).await?;
             }
-            End::Outcome(outcome) => {
+            Ok(Ok(outcome)) => {
                 wait.over();
                 self.reply(|reply| reply_outcome(&outcome, reply));
             }
-            End::Unblocked(Unblock::Timeout) => self.reply(Reply::null),
-            End::Unblocked(Unblock::Error) => {
-                let text = "UNBLOCKED client unblocked via CLIENT UNBLOCK";
-                self.reply(|reply| reply.error(&Error::Other(text.into())));
-            }
-            End::HungUp => return Err(io::ErrorKind::ConnectionReset.into()),
+            // In what follows the wait is dropped, and whatever it is granted goes back.
+            Ok(Err(given_up)) => self.reply(|reply| reply_given_up(given_up, reply)),
+            Err(Interrupted::Unblocked(how)) => self.reply_unblocked(how, Reply::null),
+            Err(Interrupted::HungUp) => return Err(gone()),
         }
         Ok(())
     }
@@ -83,9 +79,9 @@ impl Session {
     /// Tells the client of the grant that is written down already. An error, and the grant goes back, if it is gone.
     async fn deliver(&mut self, wait: Wait) -> io::Result<()> {
         if is_known_gone(&self.client).await {
-            return Err(io::ErrorKind::ConnectionReset.into());
+            return Err(gone());
         }
-        if self.replies == Replies::On {
+        if !self.is_hidden {
             self.flush().await?;
         }
         self.unconfirmed.push(wait.confirm());
@@ -100,6 +96,15 @@ impl Session {
         let said: Vec<_> =
             confirmations.into_iter().filter(|confirmation| confirmation.say(&mut all)).collect();
         let mut prefix = said.len();
+        if !said.is_empty() && all.len() + bytes.len() > self.shared.proposal_bytes_max {
+            // What does not fit beside them follows them.
+            let answer = self.shared.router.call(&all, prefix, Protocol::Resp2).await;
+            if is_unavailable(&answer) {
+                said.iter().for_each(|confirmation| self.shared.wakes.confirm_again(confirmation));
+            }
+            all.clear();
+            prefix = 0;
+        }
         if let Some((db, id)) = &self.in_session {
             proposal::put_in_session(&mut all, *db, id, self.protocol);
             prefix += 1;
@@ -115,26 +120,6 @@ impl Session {
         }
         result
     }
-
-    async fn end_of(&mut self, wait: &mut Wait) -> End {
-        let (unblock, unblocked) = oneshot::channel();
-        *self.client.unblock.lock() = Some(unblock);
-        let (client, mut unblocked) = (self.client.clone(), unblocked);
-        let end = loop {
-            tokio::select! {
-                biased;
-                outcome = wait.outcome() => break End::Outcome(outcome),
-                Ok(how) = &mut unblocked => break End::Unblocked(how),
-                () = hung_up(&client) => break End::HungUp,
-                () = self.pushes.ready() => {}
-            }
-            if self.push().await.is_err() {
-                break End::HungUp;
-            }
-        };
-        client.unblock.lock().take();
-        end
-    }
 }
 
 /// The argument of an option of a call that may wait, after its name, key and owner. PERMITS and OF are like options.
@@ -149,9 +134,23 @@ fn option<'a>(argv: &[&'a [u8]], word: &[u8]) -> Option<&'a [u8]> {
     None
 }
 
+/// How long a call asks to wait. What makes no sense is refused before anybody waits.
+pub fn wait_time(argv: &[&[u8]]) -> Duration {
+    let ms = option(argv, b"WAIT").and_then(parse_integer).and_then(|ms| u64::try_from(ms).ok());
+    Duration::from_millis(ms.unwrap_or(0))
+}
+
+fn unblocked(why: impl std::fmt::Display) -> Error {
+    Error::Other(format!("UNBLOCKED {why}").into())
+}
+
+/// That this node has given up a wait, as whoever waited is told.
+fn reply_given_up(why: GivenUp, reply: &mut Reply) {
+    reply.error(&unblocked(why));
+}
+
 /// How a wait ended, as whoever waited is told.
 pub fn reply_outcome(outcome: &Outcome, reply: &mut Reply) {
-    let unblocked = |why: &str| Error::Other(format!("UNBLOCKED {why}").into());
     match outcome {
         Outcome::Granted { kind, token, remaining_ms } => {
             claim::reply_hold(*kind, *token, *remaining_ms, reply);
@@ -162,31 +161,5 @@ pub fn reply_outcome(outcome: &Outcome, reply: &mut Reply) {
             let why = "what was waited for is gone, the lease ended, or this node was out of contact";
             reply.error(&unblocked(why));
         }
-    }
-}
-
-/// Returns when the client has hung up.
-async fn hung_up(client: &Client) {
-    while !has_hung_up(client).await {
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Whether the client has hung up; waits until there is something to see, which may be bytes that it has sent.
-async fn has_hung_up(client: &Client) -> bool {
-    if client.killed.load(Relaxed) {
-        return true;
-    }
-    // An error of the socket: nobody will read what is written there.
-    client.stream().has_ended().await
-}
-
-/// Whether it is known already that the client has hung up.
-async fn is_known_gone(client: &Client) -> bool {
-    // No timer: the shortest is a millisecond, and a grant must not wait.
-    tokio::select! {
-        biased;
-        gone = has_hung_up(client) => gone,
-        () = std::future::ready(()) => false,
     }
 }

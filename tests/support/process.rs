@@ -253,6 +253,14 @@ impl Cluster {
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     }
 
+    /// SIGTERM, and waits until the process has ended; gives how long that took.
+    pub fn stop(&mut self, node: usize) -> Duration {
+        let asked = Instant::now();
+        self.signal(node, libc::SIGTERM);
+        self.wait_end(node);
+        asked.elapsed()
+    }
+
     /// kill -9.
     pub fn kill(&mut self, node: usize) {
         if let Some(mut child) = self.children[node].take() {

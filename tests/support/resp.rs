@@ -187,7 +187,11 @@ impl Client {
 
     /// Connects; each reply is waited for at most so long.
     pub fn connect_for(address: &str, patience: Duration) -> io::Result<Client> {
-        let stream = TcpStream::connect(address)?;
+        Client::from_stream(TcpStream::connect(address)?, patience)
+    }
+
+    /// Takes a connection; each reply is waited for at most so long.
+    pub fn from_stream(stream: TcpStream, patience: Duration) -> io::Result<Client> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(patience))?;
         Ok(Client { stream: BufReader::new(stream) })
