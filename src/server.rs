@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use kvorum_raft::{Node, Platform, StartError};
+use kvorum_raft::{Node, Platform, StartError, chance};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -139,12 +139,18 @@ pub(crate) async fn start(
         stats: Stats::default(),
         started: Instant::now(),
         started_at: SystemTime::now(),
-        run_id: (0..40).map(|_| char::from(b"0123456789abcdef"[fastrand::usize(..16)])).collect(),
+        run_id: run_id(),
         resp_port: resp.port(),
         peer_address: config.node.peer_advertise.clone().unwrap_or_else(|| config.node.peer_listen.clone()),
         proposal_bytes_max: config.node.proposal_bytes_max,
         stopping,
     }))
+}
+
+/// 40 hex digits, other ones for each run of the server.
+fn run_id() -> String {
+    let bytes = chance::entropy().into_iter().chain(chance::entropy()).take(20);
+    bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The address that others are told: the host that peers use, when this one listens on all of its own.

@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use kvorum_raft::{ReadLevel, Role, Unavailable};
+use kvorum_raft::{ReadLevel, Role, Unavailable, chance};
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::{
@@ -157,7 +157,7 @@ impl Wakes {
         let wakes = Wakes {
             node,
             // 0 stands for no run.
-            boot: fastrand::u64(1..),
+            boot: chance::id().max(1),
             limits,
             last: AtomicU64::new(0),
             waiting: Mutex::default(),

@@ -4,14 +4,14 @@
 use crate::Entropy;
 
 /// 16 bytes.
-pub(crate) fn entropy() -> Entropy {
+pub fn entropy() -> Entropy {
     let mut bytes = Entropy::default();
     fill(&mut bytes);
     bytes
 }
 
 /// A number that identifies something for as long as it lives.
-pub(crate) fn id() -> u64 {
+pub fn id() -> u64 {
     let mut bytes = [0; 8];
     fill(&mut bytes);
     u64::from_le_bytes(bytes)

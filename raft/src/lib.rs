@@ -4,7 +4,7 @@
 //! openraft, sled and the log files are named nowhere outside this crate. The public face is the [`Machine`]
 //! trait and the [`Node`] handle.
 
-mod chance;
+pub mod chance;
 mod checkpoint;
 mod clock;
 mod codec;
