@@ -18,7 +18,7 @@ use crate::{
 
 const CHUNK_BYTES: usize = 1 << 20;
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long peers are asked again and again: the one that has what is needed may just be starting.
+/// How long peers are asked again and again while one cannot be reached: it may have what is needed, and just be starting.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
 /// A peer that writes checkpoints all the time makes a fetch start over at most this often.
@@ -59,17 +59,23 @@ pub(crate) async fn fetch(
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut reasons = Vec::new();
+        let (mut reasons, mut is_one_missing) = (Vec::new(), false);
         for (id, address) in &peers {
+            let peer = table.at(*id, address);
+            if let Err(error) = peer.bulk_link().await {
+                is_one_missing = true;
+                reasons.push(format!("node {id} ({address}): {error}"));
+                continue;
+            }
             tracing::info!(peer = id, address, "asking a peer for its checkpoint");
-            match fetch_from(&table.platform, &table.at(*id, address), dir, cache_bytes, index_min).await {
+            match fetch_from(&table.platform, &peer, dir, cache_bytes, index_min).await {
                 Ok(store) => return Ok(store),
                 Err(PagesError::Failed(why)) => return Err(PagesError::Failed(why)),
                 Err(PagesError::Unreadable(why)) => reasons.push(format!("node {id} ({address}): {why}")),
             }
         }
         let reasons = reasons.join("; ");
-        if Instant::now() >= deadline {
+        if !is_one_missing || Instant::now() >= deadline {
             return Err(PagesError::Unreadable(reasons));
         }
         tracing::warn!(reasons, "no peer has given its checkpoint yet");
