@@ -47,7 +47,7 @@ use crate::{
 const SPARE_SEGMENTS: usize = 2;
 
 /// The time between two read rounds where they take longer: over long links.
-const READ_PAUSE: Duration = Duration::from_millis(2);
+const READ_PAUSE: Duration = Duration::from_millis(4);
 
 /// How often a node looks whether it is among peers of another cluster, and how long it waits for their greetings.
 const STRANGERS_STEP: Duration = Duration::from_millis(500);

@@ -14,6 +14,9 @@ use crate::Unavailable;
 /// How often the tasks that are ready may run before a round begins.
 const GATHER_YIELDS_MAX: usize = 8;
 
+/// The most rounds under way: without a majority each lasts for as long as a request may take.
+const UNDER_WAY_MAX: usize = 128;
+
 type Waiter = oneshot::Sender<Result<u64, Unavailable>>;
 
 /// When a round may begin while others are under way.
@@ -76,12 +79,13 @@ impl Rounds {
         let mut under_way = FuturesUnordered::new();
         let mut begun = Instant::now();
         loop {
-            let is_under_way = !under_way.is_empty();
+            let (is_under_way, is_full) = (!under_way.is_empty(), under_way.len() >= UNDER_WAY_MAX);
             let turn = async {
                 self.wanted().await;
                 match pace {
-                    Pace::Every(pause) if is_under_way => tokio::time::sleep_until(begun + pause).await,
+                    _ if is_full => std::future::pending().await,
                     Pace::OneByOne if is_under_way => std::future::pending().await,
+                    Pace::Every(pause) if is_under_way => tokio::time::sleep_until(begun + pause).await,
                     _ => self.gather().await,
                 }
             };
