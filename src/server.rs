@@ -211,7 +211,7 @@ async fn hang_up_idle(shared: &Shared) {
 }
 
 /// Lets clients finish what has arrived, then hangs up on the rest.
-async fn drain(shared: &Shared, limit: Duration) {
+pub(crate) async fn drain(shared: &Shared, limit: Duration) {
     let started = Instant::now();
     shared.clients.all().iter().for_each(|client| client.finish());
     while !shared.clients.is_empty() && started.elapsed() < limit {

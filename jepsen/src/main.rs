@@ -58,9 +58,10 @@ enum Verb {
     Suite(SuiteOptions),
     /// Simulate clusters in this process, a seed each: the same seed gives the same history
     Sim(sim::Seeds),
-    /// One seed of it, in a process that does nothing else
-    #[command(hide = true)]
+    /// One seed of it, or a script, in a process that does nothing else
     SimOne(sim::One),
+    /// Leave lines out of the script of a seed that failed, while it finds the same
+    SimShrink(sim::Shrink),
     /// Name the workloads and the nemeses
     List,
 }
@@ -199,6 +200,7 @@ fn execute(verb: Verb) -> Result<bool> {
             suite.run(is_asked_to_stop)
         }
         Verb::SimOne(options) => sim::run_one(&options),
+        Verb::SimShrink(options) => sim::shrink(&options, is_asked_to_stop),
         Verb::Sim(options) => sim::run_seeds(&options, is_asked_to_stop),
         Verb::List => {
             println!("workloads:");
