@@ -74,8 +74,7 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         );
     }
 
-    let mut admin =
-        tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
+    let admin = tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
     let joining = join(&shared, config.join.clone());
     let mut outcome = Ok(());
     tokio::select! {
@@ -86,7 +85,7 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         _ = stop.wait_for(|stop| *stop) => {}
     }
     drop(resp);
-    drain(&shared, &mut admin, Duration::from_millis(config.drain_ms)).await;
+    drain(&shared, Some(&admin), Duration::from_millis(config.drain_ms)).await;
     // After the last request, and before the node: what those leave behind who waited must get into the log.
     shared.wakes.settle().await;
     waking.abort();
@@ -223,16 +222,17 @@ async fn hang_up_idle(shared: &Shared) {
     }
 }
 
-/// Lets clients finish what has arrived, those of the admin API too, then hangs up on the rest. Who waits does not wait
-/// any more.
-async fn drain(shared: &Shared, admin: &mut JoinHandle<()>, limit: Duration) {
+/// Lets clients finish what has arrived, those of the admin API too if there is one, then hangs up on the rest. Who waits
+/// does not wait any more.
+pub(crate) async fn drain(shared: &Shared, admin: Option<&JoinHandle<()>>, limit: Duration) {
     let started = Instant::now();
     shared.wakes.stop();
     shared.clients.all().iter().for_each(|client| client.finish());
-    while !(shared.clients.is_empty() && admin.is_finished()) && started.elapsed() < limit {
+    let is_quiet = || admin.is_none_or(JoinHandle::is_finished);
+    while !(shared.clients.is_empty() && is_quiet()) && started.elapsed() < limit {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    if !admin.is_finished() {
+    if !is_quiet() {
         warn!("requests of the admin API did not finish in time");
     }
     let late = shared.clients.all();

@@ -1,7 +1,7 @@
 //! A whole server in a simulation: consensus, log, machine and sessions as in `server`, without sockets. It runs on the
 //! runtime of its caller, who holds its network, disk and clocks (`kvorum_raft::simulation`).
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use kvorum_raft::{
     Node, Platform, StartError,
@@ -43,6 +43,13 @@ impl Server {
         let client = self.shared.clients.enter(Stream::Simulated(end.clone())).ok()?;
         tokio::spawn(session::serve(self.shared.clone(), client, reader));
         Some(end)
+    }
+
+    /// Stops in order, as `kvorum serve` does when it is asked to; waits for clients at most so long.
+    pub async fn stop(&self, drain: Duration) {
+        server::drain(&self.shared, None, drain).await;
+        self.shared.wakes.settle().await;
+        self.node().shutdown().await;
     }
 
     /// The node, to look at and to administer.

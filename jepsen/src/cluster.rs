@@ -300,6 +300,13 @@ impl Cluster {
         self.nodes().iter().map(|(id, node)| (*id, node.client_proxy)).collect()
     }
 
+    /// Where the nodes that run listen to clients themselves, without a proxy.
+    pub(crate) fn own_addresses(&self) -> Vec<(u64, SocketAddr)> {
+        let nodes = self.nodes();
+        let running = nodes.iter().filter(|(_, node)| node.state == State::Running);
+        running.map(|(id, node)| (*id, node.resp)).collect()
+    }
+
     /// The ports of all nodes, and of the proxies before them, but for those of HTTP.
     pub(crate) fn ports(&self) -> Vec<u16> {
         let of = |node: &Node| [node.resp, node.peer, node.peer_proxy, node.client_proxy];
@@ -377,6 +384,20 @@ impl Cluster {
             bail!("node {id} did not stop in good order: {status}");
         }
         Ok(())
+    }
+
+    /// The same for several at once.
+    pub(crate) fn stop_together(&self, ids: &[u64], patience: Duration) -> Result<()> {
+        let signalled: Vec<Result<u32>> = ids.iter().map(|id| self.signal(*id, libc::SIGTERM)).collect();
+        let mut outcome = Ok(());
+        for (id, signalled) in ids.iter().zip(signalled) {
+            let status = signalled.and_then(|_| self.wait(*id, patience));
+            outcome = outcome.and(status.and_then(|status| match status.success() {
+                true => Ok(()),
+                false => Err(anyhow!("node {id} did not stop in good order: {status}")),
+            }));
+        }
+        outcome
     }
 
     /// SIGSTOP. Ok when the kernel says that the process is stopped.

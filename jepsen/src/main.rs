@@ -16,15 +16,18 @@ mod client;
 mod clocks;
 mod cluster;
 mod contents;
+mod digests;
 mod disks;
 mod edn;
 mod history;
+mod logs;
 mod namespace;
 mod nemesis;
 mod network;
 mod plot;
 mod rollback;
 mod run;
+mod silence;
 mod sim;
 mod socket;
 mod suite;
@@ -58,9 +61,10 @@ enum Verb {
     Suite(SuiteOptions),
     /// Simulate clusters in this process, a seed each: the same seed gives the same history
     Sim(sim::Seeds),
-    /// One seed of it, in a process that does nothing else
-    #[command(hide = true)]
+    /// One seed of it, or a script, in a process that does nothing else
     SimOne(sim::One),
+    /// Leave lines out of the script of a seed that failed, while it finds the same
+    SimShrink(sim::Shrink),
     /// Name the workloads and the nemeses
     List,
 }
@@ -82,6 +86,9 @@ struct Common {
     /// Clients, each with one operation under way at a time
     #[arg(long, value_name = "N", default_value_t = 10)]
     clients: usize,
+    /// How many of them only read; then all clients are spread over the nodes, and never leave them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    readers: usize,
     /// Directory for what the run leaves; missing or empty, but for a suite that goes on
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -110,6 +117,9 @@ struct SuiteOptions {
     /// Every workload with every fault, two faults at a time, instead of a short list
     #[arg(long)]
     full: bool,
+    /// The server of one run in four, built with --profile checked: an assertion that fails ends it
+    #[arg(long, value_name = "FILE")]
+    checked_binary: Option<PathBuf>,
     /// Runs at a time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
@@ -129,6 +139,7 @@ impl Common {
             seed,
             nodes: self.nodes,
             clients: self.clients.max(1),
+            readers: self.readers,
             broken: None,
         }
     }
@@ -191,6 +202,7 @@ fn execute(verb: Verb) -> Result<bool> {
         Verb::Suite(options) => {
             let suite = suite::Suite {
                 binary: options.common.binary()?,
+                checked: options.checked_binary.clone(),
                 dir: options.common.out.clone(),
                 plan: options.common.plan("", Vec::new()),
                 is_full: options.full,
@@ -199,6 +211,7 @@ fn execute(verb: Verb) -> Result<bool> {
             suite.run(is_asked_to_stop)
         }
         Verb::SimOne(options) => sim::run_one(&options),
+        Verb::SimShrink(options) => sim::shrink(&options, is_asked_to_stop),
         Verb::Sim(options) => sim::run_seeds(&options, is_asked_to_stop),
         Verb::List => {
             println!("workloads:");

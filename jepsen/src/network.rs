@@ -1,6 +1,7 @@
 //! TCP proxies before every node: one that its peers use, one that clients use. What flows from a node A to a node B
 //! passes the link (A, B), in whichever of the two connections between them it flows, so that one direction alone
-//! can be blocked. Clients are node 0.
+//! can be blocked; and of one direction what A asks alone, on connections that it made, or what it answers alone, on
+//! those that B made. Clients are node 0.
 //!
 //! All nodes know one address of each peer, so a proxy has to find out who has connected: the kernel knows which
 //! process has the other end of a loopback connection (sock_diag, /proc/PID/fd).
@@ -45,12 +46,35 @@ const BIND_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Weather {
     /// By how many faults nothing gets through; what was sent meanwhile comes late, as TCP would send it again.
     pub(crate) blocked: u32,
+    /// The same for what flows on connections that the sender made.
+    pub(crate) calls_blocked: u32,
+    /// The same for what flows on connections that the receiver made.
+    pub(crate) answers_blocked: u32,
     /// By how many faults new connections are closed at once.
     pub(crate) refused: u32,
     /// Each piece waits this long, at least and at most; zero for no wait.
     pub(crate) delay_ms: (u64, u64),
     /// How often all connections of the link were closed.
     pub(crate) cuts: u64,
+}
+
+/// Who made a connection, as seen by the sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    /// The sender: it asks.
+    Calls,
+    /// The receiver: it is answered.
+    Answers,
+}
+
+impl Weather {
+    fn is_blocked(&self, side: Side) -> bool {
+        let of_side = match side {
+            Side::Calls => self.calls_blocked,
+            Side::Answers => self.answers_blocked,
+        };
+        self.blocked + of_side > 0
+    }
 }
 
 /// One direction between two nodes, and what its weather has done.
@@ -244,10 +268,12 @@ async fn owner_of(shared: &Arc<Shared>, stream: &TcpStream, other: SocketAddr) -
 async fn carry(stream: TcpStream, address: SocketAddr, there: Arc<Link>, back: Arc<Link>) -> io::Result<()> {
     let (mut weather, mut weather_back) = (there.weather.subscribe(), back.weather.subscribe());
     // Neither a SYN nor its answer gets through a block.
-    for (weather, link) in [(&mut weather, &there), (&mut weather_back, &back)] {
-        if weather.borrow().blocked > 0 {
+    for (weather, link, side) in
+        [(&mut weather, &there, Side::Calls), (&mut weather_back, &back, Side::Answers)]
+    {
+        if weather.borrow().is_blocked(side) {
             link.held.fetch_add(1, Ordering::Relaxed);
-            let _ = weather.wait_for(|weather| weather.blocked == 0).await;
+            let _ = weather.wait_for(|weather| !weather.is_blocked(side)).await;
         }
     }
     let onward = TcpStream::connect(address).await?;
@@ -256,12 +282,12 @@ async fn carry(stream: TcpStream, address: SocketAddr, there: Arc<Link>, back: A
     let (from_here, to_here) = stream.into_split();
     let (from_there, to_there) = onward.into_split();
     tokio::select! {
-        ended = pump(from_here, to_there, &there) => ended,
-        ended = pump(from_there, to_here, &back) => ended,
+        ended = pump(from_here, to_there, &there, Side::Calls) => ended,
+        ended = pump(from_there, to_here, &back, Side::Answers) => ended,
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, link: &Link) -> io::Result<()> {
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, link: &Link, side: Side) -> io::Result<()> {
     let mut weather = link.weather.subscribe();
     let cuts = weather.borrow().cuts;
     let mut buffer = vec![0; 64 << 10];
@@ -281,9 +307,9 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, link: &Link) -> i
             link.delayed.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(fastrand::u64(least..=most))).await;
         }
-        if weather.borrow().blocked > 0 {
+        if weather.borrow().is_blocked(side) {
             link.held.fetch_add(1, Ordering::Relaxed);
-            let through = weather.wait_for(|weather| weather.blocked == 0 || weather.cuts != cuts).await;
+            let through = weather.wait_for(|weather| !weather.is_blocked(side) || weather.cuts != cuts).await;
             if through.is_ok_and(|weather| weather.cuts != cuts) {
                 link.closed.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
@@ -343,6 +369,26 @@ mod tests {
             network.change(&[link], |weather| weather.blocked -= 1);
             stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             stream.read_exact(&mut [0]).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_asked_and_what_is_answered_are_blocked_apart() {
+        // This process has made the connection, so what it sends are calls, and what comes back are answers.
+        for (link, calls, answers) in [((7, 3), 1, 0), ((3, 7), 0, 1), ((7, 3), 0, 1), ((3, 7), 1, 0)] {
+            let (network, _proxy, address) = echo();
+            let mut stream = TcpStream::connect(address).unwrap();
+            talk(&mut stream, 5_000).unwrap();
+            network.change(&[link], |weather| {
+                (weather.calls_blocked, weather.answers_blocked) = (calls, answers);
+            });
+            let is_held = (link == (7, 3)) == (calls == 1);
+            assert_eq!(talk(&mut stream, 200).is_err(), is_held, "{link:?}, {calls}, {answers}");
+            network.heal();
+            if is_held {
+                stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                stream.read_exact(&mut [0]).unwrap();
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -17,9 +18,9 @@ use serde_json::{Value, json};
 
 use crate::{
     breaker::{Break, Breaker},
-    client::{Connection, Failure, Outcome},
+    client::{Connection, Failure, Outcome, Reply},
     cluster::{Cluster, State},
-    contents,
+    contents, digests,
     history::{Kind, Recorder},
     nemesis::{self, Env, Nemesis},
     workload::{self, Workload},
@@ -36,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const AFTERMATH: Duration = Duration::from_secs(2);
 /// How often the nodes are asked for their digests, until all stand at one index.
 const DIGESTS_MAX: usize = 20;
+/// A key of no workload, which is gone before the contents are compared.
+const TIME_KEY: &str = "does-time-go-on";
 /// Processes from here on are those of the last look.
 pub(crate) const LAST_PROCESS: i64 = 1_000_000;
 
@@ -50,6 +53,9 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) nodes: u64,
     pub(crate) clients: usize,
+    /// So many of them only read; then all clients are spread over the nodes, and never leave them.
+    #[serde(default)]
+    pub(crate) readers: usize,
     /// What is wrong with the server on purpose.
     pub(crate) broken: Option<String>,
 }
@@ -71,6 +77,7 @@ struct Load {
     breaker: Option<Breaker>,
     stop: AtomicBool,
     clients: usize,
+    readers: usize,
     interval: Duration,
 }
 
@@ -113,6 +120,7 @@ pub(crate) fn run(
         breaker: broken.filter(|_| !is_lying).map(Breaker::new),
         stop: AtomicBool::new(false),
         clients: plan.clients,
+        readers: plan.readers.min(plan.clients),
         interval: Duration::from_secs_f64(plan.clients as f64 / plan.rate),
     });
     load.prepare()?;
@@ -134,13 +142,13 @@ pub(crate) fn run(
             std::thread::spawn(move || nemesis.run(&env, random))
         })
         .collect();
+    let looking = look_at_digests(env.clone());
     watch(&env, plan, is_asked_to_stop);
     env.stop.store(true, Ordering::Relaxed);
     let mut panicked = nemeses.into_iter().filter_map(|nemesis| nemesis.join().err()).count();
+    panicked += usize::from(looking.join().is_err());
     let is_whole = heal(&env);
-    if is_whole {
-        std::thread::sleep(AFTERMATH);
-    }
+    std::thread::sleep(if is_whole { AFTERMATH } else { Duration::ZERO });
     load.stop.store(true, Ordering::Relaxed);
     panicked += clients.into_iter().filter_map(|client| client.join().err()).count();
     if is_whole {
@@ -148,21 +156,31 @@ pub(crate) fn run(
     }
     cluster.end();
     recorder.finish()?;
-    if panicked > 0 {
-        bail!("{panicked} threads of the harness panicked");
-    }
-    if is_asked_to_stop() {
-        bail!("stopped early; the history up to there is in {}", dir.display());
-    }
+    anyhow::ensure!(panicked == 0, "{panicked} threads of the harness panicked");
+    anyhow::ensure!(!is_asked_to_stop(), "stopped early; the history up to there is in {}", dir.display());
     Ok(())
 }
 
-/// Waits for the end of the run, shows how it goes, and notices nodes that end by themselves.
+/// Has nodes tell their digests until the run ends.
+fn look_at_digests(env: Arc<Env>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        while !env.is_stopped() {
+            digests::ask(&env.cluster.own_addresses(), &env.recorder);
+            env.sleep(digests::EVERY);
+        }
+    })
+}
+
+/// Waits for the end of the run, shows how it goes, and notices nodes that end by themselves. Says how long this thread
+/// was kept from running: where the machine is too busy for that, silence proves nothing.
 fn watch(env: &Env, plan: &Plan, is_asked_to_stop: fn() -> bool) {
     let started = Instant::now();
-    let mut told = 0;
+    let (mut told, mut late) = (0, Duration::ZERO);
+    let step = Duration::from_millis(100);
     while started.elapsed() < Duration::from_secs(plan.time_s) && !is_asked_to_stop() {
-        std::thread::sleep(Duration::from_millis(100));
+        let slept = Instant::now();
+        std::thread::sleep(step);
+        late = late.max(slept.elapsed().saturating_sub(step));
         env.look_for_exits();
         if started.elapsed().as_secs() >= told + 10 {
             told = started.elapsed().as_secs();
@@ -175,6 +193,7 @@ fn watch(env: &Env, plan: &Plan, is_asked_to_stop: fn() -> bool) {
             );
         }
     }
+    env.record("kept waiting", json!({"ms": late.as_millis() as u64}));
 }
 
 /// Ends all faults; gives whether every member serves again.
@@ -284,12 +303,21 @@ impl Load {
                 continue;
             }
             next = next.max(Instant::now() - self.interval) + self.interval.mul_f64(0.5 + random.f64());
-            if connection.as_ref().is_none_or(|open| open.is_broken) || random.u32(..MOVE_ODDS) == 0 {
-                let address = random.choice(self.addresses());
+            let is_reader = number < self.readers;
+            // Where some only read, everybody stays: somebody writes at every node.
+            let is_pinned = self.readers > 0;
+            let moves = random.u32(..MOVE_ODDS) == 0 && !is_pinned;
+            if connection.as_ref().is_none_or(|open| open.is_broken) || moves {
+                let addresses = self.addresses();
+                let address = match is_pinned {
+                    true => addresses.get(number % addresses.len().max(1)).copied(),
+                    false => random.choice(addresses),
+                };
                 connection = address.and_then(|(node, address)| Load::connect(node, address));
             }
             let Some(open) = &mut connection else { continue };
-            let (f, value) = self.workload.next(&mut random);
+            let read = if is_reader { self.workload.read(&mut random) } else { None };
+            let (f, value) = read.unwrap_or_else(|| self.workload.next(&mut random));
             if self.workload.carry_out(&self.recorder, process, open, f, &value) == Kind::Info {
                 process += self.clients as i64;
             }
@@ -314,6 +342,7 @@ impl Load {
                 }
             }
         }
+        self.look_whether_time_goes_on(env);
         for node in self.cluster.client_addresses() {
             for is_local in [false, true] {
                 process += 1;
@@ -336,6 +365,24 @@ impl Load {
                 return;
             }
             std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Where the log's clock stands still, no key expires, and no lock of a dead holder ends.
+    fn look_whether_time_goes_on(&self, env: &Env) {
+        let Some((node, address)) = self.cluster.client_addresses().first().copied() else { return };
+        let is_set = self.insist(|| {
+            let set = ["SET", TIME_KEY, "1", "PX", "200"];
+            Load::connect(node, address).is_some_and(|mut open| open.call(&set).is_ok())
+        });
+        let is_gone = is_set
+            && self.insist(|| {
+                let get = |mut open: Connection| open.call(&["GET", TIME_KEY]) == Ok(Reply::Nil);
+                Load::connect(node, address).is_some_and(get)
+            });
+        if is_set && !is_gone {
+            let detail = format!("a key with 200 ms to live is there after {:?}", PATIENCE / 3);
+            env.record("finding", json!({"anomaly": "the log's clock stands still", "detail": detail}));
         }
     }
 

@@ -15,10 +15,11 @@ use crate::{
     check::{Finding, Judgement, contents},
     edn,
     history::{self, Event, Kind, NEMESIS, Operation},
+    logs,
     nemesis::{self, Shadow},
     plot,
     run::{LAST_PROCESS, Plan, history_file, plan_file},
-    workload,
+    silence, workload,
 };
 
 /// How long all checkers together may take.
@@ -60,6 +61,9 @@ pub(crate) struct Verdict {
     pub(crate) latency_ms: (f64, f64, f64),
     /// The longest time in which no operation was done.
     pub(crate) silence_ms: u64,
+    /// By fault: the longest time from its beginning until an operation was done that was asked for after it.
+    #[serde(default)]
+    pub(crate) first_ok_ms: BTreeMap<String, u64>,
 }
 
 /// Judges the run in `dir`, and writes the verdict, the history as EDN, and the pictures there.
@@ -69,7 +73,7 @@ pub(crate) fn judge(dir: &Path) -> Result<Verdict> {
     let events = history::read(&history_file(dir))?;
     let operations = history::operations(&events);
     let shadows = nemesis::shadows(&events);
-    let verdict = verdict(plan, &events, &operations, &shadows)?;
+    let verdict = verdict(plan, &events, &operations, &shadows, logs::findings(dir, &shadows)?)?;
     edn::write(&dir.join("history.edn"), events.iter().filter(|event| !contents::is_look(&event.f)))?;
     let write = |name: &str, text: String| {
         std::fs::write(dir.join(name), text).with_context(|| format!("cannot write {name}"))
@@ -94,7 +98,13 @@ pub(crate) fn read(dir: &Path) -> Result<Verdict> {
     serde_json::from_str(&text).context("the verdict of a run")
 }
 
-fn verdict(plan: Plan, events: &[Event], operations: &[Operation], shadows: &[Shadow]) -> Result<Verdict> {
+fn verdict(
+    plan: Plan,
+    events: &[Event],
+    operations: &[Operation],
+    shadows: &[Shadow],
+    in_logs: Vec<Finding>,
+) -> Result<Verdict> {
     let workload =
         workload::named(&plan.workload).with_context(|| format!("no workload {}", plan.workload))?;
     let (looks, work): (Vec<Operation>, Vec<Operation>) =
@@ -104,6 +114,10 @@ fn verdict(plan: Plan, events: &[Event], operations: &[Operation], shadows: &[Sh
     judgement.findings.extend(looked.findings);
     judgement.missing.extend(looked.missing);
     judgement.findings.extend(noticed(events)?);
+    judgement.findings.extend(in_logs);
+    let quiet = silence::judge(events, operations, shadows);
+    judgement.findings.extend(quiet.findings);
+    judgement.missing.extend(quiet.missing);
     judgement.shorten();
     let Judgement { findings, undecided, missing: not_done } = judgement;
     let mut counts: BTreeMap<String, Count> = BTreeMap::new();
@@ -132,8 +146,21 @@ fn verdict(plan: Plan, events: &[Event], operations: &[Operation], shadows: &[Sh
     }
     let missing = [missing(&plan, events, &counts, &looks, shadows), not_done].concat();
     let valid = findings.is_empty() && undecided.is_empty() && missing.is_empty();
-    let (latency_ms, silence_ms) = (latencies(operations), silence(operations));
-    Ok(Verdict { valid, plan, findings, undecided, missing, counts, errors, faults, latency_ms, silence_ms })
+    let (latency_ms, silence_ms) = (latencies(operations), silence::longest_ms(operations));
+    let first_ok_ms = silence::first_ok_ms(operations, shadows);
+    Ok(Verdict {
+        valid,
+        plan,
+        findings,
+        undecided,
+        missing,
+        counts,
+        errors,
+        faults,
+        latency_ms,
+        silence_ms,
+        first_ok_ms,
+    })
 }
 
 /// What the runner found while the run went on.
@@ -189,16 +216,6 @@ fn latencies(operations: &[Operation]) -> (f64, f64, f64) {
         ns.get(place.min(ns.len().saturating_sub(1))).map_or(0.0, |ns| *ns as f64 / 1e6)
     };
     (at(0.5), at(0.99), at(1.0))
-}
-
-fn silence(operations: &[Operation]) -> u64 {
-    let load = || operations.iter().filter(|operation| operation.process < LAST_PROCESS);
-    let mut ends: Vec<u64> =
-        load().filter(|operation| operation.is_ok()).map(|operation| operation.end_ns).collect();
-    // Up to the end, if nothing was done any more.
-    ends.extend(load().map(|operation| operation.end_ns).max());
-    ends.sort_unstable();
-    ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0) / 1_000_000
 }
 
 impl Verdict {
@@ -257,7 +274,11 @@ impl Verdict {
         let _ = writeln!(out, "longest time without an operation done: {} ms", self.silence_ms);
         let _ = writeln!(out, "faults (begun, effective):");
         for (fault, faults) in &self.faults {
-            let _ = writeln!(out, "  {fault}: {}, {}", faults.begun, faults.effective);
+            let first = self
+                .first_ok_ms
+                .get(fault)
+                .map_or(String::new(), |ms| format!("; first done after {ms} ms at most"));
+            let _ = writeln!(out, "  {fault}: {}, {}{first}", faults.begun, faults.effective);
             for reason in &faults.reasons {
                 let _ = writeln!(out, "    without effect: {reason}");
             }
@@ -282,12 +303,14 @@ mod tests {
             seed: 1,
             nodes: 2,
             clients: 1,
+            readers: 0,
             broken: None,
         };
         let mut events = history(lines);
         // The last two operations are of two nodes.
         events.iter_mut().rev().take(2).for_each(|event| event.node = Some(2));
-        verdict(plan, &events, &history::operations(&events), &nemesis::shadows(&events)).unwrap()
+        let (operations, shadows) = (history::operations(&events), nemesis::shadows(&events));
+        verdict(plan, &events, &operations, &shadows, Vec::new()).unwrap()
     }
 
     fn done(f: &'static str, value: Value) -> [(i64, Kind, &'static str, Value); 2] {

@@ -47,6 +47,7 @@ fn a_right_server_under_faults_is_clean_and_is_judged_so_again() {
     for options in [
         ["--workload", "append", "--nemesis", "kill-one", "--time", "6"],
         ["--workload", "register", "--nemesis", "partition-leader", "--time", "6"],
+        ["--workload", "expiry", "--nemesis", "stop-all", "--time", "10"],
     ] {
         let (code, dir, verdict) = run(&options);
         // A machine that is too busy for faults and work proves nothing, and is no anomaly.
@@ -59,6 +60,17 @@ fn a_right_server_under_faults_is_clean_and_is_judged_so_again() {
         assert_eq!(again.status.code(), code);
         std::fs::remove_dir_all(dir).unwrap();
     }
+}
+
+/// Few writers, and readers at every node: see `nemesis/late_answers.rs`.
+#[test]
+fn late_answers_to_a_former_leader_make_no_read_stale() {
+    let clients = ["--clients", "9", "--readers", "6"];
+    let fault = ["--workload", "register", "--nemesis", "partition-late-answers", "--time", "20"];
+    let (code, dir, verdict) = run(&[clients.as_slice(), &fault].concat());
+    assert_eq!(anomalies(&verdict), [""; 0], "see {}", dir.display());
+    assert!(code == Some(0) || !verdict["missing"].as_array().unwrap().is_empty(), "{verdict}");
+    std::fs::remove_dir_all(dir).unwrap();
 }
 
 /// Runs until `anomaly` is found, longer each time: a machine that is busy with others gets little done in a short run.

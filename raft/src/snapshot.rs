@@ -30,6 +30,13 @@ use crate::{
 /// Page bytes in one frame.
 const CHUNK_BYTES: usize = 1 << 20;
 
+fn chunk_bytes() -> usize {
+    #[cfg(feature = "simulation")]
+    return crate::simulation::knobs::SNAPSHOT_CHUNK_BYTES.or(CHUNK_BYTES);
+    #[cfg(not(feature = "simulation"))]
+    CHUNK_BYTES
+}
+
 /// A receiver keeps at most about this much in memory.
 const SPILL_BYTES: usize = 32 << 20;
 
@@ -90,7 +97,7 @@ impl<M: Machine> Sender<M> {
         let (transfer, mut after) = begun(&answer).map_err(text)?.ok_or("the peer follows a later leader")?;
         tracing::info!(resumed = after.is_some(), "sending a snapshot");
         for number in 0.. {
-            let pages = store.scan(self.group, after.take(), CHUNK_BYTES).await.map_err(text)?;
+            let pages = store.scan(self.group, after.take(), chunk_bytes()).await.map_err(text)?;
             let Some((last, _)) = pages.last() else { break };
             after = Some(last.clone());
             let mut piece = Vec::new();

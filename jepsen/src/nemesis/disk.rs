@@ -129,7 +129,7 @@ pub(super) fn lost_tail(env: &Env, random: &mut fastrand::Rng, hold: Duration) -
 
 /// Waits for what a started node makes of its damage: true if it goes on, false if it refuses. If it says neither in
 /// time, `Env::look_for_refusals` goes on waiting.
-fn is_repaired(env: &Env, id: u64, what: &mut Value) -> Result<bool> {
+pub(super) fn is_repaired(env: &Env, id: u64, what: &mut Value) -> Result<bool> {
     let deadline = Instant::now() + READY_PATIENCE;
     loop {
         if let Some(status) = env.cluster.ended(id)? {
@@ -155,7 +155,7 @@ fn is_repaired(env: &Env, id: u64, what: &mut Value) -> Result<bool> {
     }
 }
 
-fn replace(env: &Env, random: &mut fastrand::Rng, id: u64, what: &mut Value) -> Result<()> {
+pub(super) fn replace(env: &Env, random: &mut fastrand::Rng, id: u64, what: &mut Value) -> Result<()> {
     membership::remove(env, random, id)?;
     env.has_refused(id, false);
     what["joined"] = membership::grow(env, random, Duration::ZERO)?["joined"].clone();

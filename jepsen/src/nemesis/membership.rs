@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::Env;
+use crate::digests;
 
 /// The membership stays within these bounds.
 const NODES_MIN: usize = 3;
@@ -67,6 +68,8 @@ pub(super) fn remove(env: &Env, random: &mut fastrand::Rng, id: u64) -> Result<(
             if !env.cluster.wait_until(PATIENCE, |_| is_gone()) {
                 bail!("node {id} was removed, and the leader still has it");
             }
+            // What it has become is compared while it is there.
+            digests::ask(&env.cluster.own_addresses(), &env.recorder);
             env.cluster.forget(id);
             return Ok(());
         }

@@ -86,6 +86,28 @@ pub(super) fn pause(env: &Env, random: &mut fastrand::Rng, hold: Duration, who: 
     Ok(json!({"paused": claim.nodes, "new_leader": new_leader}))
 }
 
+/// SIGTERM, the exit in good order, and after a while a start. If all were stopped, what they wrote as they ended is all
+/// that they start from.
+pub(super) fn stop(env: &Env, random: &mut fastrand::Rng, hold: Duration, who: Who) -> Result<Value> {
+    let claim = victims(env, random, who)?;
+    if who == Who::All && claim.nodes.len() < env.cluster.ids().len() {
+        bail!("other faults have some of the nodes");
+    }
+    let stopped = env.cluster.stop_together(&claim.nodes, STOP_PATIENCE);
+    env.sleep(hold / 2);
+    for node in claim.nodes.iter().filter(|node| env.cluster.state(**node) == State::Down) {
+        env.cluster.start_node(*node)?;
+    }
+    if let Err(error) = stopped {
+        let detail = format!("{error:#}");
+        env.record("finding", json!({"anomaly": "no stop in good order", "detail": detail}));
+        bail!("they did not all stop in good order");
+    }
+    let is_ready = |cluster: &Cluster| claim.nodes.iter().all(|node| cluster.is_ready(*node));
+    env.cluster.wait_until(READY_PATIENCE, |cluster| env.is_stopped() || is_ready(cluster));
+    Ok(json!({"stopped": claim.nodes}))
+}
+
 /// Every node in turn: SIGTERM, its exit in good order, a start, and the wait until it is ready.
 pub(super) fn rolling_restart(env: &Env, random: &mut fastrand::Rng, _: Duration) -> Result<Value> {
     let mut order = env.cluster.running();

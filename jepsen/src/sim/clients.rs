@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,6 +16,7 @@ use super::{
     turns::{SimulatedWire, Turns},
 };
 use crate::{
+    check::Finding,
     client::Connection,
     contents,
     history::{Kind, Recorder},
@@ -28,10 +29,6 @@ const REPLY_TIMEOUT: Duration = Duration::from_millis(2_500);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// One operation in so many begins with a new connection, to any node.
 const MOVE_ODDS: u32 = 15;
-/// The longest pause between two operations of a client.
-const THINK_MS_MAX: u64 = 40;
-/// How often a client that only reads asks for something to read.
-const READ_ATTEMPTS: usize = 10;
 /// How often the last look at something is tried.
 const LAST_ATTEMPTS: usize = 100;
 
@@ -44,8 +41,18 @@ pub(super) struct Load {
     pub(super) nodes: Mutex<Vec<u64>>,
     pub(super) stop: AtomicBool,
     pub(super) clients: usize,
-    /// What the last look could not see.
-    pub(super) unseen: Mutex<Vec<String>>,
+    /// So many of the clients only read, each at a node that it never leaves; 0 if one in three reads, wherever it is.
+    pub(super) readers: usize,
+    /// So many clients, the readers first, never leave their nodes.
+    pub(super) pinned: usize,
+    /// The longest pause between two operations of a client, in milliseconds.
+    pub(super) think_ms_max: u64,
+    /// Clients have begun, and were not told to stop.
+    pub(super) is_loaded: AtomicBool,
+    /// What was done by those who only look whether anything can be.
+    pub(super) probes: AtomicUsize,
+    /// What clients that are none of the workload's have found.
+    pub(super) findings: Mutex<Vec<Finding>>,
 }
 
 impl Load {
@@ -53,7 +60,7 @@ impl Load {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn connect(&self, turns: &Turns, client: usize, node: u64) -> Option<Connection> {
+    pub(super) fn connect(&self, turns: &Turns, client: usize, node: u64) -> Option<Connection> {
         let end = dial(&self.hub, Place::Client(client), node);
         let wire = SimulatedWire { turns: turns.clone(), end };
         let mut connection = Connection::over(node, wire, CONNECT_TIMEOUT);
@@ -79,11 +86,12 @@ impl Load {
         let mut process = number as i64;
         let mut connection: Option<Connection> = None;
         while !self.stop.load(Ordering::Relaxed) {
-            turns.sleep(Duration::from_millis(random.u64(1..=THINK_MS_MAX)));
-            if connection.as_ref().is_none_or(|open| open.is_broken) || random.u32(..MOVE_ODDS) == 0 {
+            turns.sleep(Duration::from_millis(random.u64(1..=self.think_ms_max)));
+            let moves = random.u32(..MOVE_ODDS) == 0 && number >= self.pinned;
+            if connection.as_ref().is_none_or(|open| open.is_broken) || moves {
                 // The old one is hung up first.
                 drop(connection.take());
-                let node = random.choice(self.nodes());
+                let node = self.place(number, &mut random);
                 connection = node.and_then(|node| self.connect(turns, number, node));
             }
             let Some(open) = &mut connection else { continue };
@@ -94,17 +102,21 @@ impl Load {
         }
     }
 
-    /// What a client does next. One in three only reads, where the workload has something to read: others wait for long
-    /// on a node that cannot write, when its reads are of interest.
-    fn next(&self, number: usize, random: &mut fastrand::Rng) -> (&'static str, Value) {
-        let mut next = self.workload.next(random);
-        for _ in 0..if number % 3 == 2 { READ_ATTEMPTS } else { 0 } {
-            if next.0 == "read" {
-                break;
-            }
-            next = self.workload.next(random);
+    /// Where a client goes.
+    fn place(&self, number: usize, random: &mut fastrand::Rng) -> Option<u64> {
+        let nodes = self.nodes();
+        match number < self.pinned {
+            true => nodes.get(number % nodes.len().max(1)).copied(),
+            false => random.choice(nodes),
         }
-        next
+    }
+
+    /// What a client does next. Readers, or one in three, only read, where the workload has something to read: others
+    /// wait for long on a node that cannot write, when its reads are of interest.
+    fn next(&self, number: usize, random: &mut fastrand::Rng) -> (&'static str, Value) {
+        let only_reads = if self.readers > 0 { number < self.readers } else { number % 3 == 2 };
+        let read = if only_reads { self.workload.read(random) } else { None };
+        read.unwrap_or_else(|| self.workload.next(random))
     }
 
     /// Reads through every node what the workload wants to see in the end, and all that there is.
@@ -141,8 +153,13 @@ impl Load {
 
     fn must(&self, is_done: bool, otherwise: impl FnOnce() -> String) {
         if !is_done {
-            self.unseen.lock().unwrap_or_else(PoisonError::into_inner).push(otherwise());
+            self.found("permanent unavailability", otherwise());
         }
+    }
+
+    pub(super) fn found(&self, anomaly: &str, detail: String) {
+        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        findings.push(Finding::new(anomaly, detail, &[]));
     }
 
     fn insist(&self, turns: &Turns, node: u64, mut attempt: impl FnMut(&mut Connection) -> bool) -> bool {

@@ -1,6 +1,7 @@
 //! The simulated network: byte streams between nodes and from clients to nodes. What is written takes its time; streams
-//! keep their order, as TCP does, and overtake each other. Links are blocked in one direction or both: what is sent
-//! meanwhile is held, and comes late or never. Single calls between peers come twice, the second time much later.
+//! keep their order, as TCP does, and overtake each other. Ways are blocked one by one, each direction and each side of
+//! the connections by itself: what is sent meanwhile is held, and comes late or never, and what two ways have held comes
+//! at moments of their own. Single calls between peers come twice, the second time much later.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -20,6 +21,27 @@ use tokio::sync::mpsc;
 pub(super) enum Place {
     Node(u64),
     Client(usize),
+}
+
+/// Who made the connections on which something flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Side {
+    /// The one who sends: votes, entries, requests.
+    Calls,
+    /// The one who receives: what answers them.
+    Answers,
+}
+
+impl Side {
+    pub(super) const BOTH: [Side; 2] = [Side::Calls, Side::Answers];
+}
+
+/// What flows from one place to another, on the connections that one of them made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Way {
+    pub(super) from: Place,
+    pub(super) to: Place,
+    pub(super) side: Side,
 }
 
 /// The address at which peers reach a node.
@@ -96,6 +118,21 @@ impl Listener for Door {
 
 /// How much later a message comes again at most, in milliseconds.
 const AGAIN_MS_MAX: u64 = 2_000;
+/// How long a way takes at most to deliver what it has held, in milliseconds.
+const RELEASE_MS_MAX: u64 = 50;
+/// How long pieces are on their way where no fault delays them, in milliseconds, and how many of a thousand take ten
+/// times as long.
+const USUAL: Delay = Delay { on: None, max_ms: 2, late_permille: 2 };
+
+/// How long pieces are on their way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Delay {
+    /// From where to where; everywhere if it is not said.
+    pub(super) on: Option<(Place, Place)>,
+    pub(super) max_ms: u64,
+    /// How often a piece takes ten times as long, in a thousand.
+    pub(super) late_permille: u64,
+}
 
 /// One direction of a stream.
 #[derive(Default)]
@@ -118,6 +155,16 @@ impl Lane {
         if end.is_finished() && !self.has_ended {
             self.has_ended = true;
             self.on_the_way.push_back((arrival, None));
+        }
+    }
+
+    /// What was held comes now, piece by piece, within a while of its own.
+    fn release(&mut self, now: u64, chance: &mut fastrand::Rng) {
+        let within = chance.u64(..=RELEASE_MS_MAX);
+        let mut moments: Vec<u64> = self.on_the_way.iter().map(|_| now + chance.u64(..=within)).collect();
+        moments.sort_unstable();
+        for ((arrival, _), moment) in self.on_the_way.iter_mut().zip(moments) {
+            *arrival = moment.max(*arrival);
         }
     }
 
@@ -171,6 +218,12 @@ impl Link {
         self.from == Place::Node(node) || self.to == node
     }
 
+    /// The way of what the one sends who has connected, and of what comes back.
+    fn ways(&self) -> (Way, Way) {
+        let (from, to) = (self.from, Place::Node(self.to));
+        (Way { from, to, side: Side::Calls }, Way { from: to, to: from, side: Side::Answers })
+    }
+
     fn break_off(&self) {
         self.near.break_off();
         if let Some(far) = &self.far {
@@ -182,17 +235,16 @@ impl Link {
 pub(super) struct Network {
     pub(super) hub: SharedHub,
     links: Vec<Link>,
-    /// From whom to whom nothing arrives.
-    blocked: BTreeSet<(Place, Place)>,
+    /// Where nothing arrives, and how many faults have it so.
+    blocked: BTreeMap<Way, u32>,
+    /// What delays pieces, by the number of the fault. The longest counts.
+    delays: BTreeMap<u64, Delay>,
+    /// How often a piece that goes to a peer has a message that comes twice, in a thousand, by the number of the fault.
+    twice: BTreeMap<u64, u64>,
     /// Nodes without power: nobody hears of their end before they are back.
     pub(super) dark: BTreeSet<u64>,
     chance: fastrand::Rng,
-    /// The longest that a piece is on its way, in milliseconds.
-    pub(super) delay_max: u64,
-    /// How often a piece takes ten times as long, in a thousand.
-    pub(super) late_permille: u64,
-    /// How often a piece that goes to a peer has a message that comes twice, in a thousand.
-    pub(super) twice_permille: u64,
+    now: u64,
     /// Bytes delivered, for the trace.
     pub(super) delivered: u64,
 }
@@ -202,24 +254,89 @@ impl Network {
         Network {
             hub: SharedHub::default(),
             links: Vec::new(),
-            blocked: BTreeSet::new(),
+            blocked: BTreeMap::new(),
+            delays: BTreeMap::new(),
+            twice: BTreeMap::new(),
             dark: BTreeSet::new(),
             chance,
-            delay_max: 2,
-            late_permille: 2,
-            twice_permille: 0,
+            now: 0,
             delivered: 0,
         }
     }
 
-    pub(super) fn block(&mut self, from: Place, to: Place) {
-        self.blocked.insert((from, to));
+    /// Nothing arrives this way until each who has blocked it has released it.
+    pub(super) fn block(&mut self, way: Way) {
+        *self.blocked.entry(way).or_default() += 1;
+    }
+
+    /// Takes one blockade back.
+    pub(super) fn release(&mut self, way: Way) {
+        match self.blocked.get_mut(&way) {
+            Some(faults) if *faults > 1 => *faults -= 1,
+            Some(_) => {
+                self.blocked.remove(&way);
+                self.let_go(way);
+            }
+            None => {}
+        }
+    }
+
+    fn let_go(&mut self, way: Way) {
+        for link in &mut self.links {
+            let (out, back) = link.ways();
+            if out == way {
+                link.out.release(self.now, &mut self.chance);
+            } else if back == way {
+                link.back.release(self.now, &mut self.chance);
+            }
+        }
+    }
+
+    /// Pieces are delayed until the number is calmed.
+    pub(super) fn delay(&mut self, number: u64, delay: Delay) {
+        self.delays.insert(number, delay);
+    }
+
+    /// Of a thousand pieces that go to peers, so many have a message that comes twice, until the number is calmed.
+    pub(super) fn double(&mut self, number: u64, permille: u64) {
+        self.twice.insert(number, permille);
+    }
+
+    /// Ends what the fault of this number does.
+    pub(super) fn calm(&mut self, number: u64) {
+        self.delays.remove(&number);
+        self.twice.remove(&number);
     }
 
     /// Ends all blockades and delays.
     pub(super) fn heal(&mut self) {
-        self.blocked.clear();
-        (self.delay_max, self.late_permille, self.twice_permille) = (2, 2, 0);
+        let ways: Vec<Way> = std::mem::take(&mut self.blocked).into_keys().collect();
+        ways.into_iter().for_each(|way| self.let_go(way));
+        self.delays.clear();
+        self.twice.clear();
+    }
+
+    /// Whether no fault of the network is under way.
+    pub(super) fn is_fair(&self) -> bool {
+        self.blocked.is_empty() && self.delays.is_empty()
+    }
+
+    /// Whether two nodes hear each other, without delay.
+    pub(super) fn are_connected(&self, one: u64, other: u64) -> bool {
+        let (one, other) = (Place::Node(one), Place::Node(other));
+        let is_between = |from: Place, to: Place| (from, to) == (one, other) || (from, to) == (other, one);
+        !self.blocked.keys().any(|way| is_between(way.from, way.to))
+            && !self.delays.values().any(|delay| delay.on.is_none_or(|(from, to)| is_between(from, to)))
+    }
+
+    /// Whether no client is kept from this node.
+    pub(super) fn is_open(&self, node: u64) -> bool {
+        let node = Place::Node(node);
+        let is_client = |place: Place| matches!(place, Place::Client(_));
+        !self
+            .blocked
+            .keys()
+            .any(|way| (way.from == node && is_client(way.to)) || (way.to == node && is_client(way.from)))
     }
 
     /// A node's process has ended: nobody listens there.
@@ -248,42 +365,40 @@ impl Network {
         true
     }
 
-    fn arrival(&mut self, now: u64) -> u64 {
-        let delay = self.chance.u64(1..=self.delay_max);
-        let is_late = self.chance.u64(..1000) < self.late_permille;
-        now + if is_late { 10 * delay } else { delay }
+    fn arrival(&mut self, from: Place, to: Place) -> u64 {
+        let slow = self.delays.values().filter(|delay| delay.on.is_none_or(|on| on == (from, to)));
+        let delay = slow.max_by_key(|delay| delay.max_ms).copied().unwrap_or(USUAL);
+        let ms = self.chance.u64(1..=delay.max_ms.max(1));
+        let is_late = self.chance.u64(..1000) < delay.late_permille;
+        self.now + if is_late { 10 * ms } else { ms }
     }
 
     /// Carries what was written, and delivers what is due. `accept` opens a client's connection on a node.
     pub(super) fn step(&mut self, now: u64, mut accept: impl FnMut(u64) -> Option<Endpoint>) {
+        self.now = now;
         let dials = std::mem::take(&mut lock(&self.hub).dials);
         for (from, to, near) in dials {
-            let arrival = self.arrival(now);
+            let arrival = self.arrival(from, Place::Node(to));
             let (out, back) = (Lane::default(), Lane::default());
             self.links.push(Link { from, to, near, far: None, arrival, out, back });
         }
         let mut links = std::mem::take(&mut self.links);
-        links.retain_mut(|link| self.step_link(link, now, &mut accept));
+        links.retain_mut(|link| self.step_link(link, &mut accept));
         self.links = links;
     }
 
     /// False when the link is no more.
-    fn step_link(
-        &mut self,
-        link: &mut Link,
-        now: u64,
-        accept: &mut impl FnMut(u64) -> Option<Endpoint>,
-    ) -> bool {
-        let (from, to) = (link.from, Place::Node(link.to));
+    fn step_link(&mut self, link: &mut Link, accept: &mut impl FnMut(u64) -> Option<Endpoint>) -> bool {
         let is_dark = self.dark.iter().any(|node| link.has(*node));
         if is_dark {
             return true;
         }
+        let (now, (out, back)) = (self.now, link.ways());
         if link.far.is_none() {
-            if now < link.arrival || self.blocked.contains(&(from, to)) {
+            if now < link.arrival || self.blocked.contains_key(&out) {
                 return !link.near.is_finished();
             }
-            let far = match from {
+            let far = match link.from {
                 Place::Client(_) => accept(link.to),
                 Place::Node(_) => self.listening(link.to),
             };
@@ -294,14 +409,15 @@ impl Network {
             link.far = Some(far);
         }
         let Some(far) = &link.far else { return true };
-        let (there, here) = (self.arrival(now), self.arrival(now));
+        let (there, here) = (self.arrival(out.from, out.to), self.arrival(back.from, back.to));
         link.out.take(&link.near, there);
-        if matches!(from, Place::Node(_)) && self.chance.u64(..1000) < self.twice_permille {
+        let twice = self.twice.values().max().copied().unwrap_or(0);
+        if matches!(link.from, Place::Node(_)) && self.chance.u64(..1000) < twice {
             link.out.double(&mut self.chance);
         }
         link.back.take(far, here);
-        for (way, lane, end) in [((from, to), &mut link.out, far), ((to, from), &mut link.back, &link.near)] {
-            if !self.blocked.contains(&way) {
+        for (way, lane, end) in [(out, &mut link.out, far), (back, &mut link.back, &link.near)] {
+            if !self.blocked.contains_key(&way) {
                 self.delivered += lane.deliver(end, now) as u64;
             }
         }

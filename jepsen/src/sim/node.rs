@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -17,14 +17,23 @@ use kvorum::{
 };
 use kvorum_raft::{
     Platform, StartError, Status, safeguard,
-    simulation::{Endpoint, Storage},
+    simulation::{DiskCopy, Endpoint, Storage},
 };
 use tokio::{runtime::Runtime, time::Instant};
 
-use super::network::{Port, SharedHub, address};
+use super::{
+    action::sync_ms_max,
+    knobs::Knobs,
+    network::{Port, SharedHub, address},
+};
 
 /// Seconds from the Unix epoch to the beginning of all simulations.
 const EPOCH_S: u64 = 1_700_000_000;
+
+/// A server that is asked to stop waits for its clients at most so long ...
+const DRAIN: Duration = Duration::from_secs(1);
+/// ... and all that it does takes no longer than this, in milliseconds.
+const STOP_MS_MAX: u64 = 30_000;
 
 type Started = Arc<Mutex<Option<Result<Server, StartError>>>>;
 
@@ -38,6 +47,30 @@ struct Running {
     started: Started,
     /// Why it has ended itself.
     fatal: Arc<Mutex<Option<String>>>,
+    /// It was asked to stop.
+    stopping: Option<Stopping>,
+}
+
+struct Stopping {
+    has_stopped: Arc<AtomicBool>,
+    since: u64,
+    back_ms: u64,
+}
+
+/// What came of a node that was asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopped {
+    /// It has, and is started again after so many milliseconds.
+    Back(u64),
+    /// It should have long ago.
+    Never,
+}
+
+/// A copy of all that a node keeps.
+pub(super) struct Kept {
+    disk: DiskCopy,
+    /// The files of its identity.
+    files: Vec<(PathBuf, Vec<u8>)>,
 }
 
 pub(super) struct Node {
@@ -53,8 +86,12 @@ pub(super) struct Node {
     wall_offset_us: Arc<AtomicI64>,
     election_timeout_ms: u64,
     bootstrap: Option<String>,
+    knobs: Knobs,
     /// Its log is damaged: it does not start any more.
     pub(super) is_damaged: bool,
+    /// It has an older copy of its disk: it may refuse to go on.
+    pub(super) was_rolled_back: bool,
+    is_disk_slow: bool,
 }
 
 /// A node's wall clock, in microseconds since the Unix epoch.
@@ -68,7 +105,13 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Node {
     /// A node with an empty disk. `first` are the first members; a node that comes later has none.
-    pub(super) fn new(id: u64, dir: PathBuf, first: &[u64], chance: &mut fastrand::Rng) -> Node {
+    pub(super) fn new(
+        id: u64,
+        dir: PathBuf,
+        first: &[u64],
+        knobs: &Knobs,
+        chance: &mut fastrand::Rng,
+    ) -> Node {
         let peers: Vec<String> = first.iter().map(|id| format!("{id}={}", address(*id))).collect();
         Node {
             id,
@@ -81,7 +124,10 @@ impl Node {
             // openraft draws from the system's chance between two bounds: they are next to each other here.
             election_timeout_ms: chance.u64(350..600),
             bootstrap: (!first.is_empty()).then(|| peers.join(",")),
+            knobs: knobs.clone(),
             is_damaged: false,
+            was_rolled_back: false,
+            is_disk_slow: false,
         }
     }
 
@@ -98,11 +144,7 @@ impl Node {
             ..Options::default()
         };
         let mut config = options.validate().context("the nodes' configuration")?;
-        // Below what an operator may say: checkpoints, purges, segments and snapshots come every few entries.
-        config.node.checkpoint_log_bytes = 4 << 10;
-        config.node.log_entries_kept = 20;
-        config.node.log_segment_bytes = 16 << 10;
-        config.node.log_cache_bytes = 2 << 10;
+        self.knobs.turn(&mut config.node);
         Ok(config)
     }
 
@@ -129,7 +171,7 @@ impl Node {
             *locked(&result) = Some(server);
         });
         let since = runtime.block_on(async { Instant::now() });
-        self.running = Some(Running { runtime, since, age_ms: 0.0, started, fatal });
+        self.running = Some(Running { runtime, since, age_ms: 0.0, started, fatal, stopping: None });
         self.is_paused = false;
         Ok(())
     }
@@ -175,6 +217,72 @@ impl Node {
         self.is_paused = false;
     }
 
+    /// Asks it to stop. False if it does not run, or was asked already.
+    pub(super) fn stop(&mut self, now: u64, back_ms: u64) -> bool {
+        let (server, has_stopped) = (self.server(), Arc::new(AtomicBool::new(false)));
+        let Some(running) = self.running.as_mut().filter(|running| running.stopping.is_none()) else {
+            return false;
+        };
+        let told = has_stopped.clone();
+        running.runtime.spawn(async move {
+            // One that has not started yet has nothing to finish.
+            if let Some(server) = server {
+                server.stop(DRAIN).await;
+            }
+            told.store(true, Ordering::Relaxed);
+        });
+        running.stopping = Some(Stopping { has_stopped, since: now, back_ms });
+        true
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.stopping.is_some())
+    }
+
+    /// What came of it, once something has.
+    pub(super) fn stopped(&self, now: u64) -> Option<Stopped> {
+        let stopping = self.running.as_ref()?.stopping.as_ref()?;
+        if stopping.has_stopped.load(Ordering::Relaxed) {
+            return Some(Stopped::Back(stopping.back_ms));
+        }
+        (now > stopping.since + STOP_MS_MAX && !self.is_paused).then_some(Stopped::Never)
+    }
+
+    /// Syncs take up to so many milliseconds, or as long as on a disk that is well.
+    pub(super) fn slow_disk(&mut self, ms: Option<u64>) {
+        self.storage.slow(sync_ms_max(ms));
+        self.is_disk_slow = ms.is_some();
+    }
+
+    /// Whether it serves, and nothing is done to it.
+    pub(super) fn is_well(&self) -> bool {
+        let is_disturbed = self.is_paused || self.is_disk_slow || self.is_stopping() || self.was_rolled_back;
+        self.is_running() && !is_disturbed && self.ended().is_none()
+    }
+
+    /// A copy of all that it keeps.
+    pub(super) fn copy_disk(&self) -> Result<Kept> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).context("cannot list a node's directory")? {
+            let path = entry.context("cannot list a node's directory")?.path();
+            if path.is_file() {
+                let bytes = std::fs::read(&path).context("cannot read a node's file")?;
+                files.push((path, bytes));
+            }
+        }
+        Ok(Kept { disk: self.storage.copy(), files })
+    }
+
+    /// Has it start with that copy.
+    pub(super) fn put_back_disk(&mut self, copy: &Kept) -> Result<()> {
+        self.storage.put_back(&copy.disk);
+        for (path, bytes) in &copy.files {
+            std::fs::write(path, bytes).context("cannot write a node's file")?;
+        }
+        self.was_rolled_back = true;
+        Ok(())
+    }
+
     /// Lets it run for as long as its clock says that a millisecond is.
     pub(super) fn step(&mut self, now_us: u64) {
         let Some(running) = &mut self.running else { return };
@@ -210,10 +318,13 @@ impl Node {
     }
 
     /// Has it do something beside its own.
-    pub(super) fn ask<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(Server) -> F) {
-        if let (Some(running), Some(server)) = (&self.running, self.server()) {
-            running.runtime.spawn(task(server));
-        }
+    pub(super) fn ask<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        task: impl FnOnce(Server) -> F,
+    ) -> bool {
+        let (Some(running), Some(server)) = (&self.running, self.server()) else { return false };
+        running.runtime.spawn(task(server));
+        true
     }
 
     pub(super) fn move_wall_clock(&self, by_us: i64) {

@@ -1,13 +1,17 @@
 //! One seed, in a process that does nothing else.
 
-use std::{collections::BTreeMap, panic::catch_unwind};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use kvorum_raft::safeguard;
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, entropy, log, panics, seeds::World, simulate};
+use super::{Outcome, entropy, log, panics, script, seeds::World, simulate};
 use crate::{
     check::{Finding, contents},
     edn,
@@ -16,8 +20,12 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(crate) struct One {
+    /// Where chance begins [default: that of the script, or 1]
     #[arg(long, value_name = "N")]
-    seed: u64,
+    seed: Option<u64>,
+    /// Do what the script says, and nothing by chance; its head says what else would be options
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
     /// What the nodes log, on standard error: a level, or a filter such as info,kvorum_raft=debug
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -37,26 +45,45 @@ pub(crate) struct Summary {
     /// A sum of all that happened, the same for the same seed.
     pub(super) trace: String,
     pub(super) faults: BTreeMap<String, usize>,
+    /// What did not happen.
+    pub(super) missing: Vec<String>,
+    /// How often each operation was begun, and done.
+    pub(super) operations: BTreeMap<String, (usize, usize)>,
 }
 
 /// Prints the summary as one line of JSON.
 pub(crate) fn run_one(options: &One) -> Result<bool> {
-    let (seed, world) = (options.seed, &options.world);
+    let text = options.script.as_ref().map(std::fs::read_to_string).transpose();
+    let script = text.context("cannot read the script")?.map(|text| script::read(&text)).transpose()?;
+    let of_script = script.as_ref().and_then(|(head, _)| head.seed);
+    let seed = options.seed.or(of_script).unwrap_or(1);
+    let world = match &script {
+        Some((head, _)) => &head.options(&options.world.out)?,
+        None => &options.world,
+    };
+    let script = script.map(|(_, script)| script);
     entropy::comes_from(seed);
     if let Some(safeguard) = world.without {
         safeguard::switch_off(safeguard);
     }
-    if let Some(filter) = &options.log {
-        log::show(filter)?;
-    }
-    let outcome = catch_unwind(|| simulate(seed, world))
+    log::watch(options.log.as_deref())?;
+    let script = AssertUnwindSafe(script);
+    let outcome = catch_unwind(move || simulate(seed, world, { script }.0))
         .unwrap_or_else(|_| Err(anyhow!("the world panicked: {:?}", panics::take())))
         .with_context(|| format!("seed {seed}"))?;
     if !outcome.findings.is_empty() {
         keep(seed, world, &outcome)?;
     }
     let count = |kind| outcome.events.iter().filter(|event| event.process >= 0 && event.kind == kind).count();
+    let mut operations: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for event in outcome.events.iter().filter(|event| event.process >= 0) {
+        let (begun, done) = operations.entry(event.f.clone()).or_default();
+        *begun += usize::from(event.kind == Kind::Invoke);
+        *done += usize::from(event.kind == Kind::Ok);
+    }
     let summary = Summary {
+        operations,
+        missing: outcome.missing,
         ok: count(Kind::Ok),
         unknown: count(Kind::Info),
         workload: outcome.workload,
@@ -74,6 +101,8 @@ fn keep(seed: u64, world: &World, outcome: &Outcome) -> Result<()> {
     let dir = world.out.join(seed.to_string());
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     history::write_lines(&dir.join("history.jsonl"), &outcome.events)?;
+    let script = script::write(seed, world, &outcome.done);
+    std::fs::write(dir.join("script.txt"), script).context("cannot write the script")?;
     let of_workload = outcome.events.iter().filter(|event| !contents::is_look(&event.f));
     edn::write(&dir.join("history.edn"), of_workload)?;
     let findings = serde_json::to_string_pretty(&outcome.findings)?;

@@ -16,12 +16,15 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, builder::PossibleValuesParser};
 use kvorum_raft::safeguard::Safeguard;
 
-use super::{faults::KINDS, one::Summary};
+use super::{
+    faults::{KINDS, ONLY_ASKED_FOR},
+    one::Summary,
+};
 
 /// The time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 /// How long a seed may take: if its time stands still, something does the same for ever.
-const SEED_TIME_MAX: Duration = Duration::from_secs(300);
+pub(super) const SEED_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// What all seeds have in common.
 #[derive(Args, Clone, Debug)]
@@ -33,8 +36,20 @@ pub(crate) struct World {
     #[arg(long, value_name = "NAME")]
     pub(super) workload: Option<String>,
     /// What goes wrong, and nothing else [default: all that can]
-    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = PossibleValuesParser::new([KINDS, ONLY_ASKED_FOR].concat()))]
     pub(super) faults: Vec<String>,
+    /// Nodes at first [default: the seed's choice]
+    #[arg(long, value_name = "N")]
+    pub(super) members: Option<u64>,
+    /// Clients meet as often as they can [default: in half of the seeds]
+    #[arg(long)]
+    pub(super) contended: bool,
+    /// Clients of the workload [default: the seed's choice]
+    #[arg(long, value_name = "N")]
+    pub(super) clients: Option<usize>,
+    /// Sizes that are otherwise the seed's choice, as log-entries-kept=1
+    #[arg(long, value_name = "KNOB=N,...", value_delimiter = ',')]
+    pub(super) knobs: Vec<String>,
     /// Directory for the histories of seeds that failed
     #[arg(long, value_name = "DIR", default_value = "sim-failures")]
     pub(super) out: PathBuf,
@@ -45,6 +60,9 @@ pub(crate) struct World {
     #[arg(long, value_name = "SAFEGUARD", value_parser = safeguard_named)]
     pub(super) without: Option<Safeguard>,
 }
+
+/// What is missing in so many seeds of a workload, and in all of them, is no chance.
+const WONDERS: u64 = 6;
 
 #[derive(Args, Debug)]
 pub(crate) struct Seeds {
@@ -60,6 +78,9 @@ pub(crate) struct Seeds {
     /// Something is broken on purpose: go on until a seed finds it, and fail if none does
     #[arg(long)]
     find: bool,
+    /// What it must find, in the words of a finding; may be said several times [default: anything]
+    #[arg(long, value_name = "TEXT", requires = "find")]
+    finds: Vec<String>,
     #[command(flatten)]
     world: World,
 }
@@ -69,10 +90,48 @@ pub(crate) struct Seeds {
 struct Sum {
     done: u64,
     failed: Vec<u64>,
+    /// Those that found what was looked for.
+    found: Vec<u64>,
     ok: usize,
     unknown: usize,
     simulated_ms: u64,
     faults: BTreeMap<String, usize>,
+    workloads: BTreeMap<String, Done>,
+}
+
+/// What was done of one workload.
+#[derive(Default)]
+struct Done {
+    seeds: u64,
+    /// By what did not happen: in how many seeds.
+    missing: BTreeMap<String, u64>,
+    /// How often each operation was begun, and done.
+    operations: BTreeMap<String, (usize, usize)>,
+}
+
+impl Done {
+    fn add(&mut self, summary: &Summary) {
+        self.seeds += 1;
+        for missing in &summary.missing {
+            *self.missing.entry(missing.clone()).or_default() += 1;
+        }
+        for (f, (begun, done)) in &summary.operations {
+            let sum = self.operations.entry(f.clone()).or_default();
+            *sum = (sum.0 + begun, sum.1 + done);
+        }
+    }
+
+    /// What did not happen in any of the seeds, if there are enough of them to wonder.
+    fn missing(&self) -> Vec<String> {
+        if self.seeds < WONDERS {
+            return Vec::new();
+        }
+        let never =
+            self.missing.iter().filter(|(_, seeds)| **seeds == self.seeds).map(|(text, _)| text.clone());
+        let undone = self.operations.iter().filter(|(_, (_, done))| *done == 0);
+        let undone = undone.map(|(f, (begun, _))| format!("no {f} was done ({begun} begun)"));
+        never.chain(undone).collect()
+    }
 }
 
 /// True if no seed failed.
@@ -83,13 +142,13 @@ pub(crate) fn run_seeds(options: &Seeds, is_asked_to_stop: fn() -> bool) -> Resu
     let (next, sum, started) = (AtomicU64::new(from), Mutex::new(Sum::default()), Instant::now());
     let told = Mutex::new(Instant::now());
     let work = || -> Result<()> {
-        while !is_asked_to_stop() && (!options.find || locked(&sum).failed.is_empty()) {
+        while !is_asked_to_stop() && (!options.find || locked(&sum).found.is_empty()) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= from + options.seeds {
                 return Ok(());
             }
             let summary = options.world.process(seed)?;
-            add(&mut locked(&sum), seed, summary);
+            add(&mut locked(&sum), seed, summary, &options.finds);
             let mut told = locked(&told);
             if told.elapsed() >= PROGRESS {
                 *told = Instant::now();
@@ -111,7 +170,15 @@ pub(crate) fn run_seeds(options: &Seeds, is_asked_to_stop: fn() -> bool) -> Resu
     if !sum.failed.is_empty() {
         println!("FAILED seeds: {:?}; their histories are in {}", sum.failed, options.world.out.display());
     }
-    Ok(if options.find { !sum.failed.is_empty() } else { sum.failed.is_empty() && sum.done == options.seeds })
+    let mut is_missing = false;
+    for (workload, done) in &sum.workloads {
+        for missing in done.missing() {
+            println!("MISSING {workload}, in all of {} seeds: {missing}", done.seeds);
+            is_missing = true;
+        }
+    }
+    let is_clean = sum.failed.is_empty() && !is_missing && sum.done == options.seeds;
+    Ok(if options.find { !sum.found.is_empty() } else { is_clean })
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -130,18 +197,25 @@ fn line(sum: &Sum, started: Instant) -> String {
     )
 }
 
-fn add(sum: &mut Sum, seed: u64, summary: Option<Summary>) {
+fn add(sum: &mut Sum, seed: u64, summary: Option<Summary>, wanted: &[String]) {
     sum.done += 1;
     let Some(summary) = summary else {
         println!("seed {seed} does not come to an end");
         sum.failed.push(seed);
+        sum.found.extend(wanted.is_empty().then_some(seed));
         return;
     };
     if !summary.findings.is_empty() {
         println!("seed {seed}, {}, after {} ms:", summary.workload, summary.steps);
         summary.findings.iter().for_each(|finding| println!("  {}: {}", finding.anomaly, finding.detail));
         sum.failed.push(seed);
+        let is_meant = |text: &str| wanted.iter().any(|wanted| text.contains(wanted));
+        let mut findings = summary.findings.iter();
+        if wanted.is_empty() || findings.any(|it| is_meant(&it.anomaly) || is_meant(&it.detail)) {
+            sum.found.push(seed);
+        }
     }
+    sum.workloads.entry(summary.workload.clone()).or_default().add(&summary);
     sum.ok += summary.ok;
     sum.unknown += summary.unknown;
     sum.simulated_ms += summary.steps;
@@ -151,18 +225,30 @@ fn add(sum: &mut Sum, seed: u64, summary: Option<Summary>) {
 }
 
 impl World {
+    /// What is not left to the seed, as options with their values.
+    pub(super) fn said(&self) -> Vec<(&'static str, String)> {
+        let without = Safeguard::ALL.iter().find(|(_, safeguard)| Some(*safeguard) == self.without);
+        let mut said = vec![("time", self.time.to_string())];
+        let number = |number: u64| number.to_string();
+        said.extend(self.workload.iter().map(|name| ("workload", name.clone())));
+        said.extend(self.members.map(|members| ("members", number(members))));
+        said.extend(self.contended.then(|| ("contended", String::new())));
+        said.extend(self.clients.map(|clients| ("clients", number(clients as u64))));
+        said.extend((!self.knobs.is_empty()).then(|| ("knobs", self.knobs.join(","))));
+        said.extend((!self.faults.is_empty()).then(|| ("faults", self.faults.join(","))));
+        said.extend(self.disks_lie.then(|| ("disks-lie", String::new())));
+        said.extend(without.map(|(name, _)| ("without", (*name).to_owned())));
+        said
+    }
+
     /// Runs a seed in a process of its own. None if it does not end.
     fn process(&self, seed: u64) -> Result<Option<Summary>> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
-        command.args(["sim-one", "--seed", &seed.to_string(), "--time", &self.time.to_string()]);
-        command.arg("--out").arg(&self.out).args(self.disks_lie.then_some("--disks-lie"));
-        let without = Safeguard::ALL.iter().find(|(_, safeguard)| Some(*safeguard) == self.without);
-        command.args(without.iter().flat_map(|(name, _)| ["--without", name]));
-        if !self.faults.is_empty() {
-            command.args(["--faults", &self.faults.join(",")]);
+        command.args(["sim-one", "--seed", &seed.to_string()]).arg("--out").arg(&self.out);
+        for (name, value) in self.said() {
+            command.arg(format!("--{name}")).args((!value.is_empty()).then_some(value));
         }
-        command.args(self.workload.iter().flat_map(|name| ["--workload", name]));
         let child = command.stdout(Stdio::piped()).spawn().context("cannot start a simulation")?;
         let Some(output) = within(child, SEED_TIME_MAX)? else { return Ok(None) };
         let summary =
@@ -178,7 +264,7 @@ fn safeguard_named(name: &str) -> Result<Safeguard, String> {
 }
 
 /// What a process writes until its end. None if it had to be ended.
-fn within(mut child: Child, limit: Duration) -> Result<Option<Vec<u8>>> {
+pub(super) fn within(mut child: Child, limit: Duration) -> Result<Option<Vec<u8>>> {
     let mut stdout = child.stdout.take().context("a pipe was asked for")?;
     let reader = std::thread::spawn(move || {
         let mut output = Vec::new();

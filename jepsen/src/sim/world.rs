@@ -11,15 +11,19 @@ use std::{
 };
 
 use anyhow::Result;
+use kvorum::simulation::Server;
 use kvorum_raft::{Role, Status};
 use serde_json::json;
 
 use super::{
+    action::Action,
     clients::Load,
+    health::Health,
     invariants::Invariants,
+    knobs::Knobs,
     log,
     network::{Network, address},
-    node::Node,
+    node::{Kept, Node, Stopped},
     panics,
     turns::Actor,
 };
@@ -47,6 +51,16 @@ pub(super) struct World {
     pub(super) may_end: Vec<u64>,
     /// When nodes that have ended themselves are started again.
     restarts: Vec<(u64, u64)>,
+    /// All nodes are asked to stop; so long after the end of the last they are started again.
+    stopping_all: Option<u64>,
+    /// And when each is.
+    stops: Vec<(u64, u64)>,
+    /// Copies of disks.
+    copies: BTreeMap<u64, Kept>,
+    /// What was done, and when: a script.
+    pub(super) done: Vec<(u64, Action)>,
+    pub(super) health: Health,
+    knobs: Knobs,
     dir: PathBuf,
     /// A sum of all that happened, to compare two runs.
     trace: DefaultHasher,
@@ -60,10 +74,11 @@ impl World {
         now_us: Arc<AtomicU64>,
         network: Network,
         members: u64,
+        knobs: Knobs,
         mut chance: fastrand::Rng,
     ) -> World {
         let first: Vec<u64> = (1..=members).collect();
-        let node = |id: u64| (id, Node::new(id, dir.join(id.to_string()), &first, &mut chance));
+        let node = |id: u64| (id, Node::new(id, dir.join(id.to_string()), &first, &knobs, &mut chance));
         let nodes = first.iter().copied().map(node).collect();
         World {
             now: 0,
@@ -77,6 +92,12 @@ impl World {
             chance,
             may_end: Vec::new(),
             restarts: Vec::new(),
+            stopping_all: None,
+            stops: Vec::new(),
+            copies: BTreeMap::new(),
+            done: Vec::new(),
+            health: Health::default(),
+            knobs,
             dir,
             trace: DefaultHasher::new(),
         }
@@ -95,7 +116,16 @@ impl World {
         self.actors.push(Actor::new(self.now_us.clone(), run));
     }
 
+    /// Does something, and writes it down. False if it could not be.
+    pub(super) fn perform(&mut self, action: &Action) -> Result<bool> {
+        self.done.push((self.now, action.clone()));
+        action.perform(self)
+    }
+
     pub(super) fn start(&mut self, id: u64) -> Result<()> {
+        if self.stopping_all.is_some() {
+            return Ok(());
+        }
         if self.network.dark.remove(&id) {
             // Its peers hear now that their streams are broken.
             self.network.break_off(id);
@@ -117,11 +147,100 @@ impl World {
         self.invariants.ended(id);
     }
 
+    /// Asks a node to stop; so long after its end it is started again.
+    pub(super) fn stop(&mut self, id: u64, back_ms: u64) -> bool {
+        let now = self.now;
+        self.nodes.get_mut(&id).is_some_and(|node| node.stop(now, back_ms))
+    }
+
+    /// Asks all nodes to stop, one after the other, and the leader last.
+    pub(super) fn stop_all(&mut self, back_ms: u64, apart_ms: u64) -> bool {
+        let leader = self.leader().map(|leader| leader.node_id);
+        let mut ids: Vec<u64> = self.nodes.keys().copied().collect();
+        ids.sort_by_key(|id| Some(*id) == leader);
+        self.stops = (0_u64..).zip(ids).map(|(place, id)| (self.now + place * apart_ms, id)).collect();
+        self.stopping_all = Some(back_ms);
+        true
+    }
+
+    /// Asks nodes to stop whose turn it is.
+    fn stop_in_turn(&mut self) {
+        let now = self.now;
+        let (due, rest) = std::mem::take(&mut self.stops).into_iter().partition(|(at, _)| *at <= now);
+        self.stops = rest;
+        for (_, id) in due {
+            self.stop(id, 0);
+        }
+    }
+
+    /// Starts nodes again that were asked to stop, and have.
+    fn look_for_stopped(&mut self) {
+        let stopped: Vec<(u64, Stopped)> =
+            self.nodes.iter().filter_map(|(id, node)| Some((*id, node.stopped(self.now)?))).collect();
+        for (id, stopped) in stopped {
+            if stopped == Stopped::Never {
+                self.found("stop without end", format!("node {id} was asked to stop, and goes on"));
+            }
+            self.end(id, false);
+            self.record("stopped", json!({"node": id}));
+            if let (Stopped::Back(back_ms), None) = (stopped, self.stopping_all) {
+                self.restarts.push((self.now + back_ms, id));
+            }
+        }
+        if let Some(back_ms) = self.stopping_all
+            && !self.nodes.values().any(Node::is_running)
+        {
+            self.stopping_all = None;
+            self.record("all stopped", json!({}));
+            let at = self.now + back_ms;
+            self.restarts.extend(self.nodes.keys().map(|id| (at, *id)));
+        }
+    }
+
+    /// Keeps a copy of the disk of a node that does not run.
+    pub(super) fn copy_disk(&mut self, id: u64) -> Result<bool> {
+        let Some(node) = self.nodes.get(&id).filter(|node| !node.is_running()) else { return Ok(false) };
+        self.copies.insert(id, node.copy_disk()?);
+        Ok(true)
+    }
+
+    /// Puts the copy in the place of the disk of a node that does not run. From then on it may refuse to go on.
+    pub(super) fn put_back_disk(&mut self, id: u64) -> Result<bool> {
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.is_running()) else { return Ok(false) };
+        match self.copies.get(&id) {
+            Some(copy) => node.put_back_disk(copy).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether there is a copy of any disk.
+    pub(super) fn has_copies(&self) -> bool {
+        !self.copies.is_empty()
+    }
+
+    /// Ends all that was done, and starts what is off.
+    pub(super) fn heal(&mut self) -> Result<()> {
+        self.network.heal();
+        self.stopping_all = None;
+        self.stops.clear();
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.slow_disk(None);
+                node.rate = 1.0;
+                if node.is_paused {
+                    node.resume();
+                }
+            }
+            self.start(id)?;
+        }
+        Ok(())
+    }
+
     /// A new node, without data. It waits to be made a member.
     pub(super) fn create(&mut self) -> Result<u64> {
         let id = self.next_id;
         self.next_id += 1;
-        let node = Node::new(id, self.dir.join(id.to_string()), &[], &mut self.chance);
+        let node = Node::new(id, self.dir.join(id.to_string()), &[], &self.knobs, &mut self.chance);
         self.nodes.insert(id, node);
         self.start(id)?;
         Ok(id)
@@ -146,22 +265,27 @@ impl World {
         self.leader().map_or(0, of)
     }
 
-    /// Has the leader add a node.
-    pub(super) fn add_member(&self, id: u64) {
-        if let Some(leader) = self.leader() {
-            self.nodes[&leader.node_id].ask(move |server| async move {
-                // A refusal shows in the membership.
-                let _ = server.node().add_member(id, address(id)).await;
-            });
-        }
+    /// Has a node do something beside its own. False if it is not there.
+    pub(super) fn ask<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        asked: u64,
+        task: impl FnOnce(Server) -> F,
+    ) -> bool {
+        self.nodes.get(&asked).is_some_and(|node| node.ask(task))
     }
 
-    pub(super) fn remove_member(&self, id: u64) {
-        if let Some(leader) = self.leader() {
-            self.nodes[&leader.node_id].ask(move |server| async move {
-                let _ = server.node().remove_member(id).await;
-            });
-        }
+    /// Has a node add another one.
+    pub(super) fn ask_to_add(&self, asked: u64, id: u64) {
+        self.ask(asked, move |server| async move {
+            // A refusal shows in the membership.
+            let _ = server.node().add_member(id, address(id)).await;
+        });
+    }
+
+    pub(super) fn ask_to_remove(&self, asked: u64, id: u64) {
+        self.ask(asked, move |server| async move {
+            let _ = server.node().remove_member(id).await;
+        });
     }
 
     /// Ends nodes that are no members any more, and asks again for those that are not yet.
@@ -170,14 +294,14 @@ impl World {
         let members: Vec<u64> = leader.members.iter().map(|member| member.id).collect();
         for id in self.nodes.keys().copied().filter(|id| !members.contains(id)).collect::<Vec<_>>() {
             match self.nodes[&id].status() {
-                Some(status) if status.cluster_id.is_none() => self.add_member(id),
+                Some(status) if status.cluster_id.is_none() => self.ask_to_add(leader.node_id, id),
                 None if !self.nodes[&id].is_damaged => {}
                 _ => self.forget(id),
             }
         }
         let damaged: Vec<u64> =
             self.nodes.values().filter(|node| node.is_damaged).map(|node| node.id).collect();
-        damaged.into_iter().for_each(|id| self.remove_member(id));
+        damaged.into_iter().for_each(|id| self.ask_to_remove(leader.node_id, id));
         *self.load.nodes.lock().unwrap_or_else(PoisonError::into_inner) =
             self.nodes.keys().copied().collect();
     }
@@ -185,6 +309,12 @@ impl World {
     /// Whether every node serves.
     pub(super) fn is_whole(&self) -> bool {
         self.nodes.values().all(|node| why_not_ready(node).is_none())
+    }
+
+    /// Whether no node has two memberships in force.
+    pub(super) fn is_settled(&self) -> bool {
+        let is_joint = |node: &Node| node.look(|server| server.node().peek().configurations > 1);
+        !self.nodes.values().any(|node| is_joint(node) == Some(true))
     }
 
     /// Which nodes do not serve, and why.
@@ -209,12 +339,18 @@ impl World {
             node.step(self.now * 1000);
         }
         self.look();
+        self.stop_in_turn();
+        self.look_for_stopped();
+        self.look_at_health();
         self.restart()
     }
 
     fn look(&mut self) {
         for text in panics::take() {
             self.found("panic", text);
+        }
+        for text in log::errors() {
+            self.found("error in a node's log", text);
         }
         let ended: Vec<(u64, String)> =
             self.nodes.iter().filter_map(|(id, node)| Some((*id, node.ended()?))).collect();
@@ -234,13 +370,17 @@ impl World {
     /// A node has ended itself, or refused to start.
     fn node_ended(&mut self, id: u64, why: &str) {
         self.record("ended", json!({"node": id, "why": why}));
+        let was_rolled_back = self.nodes.get(&id).is_some_and(|node| node.was_rolled_back);
+        if was_rolled_back {
+            self.may_end.push(id);
+        }
         let expected = self.may_end.iter().position(|ending| *ending == id);
         match expected {
             Some(at) => drop(self.may_end.swap_remove(at)),
             None => self.found("unexpected exit", format!("node {id}: {why}")),
         }
         // A damaged log is for a person to look at: the node is replaced.
-        let is_damaged = why.contains("corrupted");
+        let is_damaged = why.contains("corrupted") || was_rolled_back;
         self.end(id, false);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.is_damaged = is_damaged;

@@ -15,13 +15,27 @@ use crate::{
     history::Operation,
 };
 
-/// How many keys are in use at a time, and how many steps are made up for all of them before the next.
+/// How many keys are in use at a time if nothing else is said, and how many steps are made up for all of them before
+/// the next.
 const KEYS: u64 = 3;
 const GENERATION: u64 = 360;
 
-#[derive(Default)]
 pub(crate) struct Append {
+    keys: u64,
     steps: AtomicU64,
+}
+
+impl Default for Append {
+    fn default() -> Append {
+        Append::with_keys(KEYS)
+    }
+}
+
+impl Append {
+    /// So many keys are in use at a time.
+    pub(crate) fn with_keys(keys: u64) -> Append {
+        Append { keys, steps: AtomicU64::default() }
+    }
 }
 
 fn command(step: &Value) -> Vec<String> {
@@ -36,10 +50,18 @@ impl Workload for Append {
     fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value) {
         let steps = (0..random.u8(1..=4)).map(|_| {
             let number = self.steps.fetch_add(1, Ordering::Relaxed);
-            let key = number / GENERATION * KEYS + random.u64(..KEYS);
+            let key = number / GENERATION * self.keys + random.u64(..self.keys);
             if random.bool() { json!([":append", key, number]) } else { json!([":r", key, null]) }
         });
         ("txn", steps.collect())
+    }
+
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        let steps = (0..random.u8(1..=4)).map(|_| {
+            let number = self.steps.fetch_add(1, Ordering::Relaxed);
+            json!([":r", number / GENERATION * self.keys + random.u64(..self.keys), null])
+        });
+        Some(("txn", steps.collect()))
     }
 
     fn invoke(&self, connection: &mut Connection, _: &str, value: &Value) -> Result<Value, Ended> {
@@ -63,7 +85,7 @@ impl Workload for Append {
     }
 
     fn last(&self) -> Vec<(&'static str, Value)> {
-        let keys = (self.steps.load(Ordering::Relaxed) / GENERATION + 1) * KEYS;
+        let keys = (self.steps.load(Ordering::Relaxed) / GENERATION + 1) * self.keys;
         (0..keys).map(|key| ("txn", json!([[":r", key, null]]))).collect()
     }
 

@@ -43,6 +43,10 @@ impl Workload for Bank {
         ("transfer", json!({"from": from, "to": to, "amount": random.i64(1..20)}))
     }
 
+    fn read(&self, _: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        Some(("read", json!(null)))
+    }
+
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
         if f == "read" {
             let reads: Vec<_> =

@@ -17,6 +17,10 @@ impl Workload for Counter {
         if random.u8(..3) > 0 { ("add", json!(1)) } else { ("read", json!(null)) }
     }
 
+    fn read(&self, _: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        Some(("read", json!(null)))
+    }
+
     fn invoke(&self, connection: &mut Connection, f: &str, _: &Value) -> Result<Value, Ended> {
         let command: &[&str] = if f == "add" { &["INCR", KEY] } else { &["GET", KEY] };
         Ok(json!(connection.call(command)?.number()?.unwrap_or(0)))

@@ -41,6 +41,11 @@ impl Workload for Expiry {
         ("read", json!([random.u64(keys.saturating_sub(KEYS)..keys), null]))
     }
 
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        let keys = self.keys.load(Ordering::Relaxed);
+        (keys > 0).then(|| ("read", json!([random.u64(keys.saturating_sub(KEYS)..keys), null])))
+    }
+
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
         let key = format!("expiry:{}", value[0]);
         if f == "set" {

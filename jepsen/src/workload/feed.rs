@@ -222,6 +222,15 @@ impl Workload for Feed {
         }
     }
 
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        if let Some(reading) = self.begin(random) {
+            return Some(("watch", reading));
+        }
+        let first = self.count.load(Ordering::Relaxed) / GENERATION * KEYS;
+        let key = first + random.u64(..KEYS);
+        Some(("read", json!({"keys": [if random.bool() { string(key) } else { list(key) }]})))
+    }
+
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
         let mut done = value.clone();
         match f {

@@ -44,6 +44,15 @@ struct State {
     observers: BTreeMap<(u64, u64), Option<u64>>,
 }
 
+impl State {
+    fn begin_to_observe(&mut self, key: u64, random: &mut fastrand::Rng) -> (&'static str, Value) {
+        let observer = random.u64(..OBSERVERS);
+        let from = self.observers.insert((key, observer), None).flatten();
+        let is_cut = random.u32(..CUT_ODDS) == 0;
+        ("observe", json!({"key": key, "observer": observer, "from": from, "is_cut": is_cut}))
+    }
+}
+
 pub(crate) struct Holds {
     is_election: bool,
     count: AtomicU64,
@@ -182,14 +191,7 @@ impl Workload for Holds {
             12 => "proclaim",
             9 => return ("read", json!({"key": key})),
             10 | 11 => return ("leader", json!({"key": key})),
-            13 => {
-                let observer = random.u64(..OBSERVERS);
-                let from = state.observers.insert((key, observer), None);
-                let is_cut = random.u32(..CUT_ODDS) == 0;
-                let value =
-                    json!({"key": key, "observer": observer, "from": from.flatten(), "is_cut": is_cut});
-                return ("observe", value);
-            }
+            13 => return state.begin_to_observe(key, random),
             _ => "acquire",
         };
         let ttl_ms = random.choice(TTLS_MS).copied();
@@ -208,6 +210,15 @@ impl Workload for Holds {
                 ("acquire", value)
             }
         }
+    }
+
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        let key = self.count.fetch_add(1, Ordering::Relaxed) / GENERATION * KEYS + random.u64(..KEYS);
+        Some(match random.u8(if self.is_election { 0..4 } else { 0..1 }) {
+            0 => ("read", json!({"key": key})),
+            1 => self.state().begin_to_observe(key, random),
+            _ => ("leader", json!({"key": key})),
+        })
     }
 
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {

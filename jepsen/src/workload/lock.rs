@@ -87,6 +87,12 @@ impl Workload for Lock {
         ("work", json!({"key": key, "element": count, "pause_ms": pause_ms}))
     }
 
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let key = count / GENERATION * KEYS + random.u64(..KEYS);
+        Some(("read", json!({"key": key})))
+    }
+
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
         let list = match f {
             "read" => read(connection, &format!("data:{}", value["key"]))?,

@@ -51,6 +51,11 @@ pub(crate) trait Workload: Send + Sync {
     /// The next operation of a client: its function and its value.
     fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value);
 
+    /// The next operation of a client that only reads. None if there is nothing to read.
+    fn read(&self, _: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        None
+    }
+
     /// Carries it out; gives the value with what was read.
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended>;
 
@@ -130,6 +135,17 @@ pub(crate) fn named(name: &str) -> Option<Arc<dyn Workload>> {
         "snapshot" => Arc::new(snapshot::Snapshot::default()),
         "lock-unfenced" => Arc::new(lock::Lock::new(false)),
         _ => return None,
+    })
+}
+
+/// The same for a simulation, which looks at everything after every step: less in all, and on so few keys, if it is
+/// said and can be.
+pub(crate) fn simulated(name: &str, keys: Option<u64>) -> Option<Arc<dyn Workload>> {
+    Some(match (name, keys) {
+        ("register", Some(keys)) => Arc::new(register::Register::with_keys(keys)),
+        ("append", Some(keys)) => Arc::new(append::Append::with_keys(keys)),
+        ("snapshot", _) => Arc::new(snapshot::Snapshot::small()),
+        _ => return named(name),
     })
 }
 

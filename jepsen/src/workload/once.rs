@@ -169,6 +169,11 @@ impl Workload for Once {
         state.new_command(session, random)
     }
 
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        let key = random.u64(..=self.state().opened / SESSIONS_PER_KEY);
+        Some(("read", json!({"kind": random.choice(KINDS), "key": key})))
+    }
+
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
         let mut done = value.clone();
         match f {

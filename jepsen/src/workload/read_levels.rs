@@ -71,21 +71,38 @@ impl ReadLevels {
     }
 }
 
+/// A read at a level of chance; after the token, if there is one.
+fn read_of(key: u64, random: &mut fastrand::Rng, token: Option<String>) -> (&'static str, Value) {
+    match (random.u8(..6), token) {
+        (0, _) => ("read-linearizable", json!({"key": key})),
+        (1, _) => ("read-lease", json!({"key": key})),
+        (2, _) => {
+            let ms = random.choice(BOUNDS_MS).copied().unwrap_or_default();
+            ("read-bounded", json!({"key": key, "ms": ms}))
+        }
+        (4.., Some(token)) => ("read-after", json!({"key": key, "after": token})),
+        _ => ("read-stale", json!({"key": key})),
+    }
+}
+
 impl Workload for ReadLevels {
     fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value) {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         let key = count / GENERATION * KEYS + random.u64(..KEYS);
-        match (random.u8(..10), self.token(random)) {
-            (0..4, _) => ("append", json!({"key": key, "element": count})),
-            (4, _) => ("read-linearizable", json!({"key": key})),
-            (5, _) => ("read-lease", json!({"key": key})),
-            (6, _) => {
-                let ms = random.choice(BOUNDS_MS).copied().unwrap_or_default();
-                ("read-bounded", json!({"key": key, "ms": ms}))
+        match random.u8(..10) {
+            0..4 => ("append", json!({"key": key, "element": count})),
+            _ => {
+                let token = self.token(random);
+                read_of(key, random, token)
             }
-            (8.., Some(token)) => ("read-after", json!({"key": key, "after": token})),
-            _ => ("read-stale", json!({"key": key})),
         }
+    }
+
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let key = count / GENERATION * KEYS + random.u64(..KEYS);
+        let token = self.token(random);
+        Some(read_of(key, random, token))
     }
 
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {

@@ -18,19 +18,31 @@ use crate::{
     history::Operation,
 };
 
-/// How many keys are in use at a time, and how many operations are made up for all of them before the next.
+/// How many keys are in use at a time if nothing else is said, and how many operations are made up for all of them
+/// before the next.
 const KEYS: u64 = 4;
 const GENERATION: u64 = 800;
 
-#[derive(Default)]
 pub(crate) struct Register {
+    keys: u64,
     /// Operations made up; also the values that are written, so each is written once.
     count: AtomicU64,
     /// What a key was, as far as known: for compare-and-set that has a chance.
     known: Mutex<HashMap<u64, i64>>,
 }
 
+impl Default for Register {
+    fn default() -> Register {
+        Register::with_keys(KEYS)
+    }
+}
+
 impl Register {
+    /// So many keys are in use at a time.
+    pub(crate) fn with_keys(keys: u64) -> Register {
+        Register { keys, count: AtomicU64::default(), known: Mutex::default() }
+    }
+
     fn learn(&self, key: u64, value: Option<i64>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.extend(value.map(|value| (key, value)));
@@ -44,12 +56,18 @@ impl Register {
 impl Workload for Register {
     fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value) {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
-        let key = count / GENERATION * KEYS + random.u64(..KEYS);
+        let key = count / GENERATION * self.keys + random.u64(..self.keys);
         match (random.u8(..10), self.known(key)) {
             (0..4, _) => ("read", json!([key, null])),
             (4..7, Some(old)) => ("cas", json!([key, [old, count]])),
             _ => ("write", json!([key, count])),
         }
+    }
+
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let key = count / GENERATION * self.keys + random.u64(..self.keys);
+        Some(("read", json!([key, null])))
     }
 
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
@@ -84,7 +102,7 @@ impl Workload for Register {
     }
 
     fn last(&self) -> Vec<(&'static str, Value)> {
-        reads_of_keys((self.count.load(Ordering::Relaxed) / GENERATION + 1) * KEYS)
+        reads_of_keys((self.count.load(Ordering::Relaxed) / GENERATION + 1) * self.keys)
     }
 
     fn check(&self, operations: &[Operation], deadline: Instant) -> Judgement {

@@ -30,6 +30,12 @@ impl Workload for Set {
         if random.u8(..3) > 0 { ("add", json!([key, count])) } else { ("read", json!([key, null])) }
     }
 
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let key = count / GENERATION * KEYS + random.u64(..KEYS);
+        Some(("read", json!([key, null])))
+    }
+
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
         let key = format!("set:{}", value[0]);
         if f == "add" {

@@ -21,27 +21,48 @@ use crate::{
 };
 
 const KINDS: &[&str] = &["string", "list", "set", "hash", "zset"];
-/// How many keys there are of each kind, and of how many parts of which size each consists: together 6 MB.
-const KEYS: u64 = 40;
-const PARTS: usize = 64;
-const PART_BYTES: usize = 480;
+/// How many keys there are of each kind, and of how many parts of which size each consists: together 6 MB ...
+const LARGE: Size = Size { keys: 40, parts: 64, part_bytes: 480 };
+/// ... or 25 KB.
+const SMALL: Size = Size { keys: 8, parts: 10, part_bytes: 60 };
 /// What a node counts since its start.
 const COUNTS: &[&str] = &["snapshots_installed", "snapshots_sent", "checkpoints"];
 
-#[derive(Default)]
+#[derive(Clone, Copy)]
+struct Size {
+    keys: u64,
+    parts: usize,
+    part_bytes: usize,
+}
+
 pub(crate) struct Snapshot {
+    size: Size,
     append: Append,
     bulk: AtomicU64,
 }
 
+impl Default for Snapshot {
+    fn default() -> Snapshot {
+        Snapshot { size: LARGE, append: Append::default(), bulk: AtomicU64::default() }
+    }
+}
+
+impl Snapshot {
+    /// With kilobytes, where other things than size make many pages.
+    pub(crate) fn small() -> Snapshot {
+        Snapshot { size: SMALL, ..Snapshot::default() }
+    }
+}
+
 /// Writes a key anew, with content that the seed makes.
-fn bulk(connection: &mut Connection, value: &Value) -> Outcome<()> {
+fn bulk(connection: &mut Connection, value: &Value, size: Size) -> Outcome<()> {
     let (kind, seed) =
         (value["kind"].as_str().unwrap_or_default(), value["seed"].as_u64().unwrap_or_default());
     let key = format!("bulk:{kind}:{}", value["key"]);
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut parts = (0..PARTS)
-        .map(|_| std::iter::repeat_with(|| random.alphanumeric()).take(PART_BYTES).collect::<String>());
+    let mut part =
+        || std::iter::repeat_with(|| random.alphanumeric()).take(size.part_bytes).collect::<String>();
+    let mut parts = (0..size.parts).map(|_| part());
     let mut write = words(&match kind {
         "string" => ["SET", &key],
         "list" => ["RPUSH", &key],
@@ -70,9 +91,9 @@ fn status(connection: &mut Connection) -> Outcome<Value> {
 
 impl Workload for Snapshot {
     fn prepare(&self, connection: &mut Connection) -> Outcome<()> {
-        for key in 0..KEYS {
+        for key in 0..self.size.keys {
             for kind in KINDS {
-                bulk(connection, &json!({"kind": kind, "key": key, "seed": key}))?;
+                bulk(connection, &json!({"kind": kind, "key": key, "seed": key}), self.size)?;
             }
         }
         Ok(())
@@ -81,9 +102,9 @@ impl Workload for Snapshot {
     fn next(&self, random: &mut fastrand::Rng) -> (&'static str, Value) {
         match random.u8(..80) {
             0..4 => {
-                let seed = self.bulk.fetch_add(1, Ordering::Relaxed) + KEYS;
+                let seed = self.bulk.fetch_add(1, Ordering::Relaxed) + self.size.keys;
                 let kind = random.choice(KINDS);
-                ("bulk", json!({"kind": kind, "key": random.u64(..KEYS), "seed": seed}))
+                ("bulk", json!({"kind": kind, "key": random.u64(..self.size.keys), "seed": seed}))
             }
             4 => ("digest", json!(null)),
             5..8 => ("status", json!(null)),
@@ -91,9 +112,13 @@ impl Workload for Snapshot {
         }
     }
 
+    fn read(&self, random: &mut fastrand::Rng) -> Option<(&'static str, Value)> {
+        self.append.read(random)
+    }
+
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended> {
         match f {
-            "bulk" => bulk(connection, value)?,
+            "bulk" => bulk(connection, value, self.size)?,
             "digest" => return Ok(contents::digest(connection)?),
             "status" => return Ok(status(connection)?),
             _ => return self.append.invoke(connection, f, value),

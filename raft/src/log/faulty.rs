@@ -94,6 +94,14 @@ impl FaultyDisk {
         FaultyDisk { pace: Some(pace), ..self }
     }
 
+    /// The same disk with these files, all durable. The present one works no more.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn with_files(&self, files: BTreeMap<String, Vec<u8>>) -> FaultyDisk {
+        self.fail_after_syncs(0);
+        self.fail_after_writes(0);
+        FaultyDisk { pace: self.pace.clone(), ..FaultyDisk::with(files) }
+    }
+
     /// From now on syncs succeed and do nothing.
     #[cfg(feature = "simulation")]
     pub(crate) fn lie(&self) {

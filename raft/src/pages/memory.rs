@@ -22,11 +22,14 @@ pub(crate) struct MemoryPages {
 
 type Dir = Arc<Mutex<BTreeMap<GroupId, Committed>>>;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Committed {
     head: Option<Vec<u8>>,
     pages: BTreeMap<Vec<u8>, Vec<u8>>,
 }
+
+/// What was committed at a moment.
+pub(crate) struct PagesCopy(BTreeMap<PathBuf, BTreeMap<GroupId, Committed>>);
 
 type Staged = BTreeMap<GroupId, Vec<PageWrite>>;
 
@@ -51,6 +54,16 @@ impl MemoryPages {
         let mut dirs = self.dirs.lock();
         let staged = dirs.remove(staged).unwrap_or_default();
         dirs.insert(live.to_owned(), staged);
+    }
+
+    pub(crate) fn copy(&self) -> PagesCopy {
+        let dirs = self.dirs.lock();
+        PagesCopy(dirs.iter().map(|(path, dir)| (path.clone(), dir.lock().clone())).collect())
+    }
+
+    pub(crate) fn put_back(&self, copy: &PagesCopy) {
+        let dir = |groups: &BTreeMap<GroupId, Committed>| Arc::new(Mutex::new(groups.clone()));
+        *self.dirs.lock() = copy.0.iter().map(|(path, groups)| (path.clone(), dir(groups))).collect();
     }
 
     pub(crate) fn remove(&self, path: &Path) {

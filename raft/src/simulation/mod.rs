@@ -3,6 +3,7 @@
 
 mod duplicates;
 mod endpoint;
+pub mod knobs;
 mod peek;
 mod storage;
 
@@ -12,7 +13,7 @@ pub use self::{
     duplicates::duplicable,
     endpoint::{Endpoint, NodeEnd},
     peek::{Peek, Position},
-    storage::{SYNC_MS_MAX, Storage},
+    storage::{DiskCopy, SYNC_MS_MAX, Storage},
 };
 use crate::{Platform, transport::Transport};
 

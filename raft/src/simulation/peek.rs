@@ -25,6 +25,8 @@ pub struct Peek {
     pub applied: Option<Position>,
     /// The log clock as it would stamp now, in milliseconds since the Unix epoch.
     pub clock_ms: u64,
+    /// How many sets of voters must agree: more than one while the membership changes.
+    pub configurations: usize,
 }
 
 impl<M: Machine> Node<M> {
@@ -42,6 +44,7 @@ impl<M: Machine> Node<M> {
             last: last.map(position),
             applied: applied.map(position),
             clock_ms: self.clock_ms(),
+            configurations: metrics.membership_config.membership().get_joint_config().len(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! A node's disk. All that it does by chance comes from one seed.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -13,7 +14,10 @@ use parking_lot::Mutex;
 
 use crate::{
     log::{Disk, faulty::FaultyDisk},
-    pages::{PageStore, memory::MemoryPages},
+    pages::{
+        PageStore,
+        memory::{MemoryPages, PagesCopy},
+    },
 };
 
 /// The longest sync of a disk that is well, in milliseconds.
@@ -27,6 +31,12 @@ pub struct Storage {
     chance: Arc<Mutex<fastrand::Rng>>,
     /// The longest sync, in milliseconds.
     sync_ms_max: Arc<AtomicU64>,
+}
+
+/// What was on a disk at a moment.
+pub struct DiskCopy {
+    log: BTreeMap<String, Vec<u8>>,
+    pages: PagesCopy,
 }
 
 impl Storage {
@@ -75,6 +85,19 @@ impl Storage {
     /// Changes one bit of the log of a node that does not run. False if there is no log yet.
     pub fn flip_bit(&self) -> bool {
         self.log.lock().flip(".log", &mut self.chance.lock())
+    }
+
+    /// A copy of the disk of a node that does not run.
+    pub fn copy(&self) -> DiskCopy {
+        DiskCopy { log: self.log.lock().files(), pages: self.pages.copy() }
+    }
+
+    /// Puts a copy in the place of all that there is, while the node does not run.
+    pub fn put_back(&self, copy: &DiskCopy) {
+        let mut log = self.log.lock();
+        let older = log.with_files(copy.log.clone());
+        *log = older;
+        self.pages.put_back(&copy.pages);
     }
 
     pub(crate) fn log(&self) -> Arc<dyn Disk> {

@@ -1,0 +1,53 @@
+//! A node comes back with an older copy of its disk, as a virtual machine does that was restored. It has forgotten what it
+//! acknowledged and voted for. It must be refused, or nothing that was acknowledged may be lost.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::{Env, disk};
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).context("cannot create a directory for the copy")?;
+    for entry in fs::read_dir(from).context("cannot list what is copied")? {
+        let entry = entry.context("cannot list what is copied")?;
+        let there = to.join(entry.file_name());
+        if entry.file_type().context("cannot look at what is copied")?.is_dir() {
+            copy(&entry.path(), &there)?;
+        } else {
+            fs::copy(entry.path(), there).context("cannot copy a file")?;
+        }
+    }
+    Ok(())
+}
+
+/// Stops a node, copies its disk, lets it go on for a while, and puts the copy back.
+pub(super) fn rolled_back(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
+    let claim = env.claim(|mut free| {
+        random.shuffle(&mut free);
+        free.truncate(1);
+        free
+    })?;
+    let id = claim.nodes[0];
+    let data = env.cluster.data_of(id);
+    let kept = data.with_extension("older");
+    env.cluster.kill(id)?;
+    copy(&data, &kept)?;
+    env.cluster.start_node(id)?;
+    env.sleep(hold);
+    env.cluster.kill(id)?;
+    fs::remove_dir_all(&data).context("cannot remove a node's data")?;
+    fs::rename(&kept, &data).context("cannot put the copy back")?;
+    env.is_damaged(id, true);
+    env.cluster.start_node(id)?;
+    let mut what = json!({"node": id, "older_by_ms": hold.as_millis() as u64});
+    if disk::is_repaired(env, id, &mut what)? {
+        return Ok(what);
+    }
+    disk::replace(env, random, id, &mut what)?;
+    if what["joined"].is_null() {
+        bail!("nobody has taken its place: {what}");
+    }
+    Ok(what)
+}
