@@ -83,6 +83,6 @@ mod tests {
         assert_eq!(amiss("thread 'x' panicked at src/a.rs:1:1:", &[shadow("disk-full")]), Some("panic"));
         assert_eq!(amiss("2026-01-01T00:00:00Z  INFO kvorum: ERROR is a word", &[]), None);
         assert_eq!(amiss("2026-01-01T00:00:00Z ERROR kvorum: odd", &[]), Some("error in a node's log"));
-        assert_eq!(amiss("2026-01-01T00:00:00Z ERROR openraft::core: failed to send", &[]), None);
+        assert_eq!(amiss("2026-01-01T00:00:00Z ERROR tokio::core: failed to send", &[]), None);
     }
 }

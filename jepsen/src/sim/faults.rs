@@ -9,6 +9,7 @@ use serde_json::json;
 use super::{
     action::{Action, Ways},
     network::{Delay, Place, Side, Way},
+    node::Node,
     world::World,
 };
 
@@ -210,7 +211,8 @@ impl Faults {
 
     /// A whole cluster that starts takes a wall clock, and what it had lagged behind it is a jump.
     fn may_kill(&self, world: &World) -> bool {
-        let running = world.nodes.values().filter(|node| node.status().is_some()).count();
+        let stays = |node: &&Node| node.status().is_some() && !node.is_stopping();
+        let running = world.nodes.values().filter(stays).count();
         !self.steady_clocks || running > 2
     }
 
