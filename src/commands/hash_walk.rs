@@ -1,7 +1,5 @@
 //! Hashes: all fields, a step of a walk over them, and fields by chance.
 
-use std::collections::HashSet;
-
 use super::{
     Spec,
     hash::GROUP,
@@ -12,7 +10,7 @@ use crate::{
     args::Args,
     error::{Error, Result},
     resp::{Protocol, Reply},
-    store::{Hash, View},
+    store::{Hash, View, different},
 };
 
 const READ: &[&str] = &["readonly"];
@@ -149,9 +147,9 @@ fn choose<'a>(view: &View<'_>, hash: &'a Hash, count: i64) -> Vec<(&'a [u8], &'a
     if wanted >= left {
         return hash.iter().collect();
     }
-    let mut chosen = Vec::with_capacity(wanted);
     if wanted > left / WALKED_SHARE {
         // Each is taken with the chance that makes all choices of so many equally likely.
+        let mut chosen = Vec::with_capacity(wanted);
         for pair in hash.iter() {
             if chance.below(left) < wanted - chosen.len() {
                 chosen.push(pair);
@@ -160,9 +158,11 @@ fn choose<'a>(view: &View<'_>, hash: &'a Hash, count: i64) -> Vec<(&'a [u8], &'a
         }
         return chosen;
     }
-    let mut seen = HashSet::new();
-    while chosen.len() < wanted {
-        chosen.extend(hash.choose(&mut chance).filter(|(field, _)| seen.insert(*field)));
-    }
-    chosen
+    different(
+        wanted,
+        &mut chance,
+        |chance| hash.choose(chance),
+        |(field, _)| *field,
+        || hash.iter().collect(),
+    )
 }
