@@ -5,18 +5,19 @@ use super::{
     hash::GROUP,
     key,
     scan::{ScanOptions, reply_step},
+    set::REPEATED_CHOICES_MAX,
 };
 use crate::{
     args::Args,
     error::{Error, Result},
     resp::{Protocol, Reply},
-    store::{Hash, View, different},
+    store::{Hash, View, different, level},
 };
 
 const READ: &[&str] = &["readonly"];
 
-/// The most fields that HRANDFIELD gives with repetitions; Redis has no limit but the client's buffer.
-const REPEATED_FIELDS_MAX: u64 = 1 << 20;
+/// The most fields that HRANDFIELD gave with repetitions by the first rule.
+const FIRST_RULE_REPEATED_FIELDS_MAX: usize = 1 << 20;
 /// With more than one field in so many wanted, the fields are walked over instead of chosen one by one.
 const WALKED_SHARE: usize = 3;
 
@@ -75,13 +76,14 @@ fn hscan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         reply_step(0, 0, reply);
         return Ok(());
     };
-    let options = ScanOptions::parse(args, 2, false)?;
+    let options = ScanOptions::parse(view, args, 2, false)?;
     let mut found = Vec::new();
     let cursor = hash.scan(cursor, options.count, |field, value| {
         if options.matches(field) {
             found.extend([field, value]);
         }
     });
+    options.check_work()?;
     reply_step(cursor, found.len(), reply);
     found.iter().for_each(|bytes| reply.bulk(bytes));
     Ok(())
@@ -117,7 +119,9 @@ fn hrandfield(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
         reply.array(0);
         return Ok(());
     };
-    if count < 0 && count.unsigned_abs() > REPEATED_FIELDS_MAX {
+    let is_bounded = view.level >= level::BOUNDED;
+    let max = if is_bounded { REPEATED_CHOICES_MAX } else { FIRST_RULE_REPEATED_FIELDS_MAX };
+    if count < 0 && count.unsigned_abs() > max as u64 {
         return Err(out_of_range());
     }
     let chosen = choose(view, hash, count);
