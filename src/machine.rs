@@ -123,6 +123,11 @@ impl Machine {
         sizes.filter(|&(_, keys, _)| keys > 0).collect()
     }
 
+    /// The level of the last entry that was applied; the highest before the first.
+    pub fn level(&self) -> u32 {
+        self.state.read().level()
+    }
+
     /// The log clock.
     pub fn now_ms(&self) -> u64 {
         self.state.read().now_ms()

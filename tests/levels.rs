@@ -170,6 +170,22 @@ fn locks_are_not_guarded_from_level_2_on() {
 }
 
 #[test]
+fn a_lease_is_kept_alive_by_its_binding_from_level_2_on() {
+    for level in [level::FIRST, level::BOUNDED] {
+        let mut alone = at_level(level);
+        alone.line("LEASE.GRANT PX 1000 ID l");
+        let binding = alone.text("LEASE.BINDING l");
+        let binding = binding.trim().trim_start_matches(':');
+        alone.now_ms += 900;
+        let refused = "-ERR wrong number of arguments for 'lease.keepalive' command\r\n";
+        let kept = alone.text(&format!("LEASE.KEEPALIVE l BINDING {binding}"));
+        assert_eq!(kept == refused, level == level::FIRST, "{kept}");
+        alone.now_ms += 900;
+        assert_eq!(alone.text("EXISTS l") == ":0\r\n", level == level::FIRST);
+    }
+}
+
+#[test]
 fn there_is_chance_behind_a_fence_from_level_2_on() {
     for level in [level::FIRST, level::BOUNDED] {
         let mut alone = at_level(level);

@@ -6,7 +6,7 @@
 pub const FIRST: u32 = 1;
 /// Members and fields are chosen with equal chances, in bounded time; what leases end at one key ends together; the work of
 /// one reaping, of a pattern and of LCS is bounded; a refused claim changes nothing; reads behind FENCE have chance; no claim
-/// is guarded.
+/// is guarded; LEASE.KEEPALIVE knows BINDING.
 pub const BOUNDED: u32 = 2;
 /// The highest that this version can apply.
 pub const LEVEL_MAX: u32 = BOUNDED;
