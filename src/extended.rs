@@ -4,7 +4,15 @@
 //! Not the whole type: no infinities, no NaN, no subnormal numbers (they print as 0 anyway), no hexadecimal
 //! text. Integer arithmetic only, so every node computes the same on any processor.
 
+mod big;
+#[cfg(test)]
+mod by_the_book;
+mod scaled;
+
 use std::cmp::Ordering;
+
+use big::Big;
+use scaled::Scaled;
 
 /// The highest exponent of 2 of the leading bit.
 const EXPONENT_MAX: i32 = 16_383;
@@ -14,6 +22,9 @@ const FRACTION_DIGITS: usize = 17;
 const TEXT_BYTES_MAX: usize = 5_119;
 /// The highest power of ten of a number's leading digit, with some room.
 const DECIMAL_EXPONENT_MAX: i32 = 5_000;
+
+/// Half of the last bit of a mantissa that keeps 64 of 128 bits.
+const HALF: u64 = 1 << 63;
 
 /// A number.
 ///
@@ -52,26 +63,27 @@ impl Extended {
             let number = Extended::parse(itoa::Buffer::new().format(number).as_bytes())?;
             return Some(Extended { is_negative, ..number });
         }
-        let (digits, exponent) = split_decimal(text)?;
-        let (mut big, mut exponent_2, mut sticky) = (Big::from_digits(&digits), 0, false);
-        if big.is_zero() {
+        let (digits, mut exponent) = split_decimal(text)?;
+        let zeros = digits.iter().take_while(|&&digit| digit == 0).count();
+        let mut digits = &digits[zeros..];
+        if digits.is_empty() {
             return Some(Extended { is_negative, ..Extended::ZERO });
         }
-        let significant = digits.iter().skip_while(|&&digit| digit == 0).count() as i32;
-        if (significant + exponent).abs() > DECIMAL_EXPONENT_MAX {
+        if (digits.len() as i32 + exponent).abs() > DECIMAL_EXPONENT_MAX {
             return None;
         }
-        if exponent >= 0 {
-            powers_of_ten(exponent).for_each(|power| big.multiply_add(power, 0));
-        } else {
-            // Bits enough that 64 are left when all is divided, and what is lost only matters as "not zero".
-            let shift = (-exponent as u32 * 10 / 3 + 80).next_multiple_of(32);
-            big.shift_left(shift);
-            exponent_2 = -(shift as i32);
-            powers_of_ten(-exponent).for_each(|power| sticky |= big.divide(power) != 0);
+        while let [rest @ .., 0] = digits {
+            (digits, exponent) = (rest, exponent + 1);
         }
-        let (mantissa, shift) = big.top_bits(sticky);
-        Extended::normal(is_negative, mantissa, exponent_2 + shift)
+        let kept = &digits[..digits.len().min(scaled::DIGITS)];
+        let value = kept.iter().fold(0, |value, &digit| value * 10 + u128::from(digit));
+        let near = Scaled::of(value).times_power_of_ten(exponent + (digits.len() - kept.len()) as i32);
+        let (mantissa, exponent_2) = ((near.mantissa >> 64) as u64, near.exponent + 64);
+        let mut lost = (near.mantissa as u64).cmp(&HALF);
+        if (near.mantissa as u64).abs_diff(HALF) <= scaled::ERROR_MAX {
+            lost = compare_with_half(digits, exponent, mantissa, exponent_2);
+        }
+        Extended::normal(is_negative, round(mantissa, lost, false), exponent_2)
     }
 
     /// Of a mantissa of 64 bits or, after rounding up, of one that lost its top bit. None if out of range.
@@ -152,9 +164,7 @@ impl Extended {
     /// As Redis prints it for people: up to 17 digits after the point, no zeros at the end, no exponent.
     pub fn format(self) -> String {
         let mut digits = if self.exponent >= 0 {
-            let mut big = Big::from_u64(self.mantissa);
-            big.shift_left(self.exponent as u32);
-            big.into_decimal() + &"0".repeat(FRACTION_DIGITS)
+            big::digits_of(self.mantissa, self.exponent as u32) + &"0".repeat(FRACTION_DIGITS)
         } else {
             // In units of the last printed digit, rounded half to even.
             let scaled = u128::from(self.mantissa) * 10u128.pow(FRACTION_DIGITS as u32);
@@ -174,10 +184,23 @@ impl Extended {
     }
 }
 
-/// Factors whose product is this power of ten.
-fn powers_of_ten(exponent: i32) -> impl Iterator<Item = u32> {
-    let rest = 10u32.pow(exponent as u32 % 9);
-    std::iter::repeat_n(1_000_000_000, exponent as usize / 9).chain([rest])
+/// Compares a decimal number, of these digits and power of ten, with the middle between a mantissa and the next.
+fn compare_with_half(digits: &[u8], exponent: i32, mantissa: u64, exponent_2: i32) -> Ordering {
+    let mut number = Big::from_digits(digits);
+    let mut middle = Big::of(u128::from(mantissa) * 2 + 1);
+    let fives = exponent.unsigned_abs();
+    if exponent < 0 {
+        middle.multiply_by_power_of_five(fives);
+    } else {
+        number.multiply_by_power_of_five(fives);
+    }
+    let distance = exponent - (exponent_2 - 1);
+    if distance < 0 {
+        middle.shift_left(distance.unsigned_abs());
+    } else {
+        number.shift_left(distance.unsigned_abs());
+    }
+    number.compare(&middle)
 }
 
 /// The digits of a decimal number without its point, and the power of ten of the last one.
@@ -234,96 +257,6 @@ fn round(mantissa: u64, lost: Ordering, sticky: bool) -> Rounded {
     match mantissa.checked_add(u64::from(up)) {
         Some(mantissa) => Rounded::Bits(mantissa),
         None => Rounded::Carried,
-    }
-}
-
-/// An integer of any size; 32 bits a limb, the lowest first, no zeros on top.
-struct Big(Vec<u32>);
-
-impl Big {
-    fn from_u64(value: u64) -> Big {
-        let mut big = Big(vec![value as u32, (value >> 32) as u32]);
-        big.trim();
-        big
-    }
-
-    fn from_digits(digits: &[u8]) -> Big {
-        let mut big = Big(Vec::new());
-        // As many digits at a time as fit into a limb.
-        for part in digits.chunks(9) {
-            let value = part.iter().fold(0, |value, &digit| value * 10 + u32::from(digit));
-            big.multiply_add(10u32.pow(part.len() as u32), value);
-        }
-        big
-    }
-
-    fn is_zero(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn trim(&mut self) {
-        while self.0.last() == Some(&0) {
-            self.0.pop();
-        }
-    }
-
-    fn multiply_add(&mut self, factor: u32, addend: u32) {
-        let mut carry = u64::from(addend);
-        for limb in &mut self.0 {
-            carry += u64::from(*limb) * u64::from(factor);
-            *limb = carry as u32;
-            carry >>= 32;
-        }
-        if carry > 0 {
-            self.0.push(carry as u32);
-        }
-    }
-
-    /// Divides; gives the remainder.
-    fn divide(&mut self, divisor: u32) -> u32 {
-        let mut rest = 0;
-        for limb in self.0.iter_mut().rev() {
-            let value = rest << 32 | u64::from(*limb);
-            *limb = (value / u64::from(divisor)) as u32;
-            rest = value % u64::from(divisor);
-        }
-        self.trim();
-        rest as u32
-    }
-
-    fn shift_left(&mut self, bits: u32) {
-        if self.is_zero() {
-            return;
-        }
-        let part = bits % 32;
-        if part > 0 {
-            self.multiply_add(1 << part, 0);
-        }
-        self.0.splice(0..0, (0..bits / 32).map(|_| 0));
-    }
-
-    /// The highest 64 bits, rounded, and how far they were shifted down. Not for zero.
-    fn top_bits(&self, sticky: bool) -> (Rounded, i32) {
-        let limb = |index: usize| self.0.len().checked_sub(1 + index).map_or(0, |index| self.0[index]);
-        let top = (0..4).fold(0u128, |bits, index| bits << 32 | u128::from(limb(index)));
-        let zeros = top.leading_zeros();
-        let top = top << zeros;
-        let below = self.0.len().saturating_sub(4);
-        let sticky = sticky || self.0[..below].iter().any(|&limb| limb != 0);
-        let lost = (top as u64).cmp(&(1 << 63));
-        let shift = self.0.len() as i32 * 32 - zeros as i32 - 64;
-        (round((top >> 64) as u64, lost, sticky), shift)
-    }
-
-    fn into_decimal(mut self) -> String {
-        let mut parts = Vec::new();
-        while !self.is_zero() {
-            parts.push(self.divide(1_000_000_000));
-        }
-        let mut parts = parts.iter().rev();
-        let mut out = parts.next().map_or("0".into(), u32::to_string);
-        parts.for_each(|part| out += &format!("{part:09}"));
-        out
     }
 }
 

@@ -3,48 +3,97 @@
 //! `*` any bytes, `?` one byte, `[a-c]` and `[^a-c]` one byte of a set, `\` takes the next byte as it is. A
 //! pattern is never malformed: a set without an end goes to the end of the pattern, as in Redis.
 
+use std::cell::Cell;
+
+/// Steps that a [`Matcher`] may take, beside some for each byte of text: a few milliseconds.
+const STEPS_MAX: u64 = 1 << 22;
+/// Steps for each byte of text. No pattern of fewer bytes takes more.
+const STEPS_A_BYTE: u64 = 64;
+
+/// A pattern, with the work that may be spent on it: in proportion to what it is compared with. Without a bound it would be
+/// the product of both lengths, which is minutes for one pattern and one text of a megabyte each.
+#[derive(Debug)]
+pub struct Matcher<'a> {
+    pattern: &'a [u8],
+    steps_left: Cell<u64>,
+    has_given_up: Cell<bool>,
+}
+
+impl<'a> Matcher<'a> {
+    /// With a bound.
+    pub fn new(pattern: &'a [u8]) -> Matcher<'a> {
+        Matcher { pattern, steps_left: Cell::new(STEPS_MAX), has_given_up: Cell::new(false) }
+    }
+
+    /// Without one.
+    pub fn unbounded(pattern: &'a [u8]) -> Matcher<'a> {
+        Matcher { steps_left: Cell::new(u64::MAX), ..Matcher::new(pattern) }
+    }
+
+    /// Whether all of `text` matches, as far as that is found out.
+    pub fn matches(&self, text: &[u8]) -> bool {
+        let mut left = self.steps_left.get().saturating_add(STEPS_A_BYTE * (text.len() as u64 + 1));
+        let result = matches_within(self.pattern, text, &mut left);
+        self.steps_left.set(left);
+        self.has_given_up.set(self.has_given_up.get() || result.is_none());
+        result == Some(true)
+    }
+
+    /// Whether something was not found out: it would have taken too many steps.
+    pub fn has_given_up(&self) -> bool {
+        self.has_given_up.get()
+    }
+}
+
 /// Whether all of `text` matches `pattern`. Takes at most about (pattern length) * (text length) steps.
 pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    matches_within(pattern, text, &mut { u64::MAX }).expect("no text is so long")
+}
+
+/// The same in no more than so many steps. None if it takes more.
+fn matches_within(pattern: &[u8], text: &[u8], steps_left: &mut u64) -> Option<bool> {
     let (mut pattern_at, mut text_at) = (0, 0);
     // Where to go on if what follows the last star does not match: the star takes one byte more. Earlier stars
     // need no second try, because the last one takes whatever they could.
     let mut star: Option<(usize, usize)> = None;
     while text_at < text.len() {
-        let step = match pattern.get(pattern_at) {
+        let (is_match, used) = match pattern.get(pattern_at) {
             Some(b'*') => {
                 star = Some((pattern_at + 1, text_at));
                 pattern_at += 1;
+                *steps_left = steps_left.checked_sub(1)?;
                 continue;
             }
             Some(_) => match_one(&pattern[pattern_at..], text[text_at]),
-            None => None,
+            None => (false, 0),
         };
-        match (step, star) {
-            (Some(used), _) => {
+        *steps_left = steps_left.checked_sub(used.max(1) as u64)?;
+        match star {
+            _ if is_match => {
                 pattern_at += used;
                 text_at += 1;
             }
-            (None, Some((after_star, taken))) => {
+            Some((after_star, taken)) => {
                 star = Some((after_star, taken + 1));
                 (pattern_at, text_at) = (after_star, taken + 1);
             }
-            (None, None) => return false,
+            None => return Some(false),
         }
     }
-    pattern[pattern_at..].iter().all(|&byte| byte == b'*')
+    Some(pattern[pattern_at..].iter().all(|&byte| byte == b'*'))
 }
 
-/// Matches one byte by the beginning of a pattern that is not empty; gives how much of the pattern it used.
-fn match_one(pattern: &[u8], byte: u8) -> Option<usize> {
+/// Whether the beginning of a pattern that is not empty matches a byte; and how much of the pattern that beginning is.
+fn match_one(pattern: &[u8], byte: u8) -> (bool, usize) {
     match pattern {
-        [b'?', ..] => Some(1),
+        [b'?', ..] => (true, 1),
         [b'[', set @ ..] => {
             let (is_member, used) = match_set(set, byte);
-            is_member.then_some(1 + used)
+            (is_member, 1 + used)
         }
-        [b'\\', literal, ..] => (*literal == byte).then_some(2),
-        [literal, ..] => (*literal == byte).then_some(1),
-        [] => None,
+        [b'\\', literal, ..] => (*literal == byte, 2),
+        [literal, ..] => (*literal == byte, 1),
+        [] => (false, 0),
     }
 }
 
@@ -79,7 +128,7 @@ fn match_set(set: &[u8], byte: u8) -> (bool, usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::{Matcher, matches};
 
     #[test]
     fn patterns_match_as_in_redis() {
@@ -108,6 +157,18 @@ mod tests {
         ] {
             assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
         }
+    }
+
+    #[test]
+    fn a_matcher_gives_up() {
+        let text = "a".repeat(1 << 16);
+        for pattern in [format!("*{}b", "a".repeat(1 << 15)), format!("*[{}]", "b".repeat(1 << 15))] {
+            let matcher = Matcher::new(pattern.as_bytes());
+            assert!(!matcher.matches(text.as_bytes()) && matcher.has_given_up());
+        }
+        let matcher = Matcher::new(b"*abcabcabcabcabcabcabcabcabcabcabc*d");
+        (0..300).for_each(|_| assert!(!matcher.matches(text.as_bytes())));
+        assert!(!matcher.has_given_up());
     }
 
     #[test]

@@ -20,8 +20,13 @@ use crate::{
     feed::{Draft, Feed},
     proposal::{Call, Pipeline, Request, Requests, Step, Watched},
     resp::Reply,
-    store::{Caller, Chance, Ctx, DATABASES_MAX, Outcome, PageId, State, StateLoader, Ticket, View, Wake},
+    store::{
+        Caller, Chance, Ctx, DATABASES_MAX, Outcome, PageId, State, StateLoader, Ticket, View, Wake, level,
+    },
 };
+
+/// The highest level of entries that this build can apply: [`level`] says what each means.
+pub const APPLY_LEVEL_MAX: u32 = level::LEVEL_MAX;
 
 /// How many dead keys one batch removes before its calls run. More wait for the next batch, which
 /// `next_deadline_ms` asks for; until then they are dead all the same.
@@ -118,6 +123,11 @@ impl Machine {
         sizes.filter(|&(_, keys, _)| keys > 0).collect()
     }
 
+    /// The level of the last entry that was applied; the highest before the first.
+    pub fn level(&self) -> u32 {
+        self.state.read().level()
+    }
+
     /// The log clock.
     pub fn now_ms(&self) -> u64 {
         self.state.read().now_ms()
@@ -128,7 +138,7 @@ impl kvorum_raft::Machine for Machine {
     type Local = Pipeline;
 
     fn apply_level_max(&self) -> u32 {
-        1
+        APPLY_LEVEL_MAX
     }
 
     fn clock_ms(&self) -> u64 {
@@ -136,9 +146,20 @@ impl kvorum_raft::Machine for Machine {
     }
 
     fn apply(&self, batch: Batch<'_, Pipeline>) {
+        assert!(
+            batch.level <= APPLY_LEVEL_MAX,
+            "log entry {} is of apply level {}, and this version knows levels up to {APPLY_LEVEL_MAX}: start a later one",
+            batch.index,
+            batch.level,
+        );
         let mut answered = Vec::new();
         let mut state = self.state.write();
-        state.enter(batch.index);
+        state.enter(batch.index, batch.level);
+        if let Some(key) = batch.raised
+            && batch.level >= level::BOUNDED
+        {
+            state.take_hash_key(key);
+        }
         state.advance(safeguard::clock_ms(batch.stamp_ms), batch.term);
         let mut draft = self.feed.draft(batch.index);
         let is_own = safeguard::is_off(Safeguard::ReplicatedChance);
@@ -146,12 +167,13 @@ impl kvorum_raft::Machine for Machine {
         let mut applying = Applying { state: &mut state, draft: draft.as_mut(), seed, caller: None };
         applying.reap();
         for proposal in batch.proposals {
-            let requests = Requests::new(proposal.bytes);
+            let mut requests = Requests::new(proposal.bytes);
             applying.caller = None;
             match proposal.local {
-                None => applying.run_all(requests, &mut Reply::off()),
-                Some(pipeline) => answered.push(applying.run_pipeline(requests, pipeline)),
+                None => applying.run_all(&mut requests, &mut Reply::off()),
+                Some(pipeline) => answered.push(applying.run_pipeline(&mut requests, pipeline)),
             }
+            check_end(&requests, batch.index, batch.level);
         }
         let (garbage, wakes) = (state.take_garbage(), state.take_wakes());
         drop(state);
@@ -193,9 +215,22 @@ impl kvorum_raft::Machine for Machine {
     }
 }
 
-/// Drops what takes long to drop without holding up the log. Content only: nothing observable happens.
+/// Nothing of an entry may be skipped: another node may know what it says.
+fn check_end(requests: &Requests<'_>, index: u64, level: u32) {
+    if let Some(tag) = requests.unknown_tag() {
+        panic!(
+            "log entry {index} has a request of kind {tag}, which this version does not know: start a later one"
+        );
+    }
+    // By the first rule, what is malformed is left out.
+    assert!(!requests.is_malformed() || level < level::BOUNDED, "log entry {index} has a malformed request");
+}
+
+/// Drops what takes long to drop without holding up the log; here, if there is no room for another thread. Content only:
+/// nothing observable happens.
 fn drop_aside<T: Send + 'static>(garbage: T) {
-    thread::spawn(move || drop(garbage));
+    // The closure, and what it holds, is dropped with the error.
+    let _ = thread::Builder::new().name("drop".into()).spawn(move || drop(garbage));
 }
 
 /// One batch that is applied.
@@ -222,7 +257,7 @@ impl Applying<'_> {
         }
     }
 
-    fn run_all(&mut self, requests: Requests<'_>, reply: &mut Reply) {
+    fn run_all(&mut self, requests: &mut Requests<'_>, reply: &mut Reply) {
         for request in requests {
             self.run(request, reply);
         }
@@ -231,7 +266,7 @@ impl Applying<'_> {
     /// Runs a pipeline's writes, and its reads between them.
     fn run_pipeline(
         &mut self,
-        mut requests: Requests<'_>,
+        requests: &mut Requests<'_>,
         pipeline: Pipeline,
     ) -> (oneshot::Sender<Vec<u8>>, Vec<u8>) {
         let mut reply = Reply::new(pipeline.replies, pipeline.protocol);
@@ -321,8 +356,11 @@ impl Applying<'_> {
                 self.note(name_of(spec, &args));
                 result
             }
+            // A read changes nothing: it is only run for somebody who waits for its reply.
+            Run::Read(_) if !reply.is_on() => Ok(()),
             Run::Read(read) => {
-                read(&View::new(self.state, call.db, self.state.now_ms(), self.seed), &args, reply)
+                let view = View::new(self.state, call.db, self.state.now_ms(), self.seed);
+                read(&view.at_level(self.state.level()), &args, reply)
             }
             Run::Session => session_call(&args, self.state.now_ms(), reply),
         });

@@ -166,20 +166,32 @@ fn put_bare_call(out: &mut Vec<u8>, db: u32, argv: &[&[u8]]) {
 
 /// The requests of a proposal, one after the other. Ends at the first that is malformed: proposals are made by
 /// [`put_call`] and [`put_transaction`] and guarded by the log's CRC, so that is a broken invariant of the
-/// caller, and never a client's doing.
+/// caller, or a later version's doing, and never a client's.
 pub struct Requests<'a> {
     rest: &'a [u8],
+    is_malformed: bool,
+    unknown_tag: Option<u8>,
 }
 
 impl<'a> Requests<'a> {
     /// Reads `bytes`.
     pub fn new(bytes: &'a [u8]) -> Requests<'a> {
-        Requests { rest: bytes }
+        Requests { rest: bytes, is_malformed: false, unknown_tag: None }
     }
 
     /// Whether nothing is left, malformed or not.
     pub fn is_at_end(&self) -> bool {
         self.rest.is_empty()
+    }
+
+    /// Whether one that is malformed, or not known, has ended them.
+    pub fn is_malformed(&self) -> bool {
+        self.is_malformed
+    }
+
+    /// The kind of the request that ended them, if it is one that this version does not know.
+    pub fn unknown_tag(&self) -> Option<u8> {
+        self.unknown_tag
     }
 
     fn request(&mut self) -> Option<Request<'a>> {
@@ -200,8 +212,10 @@ impl<'a> Requests<'a> {
                 let (node, but_boot, term) = (self.varint()?, self.varint()?, self.varint()?);
                 Some(Request::ForgetNode { node, but_boot, term })
             }
-
-            _ => None,
+            tag => {
+                self.unknown_tag = Some(tag);
+                None
+            }
         }
     }
 
@@ -252,7 +266,12 @@ impl<'a> Iterator for Requests<'a> {
     type Item = Request<'a>;
 
     fn next(&mut self) -> Option<Request<'a>> {
-        self.request()
+        if self.is_malformed || self.is_at_end() {
+            return None;
+        }
+        let request = self.request();
+        self.is_malformed = request.is_none();
+        request
     }
 }
 

@@ -51,7 +51,7 @@ const CONTACT_STEP: Duration = Duration::from_secs(1);
 /// time: a node that was stopped itself has heard of nobody meanwhile.
 const SILENT_MS: u64 = 1_000;
 const SILENT_LOOKS: u32 = 5;
-/// Longer keys are not repeated in notices.
+/// Longer keys are cut off in notices.
 const KEY_BYTES_MAX: usize = 1 << 10;
 /// The longest wait: the log knows no longer one.
 const WAIT_MAX: Duration = Duration::from_secs(2 * 366 * 24 * 3600);
@@ -182,8 +182,7 @@ impl Wakes {
         }
         let ticket = Ticket { node: self.node, boot: self.boot, number };
         let snapshots = self.snapshots.load(SeqCst);
-        // It only saves searches: a long one is not worth its repetition in the log.
-        let key = key[..key.len().min(KEY_BYTES_MAX)].to_vec();
+        let key = said_of(key);
         let limit = time.saturating_add(self.limits.request_timeout).min(WAIT_MAX);
         let deadline = Instant::now() + limit;
         Wait { wakes: self.clone(), db, key, ticket, outcome, limit, deadline, snapshots, is_over: false }
@@ -359,7 +358,7 @@ impl Wakes {
 
 impl Outlet for Wakes {
     fn woke(&self, index: u64, wakes: Vec<Wake>) {
-        for Wake { ticket, outcome } in wakes {
+        for Wake { ticket, outcome, db, key } in wakes {
             let is_own_run = ticket.boot == self.boot;
             if ticket.node != self.node || !is_own_run && index <= self.new_above.load(Relaxed) {
                 continue;
@@ -370,7 +369,7 @@ impl Outlet for Wakes {
             let was_told = is_own_run && self.told_early.lock().remove(&ticket.number);
             let is_told = is_told || was_told;
             if is_granted && !is_told {
-                self.say(Notice::Cancel { db: 0, key: Vec::new(), ticket });
+                self.say(Notice::Cancel { db, key: said_of(&key), ticket });
             }
         }
     }
@@ -443,6 +442,12 @@ impl Notice {
 /// Whether a reply says that a proposal was refused for its size.
 fn is_too_large(reply: &[u8]) -> bool {
     reply.starts_with(b"-ERR the request is larger than")
+}
+
+/// What notices say of a key. It only saves searches, and its beginning nearly as many: a long one is not worth its
+/// repetition in the log.
+fn said_of(key: &[u8]) -> Vec<u8> {
+    key[..key.len().min(KEY_BYTES_MAX)].to_vec()
 }
 
 /// Whether a reply says that a request was not executed for certain.

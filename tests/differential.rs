@@ -1,6 +1,9 @@
 //! The same random commands go to a real redis-server and to Kvorum, and the replies are compared byte by byte.
 //! Skipped, with a word, where redis-server is not installed.
 //!
+//! Some commands are made by one who knows how things are kept. A pipeline that costs Kvorum more time on a processor than
+//! any should is a difference too.
+//!
 //! `KVORUM_SEED=n` replays a run, `COMMANDS=n` sets its length. After a difference both are emptied and the run
 //! goes on, so that one run shows several; each is shown with the commands before it.
 //!
@@ -11,7 +14,7 @@
 //!
 //! - scores in ZSCAN: compared as numbers, as Redis writes them in the way it stores them;
 //! - errors that repeat an argument: compared up to the first byte that is not ASCII;
-//! - what chance decides, and cursors: only the kind of the reply and the text of errors.
+//! - what chance decides, and cursors: only the kind and length of the reply and the text of errors.
 //!
 //! Not sent: SPOP that would choose, hexadecimal fractions as numbers (`0x1p3`, which only Redis reads), what
 //! Kvorum has from later versions than 7.0, and OBJECT ENCODING, as the encodings are Kvorum's own.
@@ -27,6 +30,7 @@ use support::{
     redis_server::RedisServer,
     resp::{Client, Value, encode, escape},
     seed,
+    watchdog::CALL_MS_MAX,
 };
 
 const COMMANDS: usize = 20_000;
@@ -37,6 +41,8 @@ const DIFFERENCES_MAX: usize = 10;
 /// How far two clocks may be apart.
 const CLOCKS_MS_MAX: i64 = 5_000;
 const CONNECTIONS: usize = 3;
+/// What a command of a pipeline may take beside one call's limit.
+const COMMAND_MS: u64 = 10;
 
 const UNORDERED: &[&str] = &[
     "KEYS", "SCAN", "SMEMBERS", "SINTER", "SUNION", "SDIFF", "SSCAN", "HGETALL", "HKEYS", "HVALS", "HSCAN",
@@ -53,6 +59,7 @@ struct How {
     times: bool,
     numbers: bool,
     only_kind: bool,
+    is_step: bool,
 }
 
 impl How {
@@ -70,12 +77,19 @@ impl How {
             times: TIMES.contains(&&name[..]),
             numbers: name == "ZSCAN",
             only_kind: by_chance,
+            is_step: name.ends_with("SCAN") || name == "HELLO",
         }
     }
 
     fn same(self, theirs: &Value, ours: &Value) -> bool {
         if self.only_kind && !matches!(theirs, Value::Line(b'-', _)) {
-            return std::mem::discriminant(theirs) == std::mem::discriminant(ours);
+            let len = |value: &Value| match value {
+                // A cursor and what was found.
+                Value::Aggregate(_, Some(elements)) if !self.is_step => elements.len(),
+                _ => 0,
+            };
+            let kind = std::mem::discriminant::<Value>;
+            return (kind(theirs), len(theirs)) == (kind(ours), len(ours));
         }
         if self.unordered {
             let how = How { unordered: false, ..self };
@@ -150,9 +164,19 @@ impl Pair {
     }
 }
 
+/// How long a process has been on processors.
+fn processor_ms(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // After the name, which may have blanks in it: user and system time are the 12th and 13th field, in ticks of 10 ms.
+    let fields = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
+    fields.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum()
+}
+
 /// A run: both servers, and what was sent.
 struct Run<'a> {
     addresses: [&'a str; 2],
+    /// Kvorum's process.
+    pid: u32,
     pairs: Vec<Pair>,
     sent: VecDeque<String>,
     count: usize,
@@ -172,9 +196,9 @@ fn line(connection: usize, argv: &[Vec<u8>]) -> String {
 }
 
 impl<'a> Run<'a> {
-    fn new(addresses: [&'a str; 2]) -> Run<'a> {
-        let mut run =
-            Run { addresses, pairs: Vec::new(), sent: VecDeque::new(), count: 0, differences: Vec::new() };
+    fn new(addresses: [&'a str; 2], pid: u32) -> Run<'a> {
+        let (pairs, sent, differences) = Default::default();
+        let mut run = Run { addresses, pid, pairs, sent, count: 0, differences };
         run.begin_again();
         run
     }
@@ -197,6 +221,7 @@ impl<'a> Run<'a> {
     /// Sends a pipeline to both and compares. False when they differ.
     fn pipeline(&mut self, connection: usize, commands: &[Vec<Vec<u8>>]) -> bool {
         let bytes: Vec<u8> = commands.iter().flat_map(|argv| encode(argv)).collect();
+        let on_processor = processor_ms(self.pid);
         let pair = &mut self.pairs[connection];
         pair.theirs.send(&bytes).unwrap();
         pair.ours.send(&bytes).unwrap();
@@ -238,6 +263,13 @@ impl<'a> Run<'a> {
                 break;
             }
         }
+        let taken_ms = processor_ms(self.pid) - on_processor;
+        if taken_ms > CALL_MS_MAX + COMMAND_MS * commands.len() as u64 {
+            let sent = Vec::from(self.sent.clone()).join("\n");
+            self.differences
+                .push(format!("{taken_ms} ms on a processor, after {} commands:\n{sent}", self.count));
+            fits = false;
+        }
         fits
     }
 
@@ -272,7 +304,7 @@ fn kvorum_answers_as_redis_does() {
     let length =
         std::env::var("COMMANDS").map_or(COMMANDS, |text| text.parse().expect("COMMANDS is a number"));
     let mut grammar = Grammar::new(seed);
-    let mut run = Run::new([&redis.address, &cluster.addresses[0].resp]);
+    let mut run = Run::new([&redis.address, &cluster.addresses[0].resp], cluster.pid(0).unwrap());
     let mut swept = 0;
     while run.count < length && run.differences.len() < DIFFERENCES_MAX {
         let connection = grammar.random.usize(..CONNECTIONS);

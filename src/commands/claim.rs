@@ -238,6 +238,5 @@ pub(super) fn list(view: &View<'_>, args: &Args<'_>, type_name: &str, reply: &mu
         }
     }
     let scan: [&[u8]; 6] = [b"SCAN", cursor, b"MATCH", pattern, b"TYPE", type_name.as_bytes()];
-    ScanOptions::parse(&Args::new(&scan), 1, true)?.reply_keys(view, reply);
-    Ok(())
+    ScanOptions::parse(view, &Args::new(&scan), 1, true)?.reply_keys(view, reply)
 }

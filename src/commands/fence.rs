@@ -7,7 +7,7 @@ use crate::{
     args::Args,
     error::{Error, Result},
     resp::Reply,
-    store::{Claims, Ctx, View},
+    store::{Claims, Ctx, View, level},
 };
 
 /// The command whose keys are also those of another.
@@ -65,7 +65,11 @@ fn fence(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
             ctx.ticket = None;
             write(ctx, &call, reply)
         }
-        Run::Read(read) => read(&ctx.view(), &call, reply),
+        Run::Read(read) => {
+            let chance = if ctx.level() >= level::BOUNDED { ctx.chance().next_u64() } else { 0 };
+            // A read changes nothing: it is only run for somebody who waits for its reply.
+            if reply.is_on() { read(&ctx.view_by(chance), &call, reply) } else { Ok(()) }
+        }
         Run::Session => Err(Error::err("FENCE runs only commands that read or write keys")),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Spec, key,
-    string_numbers::{add_float, is_infinite, would_overflow},
+    string_numbers::{add_float, is_infinite, parse_increment, would_overflow},
 };
 use crate::{
     args::{Args, parse_float, parse_integer},
@@ -175,7 +175,7 @@ fn hincrbyfloat(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result
     if parse_float(increment).is_some_and(f64::is_infinite) {
         return Err(Error::err("value is NaN or Infinity"));
     }
-    add_float(Extended::ZERO, increment)?;
+    let increment = parse_increment(increment)?;
     let value = match value_of(&ctx.view(), key, field)? {
         Some(text) if is_infinite(text) => return Err(would_overflow()),
         Some(text) => Extended::parse(text).ok_or_else(|| Error::err("hash value is not a float"))?,

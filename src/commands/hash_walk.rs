@@ -1,24 +1,23 @@
 //! Hashes: all fields, a step of a walk over them, and fields by chance.
 
-use std::collections::HashSet;
-
 use super::{
     Spec,
     hash::GROUP,
     key,
     scan::{ScanOptions, reply_step},
+    set::REPEATED_CHOICES_MAX,
 };
 use crate::{
     args::Args,
     error::{Error, Result},
     resp::{Protocol, Reply},
-    store::{Hash, View},
+    store::{Hash, View, different, level},
 };
 
 const READ: &[&str] = &["readonly"];
 
-/// The most fields that HRANDFIELD gives with repetitions; Redis has no limit but the client's buffer.
-const REPEATED_FIELDS_MAX: u64 = 1 << 20;
+/// The most fields that HRANDFIELD gave with repetitions by the first rule.
+const FIRST_RULE_REPEATED_FIELDS_MAX: usize = 1 << 20;
 /// With more than one field in so many wanted, the fields are walked over instead of chosen one by one.
 const WALKED_SHARE: usize = 3;
 
@@ -77,13 +76,14 @@ fn hscan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         reply_step(0, 0, reply);
         return Ok(());
     };
-    let options = ScanOptions::parse(args, 2, false)?;
+    let options = ScanOptions::parse(view, args, 2, false)?;
     let mut found = Vec::new();
     let cursor = hash.scan(cursor, options.count, |field, value| {
         if options.matches(field) {
             found.extend([field, value]);
         }
     });
+    options.check_work()?;
     reply_step(cursor, found.len(), reply);
     found.iter().for_each(|bytes| reply.bulk(bytes));
     Ok(())
@@ -119,7 +119,9 @@ fn hrandfield(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
         reply.array(0);
         return Ok(());
     };
-    if count < 0 && count.unsigned_abs() > REPEATED_FIELDS_MAX {
+    let is_bounded = view.level >= level::BOUNDED;
+    let max = if is_bounded { REPEATED_CHOICES_MAX } else { FIRST_RULE_REPEATED_FIELDS_MAX };
+    if count < 0 && count.unsigned_abs() > max as u64 {
         return Err(out_of_range());
     }
     let chosen = choose(view, hash, count);
@@ -149,9 +151,9 @@ fn choose<'a>(view: &View<'_>, hash: &'a Hash, count: i64) -> Vec<(&'a [u8], &'a
     if wanted >= left {
         return hash.iter().collect();
     }
-    let mut chosen = Vec::with_capacity(wanted);
     if wanted > left / WALKED_SHARE {
         // Each is taken with the chance that makes all choices of so many equally likely.
+        let mut chosen = Vec::with_capacity(wanted);
         for pair in hash.iter() {
             if chance.below(left) < wanted - chosen.len() {
                 chosen.push(pair);
@@ -160,9 +162,11 @@ fn choose<'a>(view: &View<'_>, hash: &'a Hash, count: i64) -> Vec<(&'a [u8], &'a
         }
         return chosen;
     }
-    let mut seen = HashSet::new();
-    while chosen.len() < wanted {
-        chosen.extend(hash.choose(&mut chance).filter(|(field, _)| seen.insert(*field)));
-    }
-    chosen
+    different(
+        wanted,
+        &mut chance,
+        |chance| hash.choose(chance),
+        |(field, _)| *field,
+        || hash.iter().collect(),
+    )
 }

@@ -9,12 +9,14 @@ use crate::{
     args::Args,
     error::{Error, Result},
     resp::Reply,
-    store::View,
+    store::{View, level},
 };
 
 /// The largest table. Redis allows 512 MiB; the work is done under the lock that the log waits for, and this
-/// much takes some tens of milliseconds.
-const TABLE_BYTES_MAX: usize = 64 << 20;
+/// much takes about ten milliseconds.
+const TABLE_BYTES_MAX: usize = 16 << 20;
+/// The same by the first rule.
+const FIRST_RULE_TABLE_BYTES_MAX: usize = 64 << 20;
 
 /// The rows of this family.
 pub const ROWS: &[Spec] =
@@ -68,7 +70,9 @@ fn lcs(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let (a, b) = (string(1)?, string(2)?);
     let options = Options::parse(args)?;
     let cells = (a.len() + 1).saturating_mul(b.len() + 1);
-    if cells.saturating_mul(size_of::<u32>()) > TABLE_BYTES_MAX {
+    let is_bounded = view.level >= level::BOUNDED;
+    let bytes_max = if is_bounded { TABLE_BYTES_MAX } else { FIRST_RULE_TABLE_BYTES_MAX };
+    if cells.saturating_mul(size_of::<u32>()) > bytes_max {
         return Err(Error::err("Insufficient memory, transient memory for LCS exceeds proto-max-bulk-len"));
     }
     let runs = common_runs(a, b);

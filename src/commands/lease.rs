@@ -6,7 +6,7 @@ use crate::{
     args::Args,
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Lease, View},
+    store::{Ctx, Lease, View, level},
 };
 
 const GROUP: &str = "lease";
@@ -114,6 +114,9 @@ fn is_bound_by(lease: &Lease, binding: Option<i64>) -> bool {
 }
 
 fn keepalive(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    if ctx.level() < level::BOUNDED && args.len() > 2 {
+        return Err(Error::Arity("lease.keepalive".into()));
+    }
     let binding = named_binding(args)?;
     if let Some(lease) = ctx.lease(args.at(1))?
         && !is_bound_by(lease, binding)

@@ -4,9 +4,9 @@ use super::{Keys, Spec};
 use crate::{
     args::Args,
     error::{Error, Result},
-    glob,
+    glob::Matcher,
     resp::Reply,
-    store::View,
+    store::{View, level},
 };
 
 const GROUP: &str = "generic";
@@ -41,14 +41,19 @@ pub(crate) struct ScanOptions<'a> {
     pub cursor: u64,
     /// About how many items to look at.
     pub count: usize,
-    pattern: Option<&'a [u8]>,
+    pattern: Option<Matcher<'a>>,
     /// Only for SCAN.
     type_name: Option<&'a [u8]>,
 }
 
 impl<'a> ScanOptions<'a> {
     /// Reads the cursor at `cursor_at` and the options after it. `takes_type`: TYPE is one of them.
-    pub(crate) fn parse(args: &Args<'a>, cursor_at: usize, takes_type: bool) -> Result<ScanOptions<'a>> {
+    pub(crate) fn parse(
+        view: &View<'_>,
+        args: &Args<'a>,
+        cursor_at: usize,
+        takes_type: bool,
+    ) -> Result<ScanOptions<'a>> {
         let cursor = ScanOptions::cursor_of(args, cursor_at)?;
         let mut options = ScanOptions { cursor, count: COUNT_DEFAULT, pattern: None, type_name: None };
         for index in (cursor_at + 1..args.len()).step_by(2) {
@@ -58,7 +63,7 @@ impl<'a> ScanOptions<'a> {
                 options.count =
                     usize::try_from(count).ok().filter(|&count| count > 0).ok_or(Error::Syntax)?;
             } else if args.is(index, "MATCH") {
-                options.pattern = Some(value);
+                options.pattern = Some(matcher(view, value));
             } else if args.is(index, "TYPE") && takes_type {
                 options.type_name = Some(value);
             } else {
@@ -88,7 +93,7 @@ impl<'a> ScanOptions<'a> {
     }
 
     /// A step of SCAN.
-    pub(crate) fn reply_keys(&self, view: &View<'_>, reply: &mut Reply) {
+    pub(crate) fn reply_keys(&self, view: &View<'_>, reply: &mut Reply) -> Result<()> {
         let mut found = Vec::new();
         let cursor = view.scan(self.cursor, self.count, |record| {
             let has_type = |name: &[u8]| record.type_name().as_bytes().eq_ignore_ascii_case(name);
@@ -96,13 +101,31 @@ impl<'a> ScanOptions<'a> {
                 found.push(record.key());
             }
         });
+        self.check_work()?;
         reply_step(cursor, found.len(), reply);
         found.iter().for_each(|key| reply.bulk(key));
+        Ok(())
     }
 
     /// Whether MATCH lets a name through.
     pub(crate) fn matches(&self, name: &[u8]) -> bool {
-        self.pattern.is_none_or(|pattern| glob::matches(pattern, name))
+        self.pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
+    }
+
+    /// To be asked before the reply: an error if what matches is not known, because it would take too long.
+    pub(crate) fn check_work(&self) -> Result<()> {
+        self.pattern.as_ref().map_or(Ok(()), check_work)
+    }
+}
+
+fn matcher<'a>(view: &View<'_>, pattern: &'a [u8]) -> Matcher<'a> {
+    if view.level >= level::BOUNDED { Matcher::new(pattern) } else { Matcher::unbounded(pattern) }
+}
+
+fn check_work(matcher: &Matcher<'_>) -> Result<()> {
+    match matcher.has_given_up() {
+        true => Err(Error::err("the pattern takes too long to match")),
+        false => Ok(()),
     }
 }
 
@@ -114,14 +137,15 @@ pub(crate) fn reply_step(cursor: u64, len: usize, reply: &mut Reply) {
 }
 
 fn scan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    ScanOptions::parse(args, 1, true)?.reply_keys(view, reply);
-    Ok(())
+    ScanOptions::parse(view, args, 1, true)?.reply_keys(view, reply)
 }
 
 fn keys(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let pattern = args.at(1);
-    let is_shown = |key: &&[u8]| pattern == b"*" || glob::matches(pattern, key);
+    let matcher = matcher(view, pattern);
+    let is_shown = |key: &&[u8]| pattern == b"*" || matcher.matches(key);
     let found: Vec<_> = view.keys().map(|record| record.key()).filter(is_shown).collect();
+    check_work(&matcher)?;
     reply.array(found.len());
     found.iter().for_each(|key| reply.bulk(key));
     Ok(())

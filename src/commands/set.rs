@@ -9,14 +9,15 @@ use crate::{
     args::Args,
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Set, View},
+    store::{Ctx, Set, View, level},
 };
 
 /// The group of COMMAND DOCS.
 pub(crate) const GROUP: &str = "set";
-/// The most members, some of them more than once, that one call shows by chance. Redis has no limit: there one
-/// call can take all memory.
-pub(crate) const REPEATED_CHOICES_MAX: usize = 1 << 24;
+/// The most members or fields, some of them more than once, that one call shows by chance; and the same by the first rule.
+/// Redis has no limit: there one call can take all memory.
+pub(crate) const REPEATED_CHOICES_MAX: usize = 1 << 17;
+const FIRST_RULE_REPEATED_CHOICES_MAX: usize = 1 << 24;
 
 /// The rows of this family.
 pub const ROWS: &[Spec] = &[
@@ -176,7 +177,7 @@ pub(crate) enum Choices {
 
 impl Choices {
     /// Reads the count at `index`.
-    pub(crate) fn parse(args: &Args<'_>, index: usize) -> Result<Choices> {
+    pub(crate) fn parse(view: &View<'_>, args: &Args<'_>, index: usize) -> Result<Choices> {
         let count = args.integer(index)?;
         if count >= 0 {
             return Ok(Choices::Different(count as usize));
@@ -186,7 +187,9 @@ impl Choices {
             return Err(Error::err(format!("value is out of range, value must between -{max} and {max}")));
         }
         let count = count.unsigned_abs() as usize;
-        if count > REPEATED_CHOICES_MAX {
+        let is_bounded = view.level >= level::BOUNDED;
+        let max = if is_bounded { REPEATED_CHOICES_MAX } else { FIRST_RULE_REPEATED_CHOICES_MAX };
+        if count > max {
             return Err(Error::err("value is out of range"));
         }
         Ok(Choices::Repeated(count))
@@ -196,7 +199,7 @@ impl Choices {
 fn srandmember(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let choices = match args.len() {
         2 => None,
-        3 => Some(Choices::parse(args, 2)?),
+        3 => Some(Choices::parse(view, args, 2)?),
         _ => return Err(Error::Syntax),
     };
     let (set, mut chance) = (view.value::<Set>(args.at(1))?, view.chance());
@@ -250,13 +253,14 @@ fn sscan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         reply_step(0, 0, reply);
         return Ok(());
     };
-    let options = ScanOptions::parse(args, 2, false)?;
+    let options = ScanOptions::parse(view, args, 2, false)?;
     let mut found = Vec::new();
     let cursor = set.scan(options.cursor, options.count, |member| {
         if options.matches(member.as_ref()) {
             found.push(member);
         }
     });
+    options.check_work()?;
     reply_step(cursor, found.len(), reply);
     found.iter().for_each(|member| reply.bulk(member.as_ref()));
     Ok(())

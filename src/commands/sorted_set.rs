@@ -366,7 +366,7 @@ fn zpop(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply, from_top: bool) -
 }
 
 fn zrandmember(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let choices = if args.len() > 2 { Some(Choices::parse(args, 2)?) } else { None };
+    let choices = if args.len() > 2 { Some(Choices::parse(view, args, 2)?) } else { None };
     let with_scores = args.is(3, "WITHSCORES");
     if args.len() > 4 || (args.len() == 4 && !with_scores) {
         return Err(Error::Syntax);
@@ -407,13 +407,14 @@ fn zscan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         reply_step(0, 0, reply);
         return Ok(());
     };
-    let options = ScanOptions::parse(args, 2, false)?;
+    let options = ScanOptions::parse(view, args, 2, false)?;
     let mut found = Vec::new();
     let cursor = set.scan(options.cursor, options.count, |member, score| {
         if options.matches(member) {
             found.push((member, score));
         }
     });
+    options.check_work()?;
     reply_step(cursor, found.len() * 2, reply);
     for (member, score) in found {
         reply.bulk(member);

@@ -79,13 +79,13 @@ fn incrbyfloat(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<
     let value = match ctx.string(key)? {
         // SET may have stored one; nothing can be added to it.
         Some(text) if is_infinite(text) => {
-            add_float(Extended::ZERO, args.at(2))?;
+            parse_increment(args.at(2))?;
             return Err(would_overflow());
         }
         Some(text) => Extended::parse(text).ok_or(Error::NotFloat)?,
         None => Extended::ZERO,
     };
-    let sum = add_float(value, args.at(2))?;
+    let sum = add_float(value, parse_increment(args.at(2))?)?;
     ctx.set(key, sum.as_bytes(), Deadline::Keep);
     reply.bulk(sum.as_bytes());
     Ok(())
@@ -101,11 +101,15 @@ pub(crate) fn is_infinite(text: &[u8]) -> bool {
     unsigned.eq_ignore_ascii_case(b"inf") || unsigned.eq_ignore_ascii_case(b"infinity")
 }
 
-/// Adds an increment to a float, as INCRBYFLOAT and HINCRBYFLOAT do.
-pub(crate) fn add_float(value: Extended, increment: &[u8]) -> Result<String> {
-    if is_infinite(increment) {
+/// Reads the increment of INCRBYFLOAT and HINCRBYFLOAT.
+pub(crate) fn parse_increment(text: &[u8]) -> Result<Extended> {
+    if is_infinite(text) {
         return Err(would_overflow());
     }
-    let increment = Extended::parse(increment).ok_or(Error::NotFloat)?;
+    Extended::parse(text).ok_or(Error::NotFloat)
+}
+
+/// Adds an increment to a float, as INCRBYFLOAT and HINCRBYFLOAT do.
+pub(crate) fn add_float(value: Extended, increment: Extended) -> Result<String> {
     Ok(value.checked_add(increment).ok_or_else(would_overflow)?.format())
 }

@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     proposal,
     resp::{Protocol, Reply},
-    store::Lease,
+    store::{Lease, level},
 };
 
 /// A lease is kept alive so often within its time.
@@ -150,7 +150,7 @@ async fn keep(shared: Arc<Shared>, binding: Binding, ttl: Duration, _kept: Kept)
     let mut next = pause;
     loop {
         tokio::time::sleep(next).await;
-        let answer = call(&shared, binding.db, &keepalive_request(&binding)).await;
+        let answer = call(&shared, binding.db, &keepalive_request(&shared, &binding)).await;
         let is_over = |word: &&[u8]| answer.starts_with(word);
         if [&b"-NOLEASE"[..], b"-NOTBOUND", b"-WRONGTYPE"].iter().any(is_over) {
             return;
@@ -159,9 +159,13 @@ async fn keep(shared: Arc<Shared>, binding: Binding, ttl: Duration, _kept: Kept)
     }
 }
 
-/// What keeps a lease alive, and no other of its name.
-fn keepalive_request(binding: &Binding) -> [&[u8]; 4] {
-    [b"LEASE.KEEPALIVE", &binding.id, b"BINDING", &binding.number]
+/// What keeps a lease alive, and no other of its name: that can be said from level 2 on.
+fn keepalive_request<'a>(shared: &Shared, binding: &'a Binding) -> Vec<&'a [u8]> {
+    let mut argv: Vec<&[u8]> = vec![b"LEASE.KEEPALIVE", &binding.id];
+    if shared.router.machine().level() >= level::BOUNDED {
+        argv.extend([&b"BINDING"[..], &binding.number]);
+    }
+    argv
 }
 
 /// Executes a command of leases; gives its answer.

@@ -5,6 +5,7 @@
 use super::{
     claims::Leader,
     codec::{Input, put_bytes},
+    hash::Hashing,
     object::Value,
     record::Body,
     view::View,
@@ -94,7 +95,12 @@ impl<'a> Captured<'a> {
             NOT_KEPT => None,
             STRING => Some(Content::String(self.bytes)),
             LEADER => Some(Content::Leader(Leader::decode(&mut Input::new(self.bytes))?)),
-            form => Some(Content::Object(Value::decode_head(form - OBJECT, &mut Input::new(self.bytes))?)),
+            // Only what lies in its key's page is kept, and that has no order of hashes.
+            form => Some(Content::Object(Value::decode_head(
+                form - OBJECT,
+                &mut Input::new(self.bytes),
+                Hashing::PLAIN,
+            )?)),
         })
     }
 }

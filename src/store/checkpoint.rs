@@ -8,6 +8,7 @@ use super::{
     codec::{FORMAT, Input, put_varint},
     deadlines::Death,
     dirty::PageId,
+    hash::Hashing,
     keyspace::Keyspace,
     lease::Lease,
     segments::Item,
@@ -76,6 +77,7 @@ impl StateLoader {
     /// Takes one page; pages come in ascending order of their ids.
     pub fn page(&mut self, id: PageId, content: &[u8]) -> Result<(), String> {
         match id {
+            PageId::Hashing => self.hashing(content),
             PageId::Segment { db, slot, start } => self.segment(db, slot, start, content),
             PageId::Object { object, part } => {
                 let value = self.state.object_mut_unmarked(object);
@@ -83,6 +85,16 @@ impl StateLoader {
                 value.kind_mut().load_part(part, content)
             }
         }
+    }
+
+    fn hashing(&mut self, content: &[u8]) -> Result<(), String> {
+        let mut input = Input::page(content)?;
+        let key = <[u8; 16]>::try_from(input.take_rest()).map_err(|_| "a hash key has 16 bytes")?;
+        if !self.state.databases.is_empty() {
+            return Err("the hash key has to come before all keys".into());
+        }
+        self.state.hashing = Hashing::keyed(key);
+        Ok(())
     }
 
     fn segment(&mut self, db: u32, slot: u16, start: u64, content: &[u8]) -> Result<(), String> {
@@ -106,10 +118,10 @@ impl StateLoader {
             if let Some(deadline) = record.deadline() {
                 deaths.push(Death::new(deadline, db, slot, record.hash()));
             }
-            homes.extend(record.object_id().map(|object| (object, record.hash())));
+            homes.extend(record.object_id().map(|object| (object, Box::from(record.key()))));
         })?;
-        for (object, hash) in homes {
-            if !self.state.home_of_loaded(object, db, slot, hash) {
+        for (object, key) in homes {
+            if !self.state.home_of_loaded(object, db, key) {
                 return Err(format!("object {object} belongs to two keys"));
             }
         }
@@ -133,6 +145,7 @@ impl StateLoader {
         self.state.applied = input.varint()?;
         input.end()?;
         let found: Vec<_> = self.state.databases.iter().map(Keyspace::len).collect();
+        self.state.keys = found.iter().sum();
         if found != expected {
             return Err(format!("the databases should have {expected:?} keys and have {found:?}"));
         }

@@ -1,6 +1,8 @@
 //! One owner's claim: what it asks for, what it holds, where it waits and how it is told. `claims.rs` puts them
 //! together.
 
+use std::sync::Arc;
+
 /// How long the place of an owner is kept whose client is gone.
 pub const ABSENCE_MS_MAX: u64 = 3_000;
 
@@ -27,7 +29,7 @@ pub enum Share {
 }
 
 /// The name of a lease, in the same database.
-pub type LeaseId = Box<[u8]>;
+pub type LeaseId = Arc<[u8]>;
 
 /// How long a hold lasts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +85,10 @@ pub struct Wake {
     pub ticket: Ticket,
     /// How.
     pub outcome: Outcome,
+    /// The database.
+    pub db: u32,
+    /// What was waited for, as it is named now; empty if it is gone.
+    pub key: Box<[u8]>,
 }
 
 /// One owner's hold.
@@ -175,7 +181,8 @@ impl Turn<'_> {
     }
 
     pub(super) fn wake(&mut self, ticket: Ticket, outcome: Outcome) {
-        self.wakes.push(Wake { ticket, outcome });
+        // Whoever changes claims knows where they are.
+        self.wakes.push(Wake { ticket, outcome, db: 0, key: Box::default() });
     }
 }
 

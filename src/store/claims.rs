@@ -174,19 +174,23 @@ impl Claims {
         Some(Outcome::Granted { kind: self.kind, token: holder.token, remaining_ms })
     }
 
-    fn fits(&self, share: Share, now_ms: u64) -> bool {
-        if self.closed_until >= now_ms.max(1) {
-            return false;
+    /// The permits that are held; None if nothing more can be granted, because all is held, or it is closed.
+    fn held(&self, now_ms: u64) -> Option<u64> {
+        let count = |holder: &Holder| match holder.share {
+            Share::All => None,
+            Share::Permits(count) => Some(count),
+        };
+        let mut held = self.holders.iter().map(count);
+        let is_closed = self.closed_until >= now_ms.max(1);
+        held.try_fold(0u64, |sum, count| Some(sum.saturating_add(count?))).filter(|_| !is_closed)
+    }
+
+    /// Whether a share fits beside so many permits that are held.
+    fn fits(&self, share: Share, held: u64) -> bool {
+        match share {
+            Share::All => self.holders.is_empty(),
+            Share::Permits(more) => self.total == 0 || held.saturating_add(more) <= self.total,
         }
-        let Share::Permits(more) = share else { return self.holders.is_empty() };
-        let mut held: u64 = 0;
-        for holder in &self.holders {
-            match holder.share {
-                Share::All => return false,
-                Share::Permits(count) => held = held.saturating_add(count),
-            }
-        }
-        self.total == 0 || held.saturating_add(more) <= self.total
     }
 
     /// Ends what the log clock has ended, and grants what is free. False if there was nothing to do.
@@ -209,16 +213,35 @@ impl Claims {
             }
             waiter.deadline >= now_ms
         });
-        while let Some(first) = self.queue.iter().position(|waiter| !waiter.is_absent)
-            && self.fits(self.queue[first].share, now_ms)
-        {
-            let Some(waiter) = self.queue.remove(first) else { break };
+        self.grant_to_waiting(turn);
+        self.measure();
+        before != (self.holders.len(), self.queue.len(), self.closed_until)
+    }
+
+    /// Grants what fits to those who wait, up to the first present one for whom it does not.
+    fn grant_to_waiting(&mut self, turn: &mut Turn<'_>) {
+        let Some(mut held) = self.held(turn.now_ms) else { return };
+        let first = self.queue.iter().find(|waiter| !waiter.is_absent);
+        if !first.is_some_and(|waiter| self.fits(waiter.share, held)) {
+            return;
+        }
+        let mut is_over = false;
+        for waiter in std::mem::take(&mut self.queue) {
+            is_over |= !waiter.is_absent && !self.fits(waiter.share, held);
+            if is_over || waiter.is_absent {
+                self.queue.push_back(waiter);
+                continue;
+            }
             let token = turn.issue();
             let (until, remaining_ms) = match waiter.span {
-                Span::Ms(ms) => (Until::At(now_ms + ms), Some(ms)),
+                Span::Ms(ms) => (Until::At(turn.now_ms + ms), Some(ms)),
                 Span::Lease(id) => (Until::Lease(id), None),
             };
             turn.wake(waiter.ticket, Outcome::Granted { kind: self.kind, token, remaining_ms });
+            match waiter.share {
+                Share::All => is_over = true,
+                Share::Permits(count) => held = held.saturating_add(count),
+            }
             self.holders.push(Holder {
                 owner: waiter.owner,
                 token,
@@ -230,8 +253,6 @@ impl Claims {
                 data: waiter.data,
             });
         }
-        self.measure();
-        before != (self.holders.len(), self.queue.len(), self.closed_until)
     }
 
     /// Counts `bytes` anew.
@@ -274,7 +295,8 @@ impl Claims {
             *waiter = Waiter { data, ..Waiter::new(wish, ticket, deadline) };
             return Ok(Answer::Queued);
         }
-        if self.waiting_count() == 0 && self.fits(wish.share, turn.now_ms) {
+        let is_free = || self.held(turn.now_ms).is_some_and(|held| self.fits(wish.share, held));
+        if self.waiting_count() == 0 && is_free() {
             let (token, until) = (turn.issue(), wish.until(turn.now_ms));
             self.holders.push(Holder {
                 owner: wish.owner.into(),
@@ -335,6 +357,16 @@ impl Claims {
             return Ok(());
         }
         Err(Error::err(format!("what is said at one key may take {CLAIMS_BYTES_MAX} bytes together")))
+    }
+
+    /// What they are claims on: the kind, and how many permits there are.
+    pub(super) fn nature(&self) -> (ClaimKind, u64) {
+        (self.kind, self.total)
+    }
+
+    /// Makes them again what they were.
+    pub(super) fn set_nature(&mut self, (kind, total): (ClaimKind, u64)) {
+        (self.kind, self.total) = (kind, total);
     }
 
     /// Makes them claims of a kind. Only those that nobody has can become others than they are.
@@ -445,11 +477,11 @@ impl Claims {
         }
     }
 
-    /// Ends holds and waits that depend on a lease. One that ran out closes what was held for the holders' delay.
-    pub fn end_lease(&mut self, id: &[u8], ran_out: bool, turn: &mut Turn<'_>) {
+    /// Ends holds and waits that depend on some leases. What ran out closes what was held for the holders' delay.
+    pub fn end_leases(&mut self, ids: &BTreeSet<LeaseId>, ran_out: bool, turn: &mut Turn<'_>) {
         let (now_ms, mut closed_until) = (turn.now_ms, self.closed_until);
         self.holders.retain(|holder| {
-            let ends = matches!(&holder.until, Until::Lease(lease) if **lease == *id);
+            let ends = matches!(&holder.until, Until::Lease(lease) if ids.contains(lease));
             if ends && ran_out && holder.delay_ms > 0 {
                 closed_until = closed_until.max(now_ms + holder.delay_ms);
             }
@@ -457,7 +489,7 @@ impl Claims {
         });
         self.closed_until = closed_until;
         self.queue.retain(|waiter| {
-            let ends = matches!(&waiter.span, Span::Lease(lease) if **lease == *id);
+            let ends = matches!(&waiter.span, Span::Lease(lease) if ids.contains(lease));
             if ends {
                 turn.wake(waiter.ticket, Outcome::Gone);
             }
@@ -467,7 +499,12 @@ impl Claims {
 
     /// Tells all who wait that the key is gone.
     pub(super) fn dismiss(&self, wakes: &mut Vec<Wake>) {
-        let wake = |waiter: &Waiter| Wake { ticket: waiter.ticket, outcome: Outcome::Gone };
+        let wake = |waiter: &Waiter| Wake {
+            ticket: waiter.ticket,
+            outcome: Outcome::Gone,
+            db: 0,
+            key: Box::default(),
+        };
         wakes.extend(self.queue.iter().map(wake));
     }
 }

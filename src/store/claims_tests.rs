@@ -60,7 +60,7 @@ impl Book {
 
     /// Takes what those who wait are told. `may_be_gone` and `superseded` say what may be the reason.
     fn hear(&mut self, wakes: Vec<Wake>, now: u64, may_be_gone: bool, superseded: Option<Ticket>) {
-        for Wake { ticket, outcome } in wakes {
+        for Wake { ticket, outcome, .. } in wakes {
             let wait = self.waits.remove(&ticket).expect("whoever waits is told once, and nobody else");
             match outcome {
                 Outcome::Granted { token, remaining_ms, .. } => {
@@ -365,4 +365,37 @@ fn nothing_depends_on_a_lease_that_is_not_there() {
     });
     state.invariants();
     assert_eq!(View::new(&state, 0, 0, 0).string(b"z"), Ok(Some(&b"v"[..])));
+}
+
+/// What is said of who waits names the beginning of a long key; a key may have been renamed meanwhile.
+#[test]
+fn a_wait_is_found_by_the_beginning_of_its_key() {
+    let mut state = State::new();
+    state.advance(1_000, 1);
+    let key_of = |number: u64| [&[b'k'; 2_000], number.to_string().as_bytes()].concat();
+    let ticket_of = |number| Ticket { node: 1, boot: 1, number };
+    for number in 0..50 {
+        for (owner, wait) in [(&b"a"[..], None), (&b"b"[..], Some((ticket_of(number), 9_500)))] {
+            let wish = wish(owner, Span::Ms(8_000), wait);
+            Ctx::new(&mut state, 0, 0)
+                .claims_or_new(&key_of(number), ClaimKind::Lock, |claims, turn| claims.acquire(&wish, turn))
+                .unwrap();
+        }
+    }
+    assert!(Ctx::new(&mut state, 0, 0).rename(&key_of(7), b"elsewhere"));
+    let waiting = |state: &State, key: &[u8]| {
+        View::new(state, 0, 0, 0).claims(key, ClaimKind::Lock).unwrap().unwrap().waiting_count()
+    };
+    for (number, key) in [(7, b"elsewhere".to_vec()), (30, key_of(30))] {
+        assert_eq!(waiting(&state, &key), 1);
+        Ctx::new(&mut state, 0, 0).cancel(&key_of(number)[..1_000], ticket_of(number));
+        assert_eq!(waiting(&state, &key), 0);
+    }
+    assert_eq!(state.outcome_at(0, &key_of(8)[..1_000], ticket_of(8)), None);
+    assert_eq!(state.outcome_at(0, b"", ticket_of(51)), Some(crate::store::Outcome::Gone));
+    state.advance(9_001, 1);
+    state.reap(100);
+    // Whoever was granted something is told where.
+    let granted = state.take_wakes().into_iter().filter(|wake| wake.ticket == ticket_of(9));
+    assert!(granted.map(|wake| wake.key.to_vec()).eq([key_of(9)]));
 }

@@ -2,9 +2,7 @@
 //! to be told how their waits end, and which keys depend on which lease. Kept consistent here, whatever happens to
 //! the keys: they expire, and are deleted, replaced and renamed like any others.
 
-use std::collections::BTreeSet;
-
-use smallvec::SmallVec;
+use std::collections::{BTreeSet, HashSet};
 
 use super::{
     claim::{LeaseId, Outcome, Ticket, Turn, Waiter, Wake},
@@ -13,34 +11,43 @@ use super::{
     ctx::Caller,
     keyspace::Place,
     lease::Lease,
+    level,
     object::{Object, Typed, Value},
+    reap::RunOut,
     record::{Body, Record},
     segments::Position,
-    state::State,
+    state::{KeyOfDb, State},
     touched::Touch,
 };
 use crate::error::Result;
-
-/// Few claims depend on more than one lease.
-type LeaseIds = SmallVec<[LeaseId; 1]>;
 
 /// What of claims has consequences elsewhere.
 struct Footprint {
     deadline: Option<u64>,
     has_tickets: bool,
-    leases: LeaseIds,
+    /// In the order of holders and waiters; one may come several times.
+    leases: Vec<LeaseId>,
 }
 
 impl Footprint {
     fn of(claims: &Claims, deadline: Option<u64>) -> Footprint {
-        let mut leases = LeaseIds::new();
-        for id in claims.lease_ids() {
-            if !leases.contains(id) {
-                leases.push(id.clone());
-            }
-        }
+        let leases = claims.lease_ids().cloned().collect();
         Footprint { deadline, has_tickets: claims.has_tickets(), leases }
     }
+}
+
+/// The leases in `these` that are not in `others`, once each, in their order. A change leaves most of them in their places,
+/// however many there are.
+fn missing<'a>(these: &'a [LeaseId], others: &[LeaseId]) -> Vec<&'a LeaseId> {
+    let same_at_front = these.iter().zip(others).take_while(|(a, b)| a == b).count();
+    let (rest, other_rest) = (&these[same_at_front..], &others[same_at_front..]);
+    let same_at_end = rest.iter().rev().zip(other_rest.iter().rev()).take_while(|(a, b)| a == b).count();
+    let rest = &rest[..rest.len() - same_at_end];
+    if rest.is_empty() {
+        return Vec::new();
+    }
+    let mut seen: HashSet<&LeaseId> = others.iter().collect();
+    rest.iter().filter(|id| seen.insert(id)).collect()
 }
 
 impl Record {
@@ -74,13 +81,13 @@ impl State {
         self.keyspace(db)?.get(key)
     }
 
-    fn place(&self, db: u32, key: &[u8]) -> Option<(Place, Position)> {
+    pub(super) fn place(&self, db: u32, key: &[u8]) -> Option<(Place, Position)> {
         let place = self.keyspace(db)?.place(key);
         place.found.ok().map(|at| (place, at))
     }
 
-    /// Does what is due at a key whose deadline the log clock has passed.
-    pub(crate) fn expire(&mut self, db: u32, place: &Place, at: Position) {
+    /// Does what is due at a key whose deadline the log clock has passed. What a lease ends in claims can wait in `later`.
+    pub(crate) fn expire(&mut self, db: u32, place: &Place, at: Position, later: Option<&mut RunOut>) {
         let record = self.databases[db as usize].at(place.slot, at);
         if record.claims().is_some() {
             let key: Box<[u8]> = record.key().into();
@@ -99,7 +106,7 @@ impl State {
             let Some((place, at)) = self.place(db, &id) else { return };
             if let Value::Lease(lease) = self.take_object(db, &place, at).value {
                 self.note(db, &id, Touch::Expired);
-                self.end_lease(db, &id, &lease, true);
+                self.end_lease(db, &id, &lease, true, later);
             }
         } else {
             if let Some(touched) = &mut self.touched {
@@ -136,15 +143,39 @@ impl State {
         key: &[u8],
         change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> R,
     ) -> Option<R> {
+        self.change_settled(db, key, true, change)
+    }
+
+    /// Ends what depends in claims on leases that are gone, before anything is granted: one who waits by such a lease gets
+    /// nothing more. None if there are no claims at the key.
+    pub(crate) fn end_leases(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        leases: &BTreeSet<LeaseId>,
+        ran_out: bool,
+    ) -> Option<()> {
+        let settles_first = self.level < level::BOUNDED;
+        self.change_settled(db, key, settles_first, |claims, turn| claims.end_leases(leases, ran_out, turn))
+    }
+
+    fn change_settled<R>(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        settles_first: bool,
+        change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> R,
+    ) -> Option<R> {
         let (place, at) = self.place(db, key)?;
         self.databases[db as usize].at(place.slot, at).claims()?;
         let (now_ms, mut token, mut wakes) = (self.now_ms, self.token, std::mem::take(&mut self.wakes));
+        let told_before = wakes.len();
         let ((result, before, after, is_idle), changed) =
             self.change_object(db, &place, at, |object, pages| {
                 let Value::Claims(claims) = &mut object.value else { unreachable!("looked at above") };
                 let before = Footprint::of(claims, object.deadline);
                 let mut turn = Turn { now_ms, token: &mut token, wakes: &mut wakes, changed: true };
-                let mut changed = claims.settle(&mut turn);
+                let mut changed = settles_first && claims.settle(&mut turn);
                 let result = change(claims, &mut turn);
                 changed |= turn.changed;
                 changed |= claims.settle(&mut turn);
@@ -155,6 +186,7 @@ impl State {
                 let after = Footprint::of(claims, object.deadline);
                 (result, before, after, claims.is_idle())
             });
+        wakes[told_before..].iter_mut().for_each(|wake| (wake.db, wake.key) = (db, key.into()));
         (self.token, self.wakes) = (token, wakes);
         self.reindex(db, &place, before.deadline, after.deadline);
         self.follow(db, key, before, after);
@@ -174,10 +206,10 @@ impl State {
             (true, false) => drop(self.ticketed.remove(&(db, key.into()))),
             _ => {}
         }
-        for id in before.leases.iter().filter(|id| !after.leases.contains(id)) {
+        for id in missing(&before.leases, &after.leases) {
             self.detach(db, id, key);
         }
-        for id in after.leases.iter().filter(|id| !before.leases.contains(id)) {
+        for id in missing(&after.leases, &before.leases) {
             self.attach(db, id, key);
         }
     }
@@ -205,7 +237,7 @@ impl State {
     pub(crate) fn value_gone(&mut self, db: u32, key: &[u8], value: &Value) {
         match value {
             Value::Claims(claims) => claims.dismiss(&mut self.wakes),
-            Value::Lease(lease) => self.end_lease(db, key, lease, false),
+            Value::Lease(lease) => self.end_lease(db, key, lease, false, None),
             _ => {}
         }
     }
@@ -272,15 +304,29 @@ impl State {
         true
     }
 
-    /// Ends what depends on a lease that is at no key any more.
-    fn end_lease(&mut self, db: u32, id: &[u8], lease: &Lease, ran_out: bool) {
+    /// Ends what depends on a lease that is at no key any more; in claims later, if somebody collects that.
+    fn end_lease(
+        &mut self,
+        db: u32,
+        id: &[u8],
+        lease: &Lease,
+        ran_out: bool,
+        mut later: Option<&mut RunOut>,
+    ) {
+        let ids = BTreeSet::from([LeaseId::from(id)]);
         for key in lease.keys() {
-            let ids = self.attached.get(&(db, key.into()));
-            if !ids.is_some_and(|ids| ids.contains(id)) {
+            let attached = self.attached.get(&(db, key.into()));
+            if !attached.is_some_and(|ids| ids.contains(id)) {
                 continue;
             }
             self.detach(db, id, key);
-            if self.change_claims(db, key, |claims, turn| claims.end_lease(id, ran_out, turn)).is_some() {
+            if let Some(later) = &mut later
+                && self.record(db, key).is_some_and(|record| record.claims().is_some())
+            {
+                later.add(db, key, id);
+                continue;
+            }
+            if self.end_leases(db, key, &ids, ran_out).is_some() {
                 continue;
             }
             if let Some((place, at)) = self.place(db, key) {
@@ -353,17 +399,22 @@ impl State {
         ticket: Ticket,
         change: impl FnOnce(&mut Claims, &mut Turn<'_>),
     ) {
-        let knows = |state: &State, db: u32, key: &[u8]| {
-            state.record(db, key).and_then(Record::claims).is_some_and(|claims| claims.knows(ticket))
-        };
-        let place = if knows(self, db, key) {
-            Some((db, key.into()))
-        } else {
-            self.ticketed.iter().find(|(db, key)| knows(self, *db, key)).cloned()
-        };
-        if let Some((db, key)) = place {
+        if let Some((db, key)) = self.ticketed_at(db, key, ticket).cloned() {
             self.change_claims(db, &key, change);
         }
+    }
+
+    /// Where the claims are that know a ticket: those at `key`, or at one that begins so, as long keys are cut off in what is
+    /// said of them; or, renamed, anywhere.
+    fn ticketed_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<&KeyOfDb> {
+        let knows = |place: &&KeyOfDb| {
+            let claims = self.record(place.0, &place.1).and_then(Record::claims);
+            claims.is_some_and(|claims| claims.knows(ticket))
+        };
+        let begins_so = |place: &&KeyOfDb| place.0 == db && place.1.starts_with(key);
+        let mut near = self.ticketed.range((db, Box::from(key))..).take_while(begins_so);
+        let place = if key.is_empty() { None } else { near.find(knows) };
+        place.or_else(|| self.ticketed.iter().find(knows))
     }
 
     /// Ends all waits at a node, but for those of one run of it.
@@ -384,18 +435,14 @@ impl State {
 
     /// As `outcome_of`, of a wait that began at this key.
     pub fn outcome_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<Outcome> {
-        match self.record(db, key).and_then(Record::claims).filter(|claims| claims.knows(ticket)) {
+        match self.ticketed_at(db, key, ticket).and_then(|(db, key)| self.record(*db, key)?.claims()) {
             Some(claims) => claims.granted_under(ticket, self.now_ms),
-            None => self.outcome_of(ticket),
+            None => Some(Outcome::Gone),
         }
     }
 
     /// How a wait ended of which nothing was heard; None if it goes on.
     pub fn outcome_of(&self, ticket: Ticket) -> Option<Outcome> {
-        let mut claims = self.ticketed.iter().filter_map(|(db, key)| self.record(*db, key)?.claims());
-        match claims.find(|claims| claims.knows(ticket)) {
-            Some(claims) => claims.granted_under(ticket, self.now_ms),
-            None => Some(Outcome::Gone),
-        }
+        self.outcome_at(0, b"", ticket)
     }
 }

@@ -12,6 +12,7 @@ use super::{
     hash::Chance,
     keyspace::{Keyspace, Place},
     lease::Lease,
+    level,
     long_string::LongString,
     object::{Object, Pages, Typed, Value},
     record::{Body, PACKED_VALUE_BYTES_MAX, Record, long_string},
@@ -59,12 +60,23 @@ impl<'a> Ctx<'a> {
     /// A context for one call. `seed` is determined by the call's position in the log.
     pub fn new(state: &'a mut State, db: u32, seed: u64) -> Ctx<'a> {
         state.open(db);
-        Ctx { now_ms: state.now_ms, ticket: None, caller: None, db, chance: Chance::new(seed), state }
+        let chance = Chance::at_level(seed, state.level);
+        Ctx { now_ms: state.now_ms, ticket: None, caller: None, db, chance, state }
     }
 
     /// The database as it is.
     pub fn view(&self) -> View<'_> {
-        View::new(self.state, self.db, self.now_ms, 0)
+        self.view_by(0)
+    }
+
+    /// The same, for what is to be chosen by this chance.
+    pub fn view_by(&self, chance: u64) -> View<'_> {
+        View::new(self.state, self.db, self.now_ms, chance).at_level(self.state.level)
+    }
+
+    /// The rule by which the entry is applied.
+    pub fn level(&self) -> u32 {
+        self.state.level
     }
 
     /// The selected database.
@@ -113,9 +125,14 @@ impl<'a> Ctx<'a> {
             let Some(present) = self.view().value::<Claims>(key)?.map(Claims::kind) else {
                 unreachable!("it was found");
             };
+            let is_restored = self.level() >= level::BOUNDED;
             let result = self.claims(key, present, |claims, turn| {
-                claims.become_kind(kind)?;
-                change(claims, turn)
+                let before = claims.nature();
+                let result = claims.become_kind(kind).and_then(|()| change(claims, turn));
+                if result.is_err() && is_restored {
+                    claims.set_nature(before);
+                }
+                result
             });
             return result.map(|result| result.expect("it is there"));
         }
@@ -133,6 +150,11 @@ impl<'a> Ctx<'a> {
 
     /// Lets only those write a key who hold what is at `lock`. False if that was so already.
     pub fn guard(&mut self, key: &[u8], lock: &[u8]) -> Result<bool> {
+        // Nobody could ever take a lock that guards itself, or one of two that guard each other.
+        let is_claimed = || self.view().value::<Claims>(key).is_ok_and(|claims| claims.is_some());
+        if self.level() >= level::BOUNDED && (key == lock || is_claimed()) {
+            return Err(Error::err("a lock, semaphore or election can not be guarded"));
+        }
         match self.view().guard_of(key) {
             Some(present) if present == lock => return Ok(false),
             Some(present) => {
@@ -259,7 +281,7 @@ impl<'a> Ctx<'a> {
         if let Ok(at) = place.found
             && self.keyspace().at(place.slot, at).deadline().is_some_and(|deadline| deadline < self.now_ms)
         {
-            self.state.expire(self.db, &place, at);
+            self.state.expire(self.db, &place, at, None);
             return self.keyspace().place(key);
         }
         place
@@ -316,7 +338,7 @@ impl<'a> Ctx<'a> {
     }
 
     fn pages(&mut self) -> Pages<'_> {
-        Pages::new(&mut self.state.dirty, &mut self.state.next_object)
+        Pages::new(&mut self.state.dirty, &mut self.state.next_object, self.state.hashing)
     }
 
     /// Writes `bytes` into a string at `offset`, growing it with zeros if needed; creates it if there is none.
@@ -514,7 +536,7 @@ impl<'a> Ctx<'a> {
     pub fn copy(&mut self, from: &[u8], to_db: u32, to: &[u8]) -> bool {
         let place = self.locate(from);
         let Ok(at) = place.found else { return false };
-        let State { databases, dirty, next_object, .. } = &mut *self.state;
+        let State { databases, dirty, next_object, hashing, .. } = &mut *self.state;
         let record = databases[self.db as usize].at(place.slot, at);
         let deadline = record.deadline().map_or(Deadline::None, Deadline::At);
         match record.body() {
@@ -523,7 +545,7 @@ impl<'a> Ctx<'a> {
                 self.in_db(to_db).set(to, &value, deadline);
             }
             Body::Object(object) => {
-                let value = object.value.kind().copy(&mut Pages::new(dirty, next_object));
+                let value = object.value.kind().copy(&mut Pages::new(dirty, next_object, *hashing));
                 self.in_db(to_db).put_value(to, value, deadline);
             }
         }
@@ -539,6 +561,6 @@ impl<'a> Ctx<'a> {
     /// Deletes all keys of all databases.
     pub fn flush_all(&mut self) {
         self.state.next_version();
-        (0..self.state.databases.len() as u32).for_each(|db| self.state.flush(db));
+        self.state.flush_all();
     }
 }

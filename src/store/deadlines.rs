@@ -1,12 +1,9 @@
 //! Which keys die when: an index over all databases, in the order of death. Not on disk; built while loading.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// A key's place in the index.
-///
-/// Invariant: entries that are equal but for `ordinal` have the ordinals from 0 on: a multiset, because two
-/// keys may have the same hash and deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Death {
     /// Milliseconds since the Unix epoch.
     pub deadline: u64,
@@ -14,7 +11,6 @@ pub(crate) struct Death {
     pub db: u32,
     /// The key's slot.
     pub slot: u16,
-    ordinal: u16,
     /// The key's hash.
     pub hash: u64,
 }
@@ -23,29 +19,42 @@ const _: () = assert!(size_of::<Death>() == 24);
 
 impl Death {
     pub fn new(deadline: u64, db: u32, slot: u16, hash: u64) -> Death {
-        Death { deadline, db, slot, ordinal: 0, hash }
+        Death { deadline, db, slot, hash }
     }
 }
 
 /// All keys with a deadline.
+///
+/// Invariant: a death stands in `deaths` once, and if it is that of several keys, in `more` with the number of the others.
 #[derive(Debug, Default)]
 pub(crate) struct Deadlines {
     deaths: BTreeSet<Death>,
+    /// Empty, but when names were chosen so that their hashes are equal.
+    more: HashMap<Death, usize>,
 }
 
 impl Deadlines {
-    pub fn insert(&mut self, mut death: Death) {
-        while !self.deaths.insert(death) {
-            death.ordinal += 1;
+    pub fn insert(&mut self, death: Death) {
+        if !self.deaths.insert(death) {
+            *self.more.entry(death).or_default() += 1;
         }
     }
 
-    pub fn remove(&mut self, mut death: Death) {
-        while self.deaths.contains(&Death { ordinal: death.ordinal + 1, ..death }) {
-            death.ordinal += 1;
+    pub fn remove(&mut self, death: Death) {
+        if let Some(others) = self.more.get_mut(&death) {
+            *others -= 1;
+            if *others == 0 {
+                self.more.remove(&death);
+            }
+            return;
         }
         let was_there = self.deaths.remove(&death);
         debug_assert!(was_there, "a key with a deadline stands in the index");
+    }
+
+    /// The number of keys with a deadline.
+    pub fn len(&self) -> usize {
+        self.deaths.len() + self.more.values().sum::<usize>()
     }
 
     /// The first that dies.
@@ -53,27 +62,19 @@ impl Deadlines {
         self.deaths.first()
     }
 
-    /// Forgets a whole database.
+    /// Forgets a whole database. Looks at all of them.
     pub fn clear(&mut self, db: u32) {
         self.deaths.retain(|death| death.db != db);
+        self.more.retain(|death, _| death.db != db);
     }
 
     /// Takes all of a loaded state's at once, in any order.
     pub fn extend(&mut self, mut deaths: Vec<Death>) {
         deaths.sort_unstable();
-        for index in 1..deaths.len() {
-            let previous = deaths[index - 1];
-            let same = Death { ordinal: previous.ordinal, ..deaths[index] };
-            if same == previous {
-                deaths[index].ordinal = previous.ordinal + 1;
-            }
+        for same in deaths.windows(2).filter(|pair| pair[0] == pair[1]) {
+            *self.more.entry(same[0]).or_default() += 1;
         }
         self.deaths.extend(deaths);
-    }
-
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.deaths.len()
     }
 }
 
@@ -91,5 +92,19 @@ mod tests {
             deadlines.remove(death);
             assert_eq!(deadlines.len(), left);
         }
+        assert_eq!(deadlines.first(), None);
+    }
+
+    /// As many as no short number counts, in a time that is not their square.
+    #[test]
+    fn any_number_of_equal_deaths_is_counted() {
+        let (death, count) = (Death::new(5, 0, 1, 2), 200_000);
+        let mut deadlines = Deadlines::default();
+        (0..count).for_each(|_| deadlines.insert(death));
+        assert_eq!(deadlines.len(), count);
+        (0..count - 1).for_each(|_| deadlines.remove(death));
+        assert_eq!(deadlines.first(), Some(&death));
+        deadlines.remove(death);
+        assert_eq!(deadlines.first(), None);
     }
 }

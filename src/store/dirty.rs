@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, btree_map::Entry};
 /// A page's identity. The order of the variants and fields is the order of pages on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PageId {
+    /// The cluster's hash key. First of all: without it no key is in its place.
+    Hashing,
     /// A segment of a database's keyspace: the keys of `slot` whose hashes start at `start`.
     Segment {
         /// The database.
@@ -32,6 +34,7 @@ impl PageId {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(18);
         match *self {
+            PageId::Hashing => out.push(0),
             PageId::Segment { db, slot, start } => {
                 out.push(1);
                 out.extend_from_slice(&db.to_be_bytes());
@@ -51,6 +54,7 @@ impl PageId {
     pub fn decode(bytes: &[u8]) -> Option<PageId> {
         let (&tag, rest) = bytes.split_first()?;
         match (tag, rest.len()) {
+            (0, 0) => Some(PageId::Hashing),
             (1, 14) => Some(PageId::Segment {
                 db: u32::from_be_bytes(rest[..4].try_into().ok()?),
                 slot: u16::from_be_bytes(rest[4..6].try_into().ok()?),

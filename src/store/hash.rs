@@ -1,7 +1,12 @@
 //! The two hashes of a key: its slot, which Redis Cluster defines, and the hash that orders keys in a slot.
 //! Both stand in page ids on disk, so neither may ever change.
 
+use std::fmt;
+
+use siphasher::sip::SipHasher13;
 use xxhash_rust::xxh3::xxh3_64;
+
+use super::level;
 
 /// The number of hash slots.
 pub const SLOTS: usize = 16384;
@@ -41,26 +46,86 @@ fn hash_tag(key: &[u8]) -> &[u8] {
     }
 }
 
-/// The hash that orders keys in a slot, and items in a table: XXH3, 64 bits, without a seed.
+/// The hash that everybody can compute: XXH3, 64 bits, without a seed.
 #[inline]
 pub fn hash_of(key: &[u8]) -> u64 {
     xxh3_64(key)
 }
 
-/// A sequence of chance from one seed: SplitMix64. Whoever starts with the same seed sees the same sequence.
+/// The hash that orders keys in a slot, and items in a table. All of a state have the same one.
+///
+/// With the cluster's key it is SipHash-1-3, and nobody can choose names that fall together, though cursors show hashes.
+/// Without one it is XXH3, whose equal hashes are known: what lies in the order of hashes has to bear them.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hashing {
+    /// The key; zeros stand for none.
+    halves: [u64; 2],
+}
+
+impl Hashing {
+    /// Without a key.
+    pub const PLAIN: Hashing = Hashing { halves: [0; 2] };
+
+    /// With a key.
+    pub fn keyed(key: [u8; 16]) -> Hashing {
+        let (first, second) = key.split_at(8);
+        let half = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight of sixteen bytes"));
+        Hashing { halves: [half(first), half(second)] }
+    }
+
+    /// The key, if there is one.
+    pub fn key(&self) -> Option<[u8; 16]> {
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&self.halves[0].to_le_bytes());
+        key[8..].copy_from_slice(&self.halves[1].to_le_bytes());
+        (*self != Hashing::PLAIN).then_some(key)
+    }
+
+    /// The hash of a key or item.
+    #[inline]
+    pub fn of(&self, key: &[u8]) -> u64 {
+        match self.halves {
+            [0, 0] => hash_of(key),
+            [first, second] => SipHasher13::new_with_keys(first, second).hash(key),
+        }
+    }
+}
+
+impl fmt::Debug for Hashing {
+    /// The key is nobody's to see.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Hashing::PLAIN { "Hashing(plain)" } else { "Hashing(keyed)" })
+    }
+}
+
+/// A sequence of chance from one seed: SplitMix64. Whoever starts with the same seed sees the same sequence. It comes with
+/// the rule by which things are chosen.
 #[derive(Clone, Debug)]
-pub struct Chance(u64);
+pub struct Chance {
+    state: u64,
+    level: u32,
+}
 
 impl Chance {
-    /// A sequence that `seed` determines.
+    /// A sequence that `seed` determines; things are chosen by the best rule there is.
     pub fn new(seed: u64) -> Chance {
-        Chance(seed)
+        Chance::at_level(seed, level::LEVEL_MAX)
+    }
+
+    /// A sequence that `seed` determines, in an entry of this level.
+    pub fn at_level(seed: u64, level: u32) -> Chance {
+        Chance { state: seed, level }
+    }
+
+    /// Whether each thing is to be chosen as likely as another, whatever their hashes are.
+    pub fn is_even(&self) -> bool {
+        self.level >= level::BOUNDED
     }
 
     /// The next number.
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.state;
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ mixed >> 31
@@ -74,7 +139,7 @@ impl Chance {
 
 #[cfg(test)]
 mod tests {
-    use super::{hash_of, slot_of};
+    use super::{Hashing, hash_of, slot_of};
 
     #[test]
     fn slots_are_those_of_redis_cluster() {
@@ -89,5 +154,10 @@ mod tests {
     #[test]
     fn the_hash_never_changes() {
         assert_eq!(hash_of(b""), 0x2d06_8005_38d3_94c2);
+        assert_eq!(Hashing::PLAIN.of(b""), hash_of(b""));
+        let key: [u8; 16] = std::array::from_fn(|byte| byte as u8);
+        assert_eq!(Hashing::keyed(key).of(b""), 0xabac_0158_050f_c4dc);
+        assert_eq!(Hashing::keyed(key).key(), Some(key));
+        assert_eq!(Hashing::PLAIN.key(), None);
     }
 }

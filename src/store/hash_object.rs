@@ -6,7 +6,7 @@ use super::{
     codec::{Input, put_bytes, put_varint},
     digest::Digest,
     dirty::Dirty,
-    hash::Chance,
+    hash::{Chance, Hashing},
     object::{Kind, Pages, Typed, Value},
     strings::Strings,
     table::Table,
@@ -107,7 +107,7 @@ impl Hash {
 
     fn become_table(&mut self, pages: &mut Pages<'_>) {
         if let Form::Packed(strings) = &self.form {
-            let mut table = Table::new(pages.allocate());
+            let mut table = pages.table();
             for (field, value) in pairs(strings) {
                 table.insert(field, value, pages.dirty());
             }
@@ -168,7 +168,7 @@ impl Hash {
         }
     }
 
-    pub(crate) fn decode_head(input: &mut Input<'_>) -> Result<Hash, String> {
+    pub(crate) fn decode_head(input: &mut Input<'_>, hashing: Hashing) -> Result<Hash, String> {
         let form = match input.byte()? {
             PACKED => match Strings::decode(input)? {
                 strings if strings.is_empty() || !strings.len().is_multiple_of(2) => {
@@ -177,7 +177,7 @@ impl Hash {
                 strings => Form::Packed(strings),
             },
             TABLE => {
-                let table = Table::new(input.varint()?);
+                let table = Table::new(input.varint()?, hashing);
                 Form::Table { table, announced: input.size()? }
             }
             other => return Err(format!("form {other} of a hash is not known to this version")),
@@ -195,6 +195,13 @@ impl Kind for Hash {
         match &self.form {
             Form::Packed(_) => "listpack",
             Form::Table { .. } => "hashtable",
+        }
+    }
+
+    fn form(&self) -> u8 {
+        match &self.form {
+            Form::Packed(_) => PACKED,
+            Form::Table { .. } => TABLE,
         }
     }
 
@@ -276,7 +283,7 @@ impl Kind for Hash {
         let form = match &self.form {
             Form::Packed(strings) => Form::Packed(strings.clone()),
             Form::Table { table, .. } => {
-                let mut copy = Table::new(pages.allocate());
+                let mut copy = pages.table();
                 for (field, value) in table.iter() {
                     copy.insert(field, value, pages.dirty());
                 }

@@ -1,6 +1,6 @@
 //! Hashes against a vector of pairs.
 
-use super::{Chance, Digest, Dirty, Hash, Kind, Pages, Typed, codec::Input};
+use super::{Chance, Digest, Dirty, Hash, Hashing, Kind, Pages, Typed, codec::Input};
 
 fn digest_of(hash: &Hash) -> u128 {
     let mut digest = Digest::default();
@@ -19,7 +19,7 @@ fn load(hash: &Hash) -> Hash {
     let mut head = Vec::new();
     hash.encode_head(&mut head);
     let mut input = Input::new(&head);
-    let mut loaded = Hash::decode_head(&mut input).unwrap();
+    let mut loaded = Hash::decode_head(&mut input, Hashing::PLAIN).unwrap();
     input.end().unwrap();
     for part in hash.parts() {
         loaded.load_part(part, &hash.encode_part(part).unwrap()).unwrap();
@@ -38,7 +38,7 @@ fn hashes_do_what_pairs_do_and_their_pages_hold_them() {
         let fields = [20, 100, 400, 2_000][seed as usize % 4];
         let long = if seed < 4 { 0 } else { 1 };
         for step in 0..4_000 {
-            let pages = &mut Pages::new(&mut dirty, &mut next);
+            let pages = &mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN);
             let field = format!("field:{}", chance.below(fields)).into_bytes();
             let at = model.iter().position(|(present, _): &(Vec<u8>, Vec<u8>)| *present == field);
             assert_eq!(hash.get(&field), at.map(|at| &model[at].1[..]));
@@ -69,7 +69,7 @@ fn hashes_do_what_pairs_do_and_their_pages_hold_them() {
             assert_eq!(digest_of(&loaded), digest_of(&hash));
             assert_eq!((loaded.head_bytes(), loaded.encoding()), (hash.head_bytes(), hash.encoding()));
             assert!(loaded.iter().eq(hash.iter()));
-            let copy = hash.copy(&mut Pages::new(&mut dirty, &mut next));
+            let copy = hash.copy(&mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN));
             let copy = Hash::of(&copy).unwrap();
             assert_eq!(digest_of(copy), digest_of(&hash));
             assert!(hash.object().is_none() || copy.object() != hash.object());
@@ -85,7 +85,7 @@ fn hashes_do_what_pairs_do_and_their_pages_hold_them() {
 fn packed_and_paged_hashes_of_the_same_content_have_equal_digests() {
     let (mut packed, mut paged) = (Hash::default(), Hash::default());
     let (mut dirty, mut next) = (Dirty::default(), 1);
-    let pages = &mut Pages::new(&mut dirty, &mut next);
+    let pages = &mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN);
     for number in 0..100 {
         let (field, value) = (format!("f{number}"), format!("v{number}"));
         packed.set(field.as_bytes(), value.as_bytes(), pages);

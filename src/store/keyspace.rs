@@ -2,8 +2,8 @@
 
 use super::{
     dirty::{Dirty, PageId},
-    hash::{SLOTS, hash_of, slot_of},
-    record::Record,
+    hash::{Hashing, SLOTS, slot_of},
+    record::{Body, Record},
     segments::{Position, Segments},
 };
 
@@ -23,19 +23,23 @@ pub(crate) struct Place {
 ///
 /// Invariants:
 /// - `slots` is empty until the first key comes; then it has all slots.
-/// - `len` is the number of records, `groups` its parts, `expires` the number of those with a deadline.
+/// - `len` is the number of records, `groups` its parts, `expires` the number of those with a deadline, `objects` of those
+///   that are more than a short string.
 #[derive(Debug)]
 pub(crate) struct Keyspace {
     db: u32,
+    hashing: Hashing,
     slots: Vec<Segments<Record>>,
     groups: Vec<usize>,
     len: usize,
     expires: usize,
+    objects: usize,
 }
 
 impl Keyspace {
-    pub fn new(db: u32) -> Keyspace {
-        Keyspace { db, slots: Vec::new(), groups: Vec::new(), len: 0, expires: 0 }
+    /// An empty one, in the order of the state's hashes.
+    pub fn new(db: u32, hashing: Hashing) -> Keyspace {
+        Keyspace { db, hashing, slots: Vec::new(), groups: Vec::new(), len: 0, expires: 0, objects: 0 }
     }
 
     /// The number of keys, the dead that were not reaped among them.
@@ -48,9 +52,14 @@ impl Keyspace {
         self.expires
     }
 
+    /// The number of keys whose values are more than short strings.
+    pub fn objects(&self) -> usize {
+        self.objects
+    }
+
     #[inline]
     pub fn place(&self, key: &[u8]) -> Place {
-        let (slot, hash) = (slot_of(key), hash_of(key));
+        let (slot, hash) = (slot_of(key), self.hashing.of(key));
         let found = match self.slots.get(usize::from(slot)) {
             Some(segments) => segments.find(hash, key),
             None => Segments::<Record>::default().find(hash, key),
@@ -60,7 +69,7 @@ impl Keyspace {
 
     #[inline]
     pub fn get(&self, key: &[u8]) -> Option<&Record> {
-        self.slots.get(usize::from(slot_of(key)))?.get(hash_of(key), key)
+        self.slots.get(usize::from(slot_of(key)))?.get(self.hashing.of(key), key)
     }
 
     /// The record at a place where the key was found.
@@ -69,8 +78,13 @@ impl Keyspace {
         self.slots[usize::from(slot)].at(position)
     }
 
-    /// The first record with this hash for which `is_it` holds.
-    pub fn find_by(&self, slot: u16, hash: u64, is_it: impl Fn(&Record) -> bool) -> Option<Position> {
+    /// The first record with this hash for which `is_it` holds; and how many it looked at.
+    pub fn find_by(
+        &self,
+        slot: u16,
+        hash: u64,
+        is_it: impl Fn(&Record) -> bool,
+    ) -> Option<(Position, usize)> {
         self.slots.get(usize::from(slot))?.find_by(hash, is_it)
     }
 
@@ -102,6 +116,7 @@ impl Keyspace {
         self.len += 1;
         self.groups[usize::from(slot) / GROUP_SLOTS] += 1;
         self.expires += usize::from(record.deadline().is_some());
+        self.objects += usize::from(is_object(&record));
         self.slots[usize::from(slot)].insert(at, record, page_of(self.db, slot), dirty);
     }
 
@@ -110,6 +125,7 @@ impl Keyspace {
         self.len -= 1;
         self.groups[usize::from(slot) / GROUP_SLOTS] -= 1;
         self.expires -= usize::from(record.deadline().is_some());
+        self.objects -= usize::from(is_object(&record));
         record
     }
 
@@ -119,7 +135,14 @@ impl Keyspace {
         for (slot, segments) in (0u16..).zip(&self.slots) {
             segments.mark_removed(page_of(self.db, slot), dirty);
         }
-        std::mem::replace(self, Keyspace::new(self.db))
+        std::mem::replace(self, Keyspace::new(self.db, self.hashing))
+    }
+
+    /// The place of the first record. Looks at the groups and at the slots of one.
+    pub fn first(&self) -> Option<(u16, &Record)> {
+        let group = self.groups.iter().position(|&count| count > 0)?;
+        let slots = (0u16..).zip(&self.slots).skip(group * GROUP_SLOTS).take(GROUP_SLOTS);
+        slots.filter_map(|(slot, segments)| Some((slot, segments.iter().next()?))).next()
     }
 
     /// All records in order.
@@ -148,7 +171,7 @@ impl Keyspace {
         for segments in self.slots.iter().skip(group * GROUP_SLOTS).take(GROUP_SLOTS) {
             let count = segments.count();
             if rank < count {
-                return segments.nth(rank);
+                return segments.nth_from(0, rank);
             }
             rank -= count;
         }
@@ -175,7 +198,7 @@ impl Keyspace {
         let Some(segments) = self.slots.get_mut(usize::from(slot)) else {
             return Err(format!("slot {slot} does not exist"));
         };
-        segments.load(start, content)?;
+        segments.load(start, content, self.hashing)?;
         let group = &mut self.groups[usize::from(slot) / GROUP_SLOTS];
         for record in segments.iter_from(start) {
             if slot_of(record.key()) != slot {
@@ -184,6 +207,7 @@ impl Keyspace {
             self.len += 1;
             *group += 1;
             self.expires += usize::from(record.deadline().is_some());
+            self.objects += usize::from(is_object(record));
             each(record);
         }
         Ok(())
@@ -201,8 +225,13 @@ impl Keyspace {
         self.slots.iter().for_each(Segments::invariants);
         assert_eq!(self.len, self.iter().count());
         assert_eq!(self.expires, self.iter().filter(|(_, record)| record.deadline().is_some()).count());
+        assert_eq!(self.objects, self.iter().filter(|(_, record)| is_object(record)).count());
         assert_eq!(self.len, self.groups.iter().sum::<usize>());
     }
+}
+
+fn is_object(record: &Record) -> bool {
+    matches!(record.body(), Body::Object(_))
 }
 
 fn page_of(db: u32, slot: u16) -> impl Fn(u64) -> PageId + Copy {

@@ -36,6 +36,16 @@ impl Lease {
         self.keys.iter().map(|key| &**key)
     }
 
+    /// How many keys depend on it.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether none does.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     /// Whether there is room for another key.
     pub fn has_room(&self, key: &[u8]) -> bool {
         self.bytes + key.len() <= LEASE_BYTES_MAX

@@ -210,6 +210,13 @@ impl Kind for List {
         "quicklist"
     }
 
+    fn form(&self) -> u8 {
+        match &self.form {
+            Form::Packed(_) => PACKED,
+            Form::Chained { .. } => CHAINED,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         List::is_empty(self)
     }

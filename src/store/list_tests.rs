@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{
-    Chance, Ctx, Deadline, Dirty, End, Kind, Pages, State, StateLoader, View,
+    Chance, Ctx, Deadline, Dirty, End, Hashing, Kind, Pages, State, StateLoader, View,
     codec::Input,
     dirty::PageId,
     list::List,
@@ -21,7 +21,7 @@ struct Subject {
 
 impl Subject {
     fn change<R>(&mut self, change: impl FnOnce(&mut List, &mut Pages<'_>) -> R) -> R {
-        change(&mut self.list, &mut Pages::new(&mut self.dirty, &mut self.next_object))
+        change(&mut self.list, &mut Pages::new(&mut self.dirty, &mut self.next_object, Hashing::PLAIN))
     }
 
     fn check(&self) {
@@ -208,11 +208,15 @@ fn packed_and_chained_lists_of_the_same_content_have_equal_digests() {
     assert!(subject.list.object().is_some());
     subject.change(|list, pages| list.drop_end(End::Left, 2_700, pages));
     for number in 2_700..3_000 {
-        packed.push(End::Right, format!("{number}").as_bytes(), &mut Pages::new(&mut dirty, &mut next));
+        packed.push(
+            End::Right,
+            format!("{number}").as_bytes(),
+            &mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN),
+        );
     }
     assert!(packed.object().is_none() && subject.list.object().is_some());
     assert_eq!(digest_of(&packed), digest_of(&subject.list));
-    let copy = subject.list.copy(&mut Pages::new(&mut dirty, &mut next));
+    let copy = subject.list.copy(&mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN));
     assert_eq!(digest_of(List::of(&copy).unwrap()), digest_of(&packed));
     assert_ne!(List::of(&copy).unwrap().object(), subject.list.object());
 }

@@ -14,12 +14,14 @@ use super::{
     codec::Input,
     digest::Digest,
     dirty::{Dirty, Mark, PageId},
+    hash::Hashing,
     hash_object::Hash,
     lease::Lease,
     list::List,
     long_string::LongString,
     set::Set,
     sorted_set::SortedSet,
+    table::Table,
 };
 
 /// A key whose value is no short string.
@@ -99,13 +101,13 @@ impl Value {
         }
     }
 
-    pub(crate) fn decode_head(tag: u8, input: &mut Input<'_>) -> Result<Value, String> {
+    pub(crate) fn decode_head(tag: u8, input: &mut Input<'_>, hashing: Hashing) -> Result<Value, String> {
         match tag {
             1 => LongString::decode_head(input).map(Value::String),
             2 => List::decode_head(input).map(Value::List),
-            3 => Hash::decode_head(input).map(Value::Hash),
-            4 => Set::decode_head(input).map(Value::Set),
-            5 => SortedSet::decode_head(input).map(Value::SortedSet),
+            3 => Hash::decode_head(input, hashing).map(Value::Hash),
+            4 => Set::decode_head(input, hashing).map(Value::Set),
+            5 => SortedSet::decode_head(input, hashing).map(Value::SortedSet),
             6 => Claims::decode_head(ClaimKind::Lock, input).map(Value::Claims),
             7 => Claims::decode_head(ClaimKind::Semaphore, input).map(Value::Claims),
             8 => Claims::decode_head(ClaimKind::Election, input).map(Value::Claims),
@@ -156,6 +158,10 @@ pub trait Kind: Send + Sync {
     }
     /// Calls `dirty.removed` for each page: the value is about to go away.
     fn remove_pages(&self, _dirty: &mut Dirty) {}
+    /// The form that the value has: what of it depends on its history and decides what commands do.
+    fn form(&self) -> u8 {
+        0
+    }
     /// Feeds the content, in an order that depends on nothing else.
     fn digest(&self, digest: &mut Digest) {
         let mut head = Vec::new();
@@ -185,12 +191,13 @@ pub trait Typed: Kind + Default + Sized {
 pub struct Pages<'a> {
     pub(crate) dirty: &'a mut Dirty,
     pub(crate) next_object: &'a mut u64,
+    hashing: Hashing,
     pub(crate) changed: bool,
 }
 
 impl<'a> Pages<'a> {
-    pub(crate) fn new(dirty: &'a mut Dirty, next_object: &'a mut u64) -> Pages<'a> {
-        Pages { dirty, next_object, changed: true }
+    pub(crate) fn new(dirty: &'a mut Dirty, next_object: &'a mut u64, hashing: Hashing) -> Pages<'a> {
+        Pages { dirty, next_object, hashing, changed: true }
     }
 
     /// An object id for a value that gets pages of its own.
@@ -198,6 +205,11 @@ impl<'a> Pages<'a> {
         let object = *self.next_object;
         *self.next_object += 1;
         object
+    }
+
+    /// An empty table with pages of its own, in the order of the state's hashes.
+    pub fn table(&mut self) -> Table {
+        Table::new(self.allocate(), self.hashing)
     }
 
     /// The command changed nothing after all: the key's version stays.

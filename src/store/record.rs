@@ -5,7 +5,7 @@
 
 use super::{
     codec::{Input, put_bytes, put_varint},
-    hash::hash_of,
+    hash::Hashing,
     long_string::LongString,
     object::{Object, Value},
     segments::Item,
@@ -175,16 +175,16 @@ impl Item for Record {
         }
     }
 
-    fn decode(input: &mut Input<'_>) -> Result<Record, String> {
+    fn decode(input: &mut Input<'_>, hashing: Hashing) -> Result<Record, String> {
         let tag = input.byte()?;
         let version = input.varint()?;
         let deadline = Some(input.varint()?).filter(|&deadline| deadline != 0);
         let key = input.bytes()?;
-        let hash = hash_of(key);
+        let hash = hashing.of(key);
         if tag == PACKED_TAG {
             return Ok(Record::packed(hash, key, input.bytes()?, deadline, version));
         }
-        let value = Value::decode_head(tag, input)?;
+        let value = Value::decode_head(tag, input, hashing)?;
         Ok(Record::object(hash, Object { key: key.into(), version, deadline, value }))
     }
 }
@@ -290,7 +290,7 @@ impl std::fmt::Debug for Packed {
 #[cfg(test)]
 mod tests {
     use super::{Packed, Record};
-    use crate::store::{codec::Input, hash::hash_of, segments::Item};
+    use crate::store::{Hashing, codec::Input, segments::Item};
 
     #[test]
     fn packed_strings_keep_their_parts() {
@@ -309,14 +309,14 @@ mod tests {
 
     #[test]
     fn records_survive_their_serial_form() {
-        let record = Record::packed(hash_of(b"k"), b"k", b"v", Some(12), 34);
+        let record = Record::packed(Hashing::PLAIN.of(b"k"), b"k", b"v", Some(12), 34);
         let mut out = Vec::new();
         record.encode(&mut out);
-        let again = Record::decode(&mut Input::new(&out)).unwrap();
+        let again = Record::decode(&mut Input::new(&out), Hashing::PLAIN).unwrap();
         assert_eq!((again.key(), again.string()), (record.key(), record.string()));
         assert_eq!((again.deadline(), again.version(), again.hash), (Some(12), 34, record.hash));
         for len in 0..out.len() {
-            assert!(Record::decode(&mut Input::new(&out[..len])).is_err());
+            assert!(Record::decode(&mut Input::new(&out[..len]), Hashing::PLAIN).is_err());
         }
     }
 }

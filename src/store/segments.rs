@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::{
     codec::{self, Input},
     dirty::{Dirty, Mark, PageId},
+    hash::Hashing,
 };
 
 /// A segment is split when its content is larger.
@@ -22,7 +23,7 @@ const MERGED_ITEMS_MAX: usize = SEGMENT_ITEMS_MAX / 4;
 
 /// What segments hold.
 pub(crate) trait Item: Sized {
-    /// [`super::hash::hash_of`] the key.
+    /// The [`Hashing`] of the key.
     fn hash(&self) -> u64;
     /// The key.
     fn key(&self) -> &[u8];
@@ -30,8 +31,8 @@ pub(crate) trait Item: Sized {
     fn bytes(&self) -> usize;
     /// Appends the serial form.
     fn encode(&self, out: &mut Vec<u8>);
-    /// Reads what `encode` wrote.
-    fn decode(input: &mut Input<'_>) -> Result<Self, String>;
+    /// Reads what `encode` wrote; `hashing` is that of the state.
+    fn decode(input: &mut Input<'_>, hashing: Hashing) -> Result<Self, String>;
 }
 
 /// Where an item is, or where it would be inserted. Valid until the next change of the segments.
@@ -60,7 +61,7 @@ struct Segment<T> {
     /// When its page was touched.
     mark: Mark,
     /// The sum of its items' sizes.
-    bytes: u32,
+    bytes: u64,
     items: Vec<T>,
 }
 
@@ -88,14 +89,18 @@ impl<T: Item> Segments<T> {
         let Some(found) = self.list.get(segment) else { return Err(Position { segment: 0, item: 0 }) };
         let items = &found.items;
         let mut item = self.lower_bound(segment, hash);
-        while let Some(present) = items.get(item).filter(|present| present.hash() == hash) {
-            match present.key().cmp(key) {
-                std::cmp::Ordering::Less => item += 1,
-                std::cmp::Ordering::Equal => return Ok(Position { segment, item }),
-                std::cmp::Ordering::Greater => break,
-            }
+        if let Some(present) = items.get(item)
+            && present.hash() == hash
+            && present.key() != key
+        {
+            // Somebody has chosen names with equal hashes: there may be any number of them.
+            item += items[item..].partition_point(|item| item.hash() == hash && item.key() < key);
         }
-        Err(Position { segment, item })
+        let position = Position { segment, item };
+        match items.get(item) {
+            Some(present) if present.hash() == hash && present.key() == key => Ok(position),
+            _ => Err(position),
+        }
     }
 
     /// The index of the segment that a hash belongs to; 0 if there is none.
@@ -140,13 +145,14 @@ impl<T: Item> Segments<T> {
         &self.list[position.segment].items[position.item]
     }
 
-    /// The first item for which `is_it` holds among those with this hash.
-    pub fn find_by(&self, hash: u64, is_it: impl Fn(&T) -> bool) -> Option<Position> {
+    /// The first item for which `is_it` holds among those with this hash; and how many it looked at.
+    pub fn find_by(&self, hash: u64, is_it: impl Fn(&T) -> bool) -> Option<(Position, usize)> {
         let segment = self.covering(hash);
         let items = &self.list.get(segment)?.items;
         let first = self.lower_bound(segment, hash);
         let equals = items[first..].iter().take_while(|item| item.hash() == hash);
-        equals.into_iter().position(is_it).map(|offset| Position { segment, item: first + offset })
+        let offset = equals.into_iter().position(is_it)?;
+        Some((Position { segment, item: first + offset }, offset + 1))
     }
 
     /// An item's content outside of this page, for those that load it. Nothing that `encode` writes may change.
@@ -168,7 +174,7 @@ impl<T: Item> Segments<T> {
         let item = &mut segment.items[position.item];
         let before = item.bytes();
         let result = change(item, dirty);
-        segment.bytes = (segment.bytes as usize + item.bytes() - before) as u32;
+        segment.bytes = segment.bytes + item.bytes() as u64 - before as u64;
         if segment.is_large() {
             self.split(position.segment, &id, dirty);
         }
@@ -182,7 +188,7 @@ impl<T: Item> Segments<T> {
         }
         let segment = &mut self.list[at.segment];
         segment.touch(&id, dirty);
-        segment.bytes += item.bytes() as u32;
+        segment.bytes += item.bytes() as u64;
         make_room(&mut segment.items);
         segment.items.insert(at.item, item);
         if segment.is_large() {
@@ -202,7 +208,7 @@ impl<T: Item> Segments<T> {
         }
         segment.touch(&id, dirty);
         let item = segment.items.remove(at.item);
-        segment.bytes -= item.bytes() as u32;
+        segment.bytes -= item.bytes() as u64;
         if segment.items.len() * 2 < segment.items.capacity() {
             fit(&mut segment.items);
         }
@@ -235,7 +241,7 @@ impl<T: Item> Segments<T> {
         let start = last.hash() >> bit << bit;
         let items = lower.items.split_off(lower.items.partition_point(|item| item.hash() < start));
         fit(&mut lower.items);
-        let bytes = items.iter().map(Item::bytes).sum::<usize>() as u32;
+        let bytes = items.iter().map(Item::bytes).sum::<usize>() as u64;
         lower.bytes -= bytes;
         let upper = Segment { start, mark: dirty.created(id(start)), bytes, items };
         self.list.insert(index + 1, upper);
@@ -273,9 +279,11 @@ impl<T: Item> Segments<T> {
         self.list.iter().skip(segment).flat_map(|segment| segment.items.iter()).skip(first)
     }
 
-    /// The item at a rank in the order.
-    pub fn nth(&self, mut rank: usize) -> Option<&T> {
-        for segment in &self.list {
+    /// The item at a rank in the order of those with hashes from `hash` on.
+    pub fn nth_from(&self, hash: u64, mut rank: usize) -> Option<&T> {
+        let segments = self.list.get(self.covering(hash)..)?;
+        rank += segments.first()?.items.partition_point(|item| item.hash() < hash);
+        for segment in segments {
             match segment.items.get(rank) {
                 Some(item) => return Some(item),
                 None => rank -= segment.items.len(),
@@ -296,7 +304,7 @@ impl<T: Item> Segments<T> {
     }
 
     /// Takes a page; pages come in ascending order.
-    pub fn load(&mut self, start: u64, content: &[u8]) -> Result<(), String> {
+    pub fn load(&mut self, start: u64, content: &[u8], hashing: Hashing) -> Result<(), String> {
         if self.list.last().map_or(start != 0, |last| last.start >= start) {
             return Err("a segment is missing or out of order".into());
         }
@@ -304,7 +312,7 @@ impl<T: Item> Segments<T> {
         let count = input.size()?;
         let mut items = Vec::with_capacity(count.min(content.len()));
         for _ in 0..count {
-            items.push(T::decode(&mut input)?);
+            items.push(T::decode(&mut input, hashing)?);
         }
         input.end()?;
         let previous = self.list.last().and_then(|segment| segment.items.last());
@@ -315,7 +323,7 @@ impl<T: Item> Segments<T> {
         {
             return Err("items are not in their segment, or not in their order".into());
         }
-        let bytes = items.iter().map(Item::bytes).sum::<usize>() as u32;
+        let bytes = items.iter().map(Item::bytes).sum::<usize>() as u64;
         self.list.push(Segment { start, mark: Mark::default(), bytes, items });
         Ok(())
     }

@@ -4,15 +4,14 @@
 //! A set only ever grows into the next form and never goes back, as in Redis. The form is part of what is
 //! written, so a node that was loaded from pages makes the same choices as its peers.
 
-use std::collections::HashSet;
-
 use smallvec::SmallVec;
 
 use super::{
+    choice,
     codec::{Input, put_bytes, put_varint},
     digest::Digest,
     dirty::Dirty,
-    hash::Chance,
+    hash::{Chance, Hashing},
     object::{Kind, Pages, Typed, Value},
     table::Table,
 };
@@ -146,7 +145,7 @@ impl Set {
 
     /// The members in pages of their own.
     fn paged(&self, pages: &mut Pages<'_>) -> Form {
-        let mut table = Table::new(pages.allocate());
+        let mut table = pages.table();
         for member in self.iter() {
             table.insert(member.as_ref(), b"", pages.dirty());
         }
@@ -202,14 +201,8 @@ impl Set {
             members.truncate(count);
             return members;
         }
-        let (mut seen, mut members) = (HashSet::new(), Vec::with_capacity(count));
-        while members.len() < count {
-            let member = self.choose(chance).expect("it has more members than wanted");
-            if seen.insert(member.as_ref().to_vec()) {
-                members.push(member);
-            }
-        }
-        members
+        let name = |member: &Member<'_>| member.as_ref().to_vec();
+        choice::different(count, chance, |chance| self.choose(chance), name, || self.iter().collect())
     }
 
     /// A step of a scan, as [`Table::scan`]; a small set is shown in one step.
@@ -223,13 +216,13 @@ impl Set {
         }
     }
 
-    pub(crate) fn decode_head(input: &mut Input<'_>) -> Result<Set, String> {
+    pub(crate) fn decode_head(input: &mut Input<'_>, hashing: Hashing) -> Result<Set, String> {
         let form = match input.byte()? {
             0 => Form::Integers(decode_integers(input)?),
             1 => Form::Packed(PackedMembers::decode(input)?),
             2 => {
                 let (object, announced) = (input.varint()?, input.size()?);
-                Form::Paged { table: Table::new(object), announced }
+                Form::Paged { table: Table::new(object, hashing), announced }
             }
             other => return Err(format!("form {other} of sets is not known to this version")),
         };
@@ -265,6 +258,14 @@ impl Kind for Set {
             Form::Integers(_) => "intset",
             // Redis has `listpack` for sets since 7.2.
             Form::Packed(_) | Form::Paged { .. } => "hashtable",
+        }
+    }
+
+    fn form(&self) -> u8 {
+        match self.form {
+            Form::Integers(_) => 0,
+            Form::Packed(_) => 1,
+            Form::Paged { .. } => 2,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Form, INTEGERS_MAX, Set};
-use crate::store::{Chance, Digest, Dirty, Kind, PageId, Pages, Value, codec::Input};
+use crate::store::{Chance, Digest, Dirty, Hashing, Kind, PageId, Pages, Value, codec::Input};
 
 fn digest_of(set: &Set) -> u128 {
     let mut digest = Digest::default();
@@ -30,7 +30,7 @@ fn load(set: &Set, disk: &BTreeMap<PageId, Vec<u8>>) -> Result<Set, String> {
     let mut head = Vec::new();
     set.encode_head(&mut head);
     let mut input = Input::new(&head);
-    let mut loaded = Set::decode_head(&mut input)?;
+    let mut loaded = Set::decode_head(&mut input, Hashing::PLAIN)?;
     input.end()?;
     for (id, content) in disk {
         let PageId::Object { part, .. } = *id else { unreachable!("a set has no segments") };
@@ -68,7 +68,7 @@ fn run(seed: u64, range: usize, prefix: &str) {
     let (mut dirty, mut next_object, mut disk) = (Dirty::default(), 1, BTreeMap::new());
     for step in 0..6_000 {
         let member = format!("{prefix}{}", chance.below(range) as i64 - range as i64 / 2).into_bytes();
-        let pages = &mut Pages::new(&mut dirty, &mut next_object);
+        let pages = &mut Pages::new(&mut dirty, &mut next_object, Hashing::PLAIN);
         // First it grows, then it shrinks.
         if chance.below(100) < if step < 4_000 { 80 } else { 5 } {
             assert_eq!(set.insert(&member, pages), model.insert(member.clone()));
@@ -81,7 +81,9 @@ fn run(seed: u64, range: usize, prefix: &str) {
             assert_eq!(members(&set), model);
             assert_alike(&set, &load(&set, &disk).unwrap());
             let (mut dirty, mut next) = (Dirty::default(), 1);
-            let Value::Set(copy) = set.copy(&mut Pages::new(&mut dirty, &mut next)) else { panic!() };
+            let Value::Set(copy) = set.copy(&mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN)) else {
+                panic!()
+            };
             assert_alike(&set, &copy);
         }
     }
@@ -105,7 +107,7 @@ fn it_does_what_a_set_does_in_every_form() {
 #[test]
 fn the_same_members_have_one_digest_in_every_form() {
     let (mut dirty, mut next) = (Dirty::default(), 1);
-    let pages = &mut Pages::new(&mut dirty, &mut next);
+    let pages = &mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN);
     let mut build = |detour: &[u8]| {
         let mut set = Set::default();
         set.insert(b"7", pages);
@@ -125,7 +127,7 @@ fn the_same_members_have_one_digest_in_every_form() {
 #[test]
 fn integers_stay_integers_up_to_the_limit() {
     let (mut dirty, mut next) = (Dirty::default(), 1);
-    let pages = &mut Pages::new(&mut dirty, &mut next);
+    let pages = &mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN);
     let mut set = Set::default();
     for integer in [i64::MIN, i64::MAX, 0, -1].into_iter().chain(1..INTEGERS_MAX as i64 - 3) {
         assert!(set.insert(integer.to_string().as_bytes(), pages));
@@ -141,7 +143,7 @@ fn integers_stay_integers_up_to_the_limit() {
 #[test]
 fn damaged_heads_are_errors_and_never_panics() {
     let (mut dirty, mut next) = (Dirty::default(), 1);
-    let pages = &mut Pages::new(&mut dirty, &mut next);
+    let pages = &mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN);
     let (mut integers, mut packed) = (Set::default(), Set::default());
     for number in 0..40 {
         integers.insert(format!("{}", number * 1_000).as_bytes(), pages);
@@ -152,13 +154,13 @@ fn damaged_heads_are_errors_and_never_panics() {
         let mut head = Vec::new();
         set.encode_head(&mut head);
         for len in 0..head.len() {
-            assert!(Set::decode_head(&mut Input::new(&head[..len])).is_err());
+            assert!(Set::decode_head(&mut Input::new(&head[..len]), Hashing::PLAIN).is_err());
         }
         for _ in 0..3_000 {
             let mut head = head.clone();
             let at = chance.below(head.len());
             head[at] ^= 1 << chance.below(8);
-            if let Ok(mut set) = Set::decode_head(&mut Input::new(&head)) {
+            if let Ok(mut set) = Set::decode_head(&mut Input::new(&head), Hashing::PLAIN) {
                 let _ = set.loaded();
                 set.iter().for_each(|member| assert!(set.contains(member.as_ref())));
             }

@@ -9,7 +9,7 @@ use super::{
     codec::{Input, put_bytes, put_varint},
     digest::Digest,
     dirty::Dirty,
-    hash::Chance,
+    hash::{Chance, Hashing},
     object::{Kind, Pages, Typed, Value},
     score_order::{Place, ScoreOrder},
     table::Table,
@@ -180,8 +180,7 @@ impl SortedSet {
 
     /// The members in pages of their own.
     fn paged(&self, pages: &mut Pages<'_>) -> Box<Paged> {
-        let mut paged =
-            Paged { table: Table::new(pages.allocate()), order: ScoreOrder::default(), announced: 0 };
+        let mut paged = Paged { table: pages.table(), order: ScoreOrder::default(), announced: 0 };
         for (member, score) in self.iter() {
             paged.table.insert(member, &score.to_le_bytes(), pages.dirty());
             paged.order.insert(score, member);
@@ -250,12 +249,12 @@ impl SortedSet {
         }
     }
 
-    pub(crate) fn decode_head(input: &mut Input<'_>) -> Result<SortedSet, String> {
+    pub(crate) fn decode_head(input: &mut Input<'_>, hashing: Hashing) -> Result<SortedSet, String> {
         let form = match input.byte()? {
             0 => Form::Packed(PackedScores::decode(input)?),
             1 => {
                 let (object, announced) = (input.varint()?, input.size()?);
-                let (table, order) = (Table::new(object), ScoreOrder::default());
+                let (table, order) = (Table::new(object, hashing), ScoreOrder::default());
                 Form::Paged(Box::new(Paged { table, order, announced }))
             }
             other => return Err(format!("form {other} of sorted sets is not known to this version")),
@@ -273,6 +272,13 @@ impl Kind for SortedSet {
         match self.form {
             Form::Packed(_) => "listpack",
             Form::Paged(_) => "skiplist",
+        }
+    }
+
+    fn form(&self) -> u8 {
+        match self.form {
+            Form::Packed(_) => 0,
+            Form::Paged(_) => 1,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Edge, Form, PACKED_MEMBERS_MAX, SortedSet};
-use crate::store::{Chance, Digest, Dirty, Kind, PageId, Pages, Value, codec::Input};
+use crate::store::{Chance, Digest, Dirty, Hashing, Kind, PageId, Pages, Value, codec::Input};
 
 /// What a sorted set is: members with scores.
 type Model = BTreeMap<Vec<u8>, f64>;
@@ -43,7 +43,7 @@ fn load(set: &SortedSet, disk: &BTreeMap<PageId, Vec<u8>>) -> Result<SortedSet, 
     let mut head = Vec::new();
     set.encode_head(&mut head);
     let mut input = Input::new(&head);
-    let mut loaded = SortedSet::decode_head(&mut input)?;
+    let mut loaded = SortedSet::decode_head(&mut input, Hashing::PLAIN)?;
     input.end()?;
     for (id, content) in disk {
         let PageId::Object { part, .. } = *id else { unreachable!("a sorted set has no segments") };
@@ -114,7 +114,7 @@ fn run(seed: u64, range: usize, prefix: &str) {
     let (mut dirty, mut next_object, mut disk) = (Dirty::default(), 1, BTreeMap::new());
     for step in 0..6_000 {
         let member = format!("{prefix}{}", chance.below(range)).into_bytes();
-        let pages = &mut Pages::new(&mut dirty, &mut next_object);
+        let pages = &mut Pages::new(&mut dirty, &mut next_object, Hashing::PLAIN);
         // First it grows, then it shrinks.
         if chance.below(100) < if step < 4_000 { 80 } else { 5 } {
             let score = random_score(&mut chance);
@@ -128,7 +128,10 @@ fn run(seed: u64, range: usize, prefix: &str) {
             checkpoint(&set, &mut dirty, &mut disk);
             assert_alike(&set, &load(&set, &disk).unwrap());
             let (mut dirty, mut next) = (Dirty::default(), 1);
-            let Value::SortedSet(copy) = set.copy(&mut Pages::new(&mut dirty, &mut next)) else { panic!() };
+            let Value::SortedSet(copy) = set.copy(&mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN))
+            else {
+                panic!()
+            };
             assert_alike(&set, &copy);
         }
     }
@@ -150,7 +153,7 @@ fn it_does_what_a_sorted_set_does_in_both_forms() {
 #[test]
 fn the_same_members_have_one_digest_in_both_forms() {
     let (mut dirty, mut next) = (Dirty::default(), 1);
-    let pages = &mut Pages::new(&mut dirty, &mut next);
+    let pages = &mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN);
     let mut build = |detour: &[u8]| {
         let mut set = SortedSet::default();
         set.insert(b"a", 1.5, pages);
@@ -168,7 +171,7 @@ fn the_same_members_have_one_digest_in_both_forms() {
 fn ranks_are_found_among_many() {
     // By hundred thousand: enough to have many nodes in the index.
     let (mut dirty, mut next) = (Dirty::default(), 1);
-    let pages = &mut Pages::new(&mut dirty, &mut next);
+    let pages = &mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN);
     let mut set = SortedSet::default();
     const LEN: usize = 100_000;
     (0..LEN).for_each(|number| _ = set.insert(format!("{number:06}").as_bytes(), 0.0, pages));
@@ -188,7 +191,7 @@ fn ranks_are_found_among_many() {
 #[test]
 fn damaged_heads_are_errors_and_never_panics() {
     let (mut dirty, mut next) = (Dirty::default(), 1);
-    let pages = &mut Pages::new(&mut dirty, &mut next);
+    let pages = &mut Pages::new(&mut dirty, &mut next, Hashing::PLAIN);
     let mut set = SortedSet::default();
     for number in 0..PACKED_MEMBERS_MAX {
         set.insert(format!("m{number}").as_bytes(), number as f64 / 3.0, pages);
@@ -196,13 +199,13 @@ fn damaged_heads_are_errors_and_never_panics() {
     let (mut head, mut chance) = (Vec::new(), Chance::new(1));
     set.encode_head(&mut head);
     for len in 0..head.len() {
-        assert!(SortedSet::decode_head(&mut Input::new(&head[..len])).is_err());
+        assert!(SortedSet::decode_head(&mut Input::new(&head[..len]), Hashing::PLAIN).is_err());
     }
     for _ in 0..5_000 {
         let mut head = head.clone();
         let at = chance.below(head.len());
         head[at] ^= 1 << chance.below(8);
-        if let Ok(mut set) = SortedSet::decode_head(&mut Input::new(&head)) {
+        if let Ok(mut set) = SortedSet::decode_head(&mut Input::new(&head), Hashing::PLAIN) {
             let _ = set.loaded();
             set.iter().for_each(|(member, score)| assert_eq!(set.score(member), Some(score)));
         }

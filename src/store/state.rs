@@ -7,10 +7,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{
     claim::{LeaseId, Wake},
+    codec::FORMAT,
     deadlines::{Deadlines, Death},
     digest::Digest,
     dirty::{Dirty, PageId},
+    hash::Hashing,
     keyspace::{Keyspace, Place},
+    level,
     object::{Object, Pages, Value},
     record::{Body, Record},
     segments::Position,
@@ -21,21 +24,14 @@ use super::{
 pub const DATABASES_MAX: u32 = 1 << 14;
 
 /// A database and a key in it.
-type KeyOfDb = (u32, Box<[u8]>);
-
-/// Where the key of a large object is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Home {
-    db: u32,
-    slot: u16,
-    hash: u64,
-}
+pub(crate) type KeyOfDb = (u32, Box<[u8]>);
 
 /// The replicated state.
 ///
 /// Invariants:
 /// - Each record with a deadline stands in `deadlines`, and nothing else does; no deadline is 0.
-/// - Each value with pages of its own stands in `homes` by its object id, and nothing else does.
+/// - Each value with pages of its own stands in `homes` with its key by its object id, and nothing else does.
+/// - `keys` is the number of records in all databases. All of them are in the order of `hashing`.
 /// - All versions are from 1 to `revision`; all object ids are below `next_object`.
 /// - Claims with tickets stand in `ticketed`, and nothing else does. `attached` is the leases' lists of keys by key;
 ///   a plain key depends on one lease at most. `guarded` is the claims' lists of guarded keys by key.
@@ -54,7 +50,11 @@ pub struct State {
     pub(crate) led_since_ms: u64,
     pub(crate) databases: Vec<Keyspace>,
     pub(crate) deadlines: Deadlines,
-    pub(crate) homes: HashMap<u64, Home>,
+    pub(crate) homes: HashMap<u64, KeyOfDb>,
+    pub(crate) keys: usize,
+    pub(crate) hashing: Hashing,
+    /// The rule of the entry that is applied.
+    pub(crate) level: u32,
     pub(crate) ticketed: BTreeSet<KeyOfDb>,
     pub(crate) attached: HashMap<KeyOfDb, BTreeSet<LeaseId>>,
     /// Keys that are guarded, and by what.
@@ -72,11 +72,11 @@ pub struct State {
 
 /// Deleted content.
 #[derive(Debug)]
-pub struct Garbage(#[allow(dead_code)] Deleted);
+pub struct Garbage(#[allow(dead_code)] pub(super) Deleted);
 
 #[derive(Debug)]
 #[allow(dead_code)]
-enum Deleted {
+pub(super) enum Deleted {
     Keyspace(Keyspace),
     Value(Value),
 }
@@ -94,6 +94,9 @@ impl State {
             databases: Vec::new(),
             deadlines: Deadlines::default(),
             homes: HashMap::new(),
+            keys: 0,
+            hashing: Hashing::PLAIN,
+            level: level::LEVEL_MAX,
             ticketed: BTreeSet::new(),
             attached: HashMap::new(),
             guarded: HashMap::new(),
@@ -128,9 +131,32 @@ impl State {
         self.applied
     }
 
-    /// The log entry at `index` is about to be applied.
-    pub fn enter(&mut self, index: u64) {
-        self.applied = index;
+    /// The log entry at `index` is about to be applied, by the rule of its level.
+    pub fn enter(&mut self, index: u64, level: u32) {
+        (self.applied, self.level) = (index, level);
+    }
+
+    /// Takes a key for the hashes of all names, which are in another order then: only while there are none.
+    pub fn take_hash_key(&mut self, key: [u8; 16]) {
+        let hashing = Hashing::keyed(key);
+        if self.keys > 0 || self.hashing != Hashing::PLAIN || hashing == Hashing::PLAIN {
+            return;
+        }
+        self.hashing = hashing;
+        for (db, keyspace) in (0u32..).zip(&mut self.databases) {
+            *keyspace = Keyspace::new(db, hashing);
+        }
+        self.dirty.created(PageId::Hashing);
+    }
+
+    /// The rule of the entry that is applied.
+    pub fn level(&self) -> u32 {
+        self.level
+    }
+
+    /// Whether names are hashed with a key.
+    pub fn has_hash_key(&self) -> bool {
+        self.hashing != Hashing::PLAIN
     }
 
     /// From now on it is noted what is touched; strings of up to `string_bytes_max` with it.
@@ -180,7 +206,7 @@ impl State {
     pub(crate) fn open(&mut self, db: u32) {
         assert!(db < DATABASES_MAX, "checked where calls enter");
         while self.databases.len() <= db as usize {
-            self.databases.push(Keyspace::new(self.databases.len() as u32));
+            self.databases.push(Keyspace::new(self.databases.len() as u32, self.hashing));
         }
     }
 
@@ -220,8 +246,9 @@ impl State {
             self.deadlines.insert(Death::new(deadline, db, slot, hash));
         }
         if let Some(object) = record.object_id() {
-            self.homes.insert(object, Home { db, slot, hash });
+            self.homes.insert(object, (db, record.key().into()));
         }
+        self.keys += 1;
         let claims_key = record.claims().map(|_| Box::<[u8]>::from(record.key()));
         self.databases[db as usize].insert(slot, at, record, &mut self.dirty);
         if let Some(key) = claims_key {
@@ -232,6 +259,7 @@ impl State {
     /// Takes a record out. Its value keeps its own pages: it moves elsewhere, or `discard` removes them.
     pub(crate) fn take(&mut self, db: u32, place: &Place, at: Position) -> Record {
         let record = self.databases[db as usize].remove(place.slot, at, &mut self.dirty);
+        self.keys -= 1;
         if let Some(deadline) = record.deadline() {
             self.deadlines.remove(Death::new(deadline, db, place.slot, place.hash));
         }
@@ -280,12 +308,12 @@ impl State {
         at: Position,
         change: impl FnOnce(&mut Object, &mut Pages<'_>) -> R,
     ) -> (R, bool) {
-        let State { databases, dirty, next_object, revision, homes, .. } = self;
+        let State { databases, dirty, next_object, revision, homes, hashing, .. } = self;
         let version = *revision + 1;
         let result = databases[db as usize].change(place.slot, at, dirty, |record, dirty| {
             let before = record.object_id();
             let Body::Object(object) = record.body_mut() else { unreachable!("checked by the caller") };
-            let mut pages = Pages::new(dirty, next_object);
+            let mut pages = Pages::new(dirty, next_object, *hashing);
             let result = change(object, &mut pages);
             let changed = pages.changed;
             if changed {
@@ -294,7 +322,7 @@ impl State {
             let after = object.value.kind().object();
             if before != after {
                 before.map(|object| homes.remove(&object));
-                after.map(|object| homes.insert(object, Home { db, slot: place.slot, hash: place.hash }));
+                after.map(|id| homes.insert(id, (db, object.key.clone())));
             }
             (result, changed)
         });
@@ -302,54 +330,10 @@ impl State {
         result
     }
 
-    /// Does what is due at up to `max` keys whose deadline has passed, in the order of their deadlines.
-    pub fn reap(&mut self, max: usize) {
-        for _ in 0..max {
-            let Some(&Death { deadline, db, slot, hash, .. }) = self.deadlines.first() else { return };
-            if deadline >= self.now_ms {
-                return;
-            }
-            let keyspace = &self.databases[db as usize];
-            let at = keyspace
-                .find_by(slot, hash, |record| record.deadline() == Some(deadline))
-                .expect("what stands in the index is in the keyspace");
-            self.expire(db, &Place { slot, hash, found: Ok(at) }, at);
-        }
-    }
-
-    /// Deletes all keys of a database.
-    pub(crate) fn flush(&mut self, db: u32) {
-        let Some(keyspace) = self.databases.get_mut(db as usize) else { return };
-        let old = keyspace.clear(&mut self.dirty);
-        if self.homes.values().any(|home| home.db == db) {
-            for (_, record) in old.iter() {
-                if let Body::Object(object) = record.body() {
-                    object.value.kind().remove_pages(&mut self.dirty);
-                }
-            }
-            self.homes.retain(|_, home| home.db != db);
-        }
-        self.deadlines.clear(db);
-        for (_, key) in self.ticketed.iter().filter(|(of, _)| *of == db) {
-            if let Some(claims) = old.get(key).and_then(Record::claims) {
-                claims.dismiss(&mut self.wakes);
-            }
-        }
-        self.ticketed.retain(|(of, _)| *of != db);
-        self.attached.retain(|(of, _), _| *of != db);
-        self.guarded.retain(|(of, _), _| *of != db);
-        if old.len() > 0 {
-            self.note(db, b"", Touch::Flushed);
-        }
-        self.garbage.push(Garbage(Deleted::Keyspace(old)));
-    }
-
     /// The value that has this object id.
     pub(crate) fn object(&self, object: u64) -> Option<&Value> {
-        let home = self.homes.get(&object)?;
-        let keyspace = self.keyspace(home.db)?;
-        let at = keyspace.find_by(home.slot, home.hash, |record| record.object_id() == Some(object))?;
-        match keyspace.at(home.slot, at).body() {
+        let (db, key) = self.homes.get(&object)?;
+        match self.record(*db, key)?.body() {
             Body::Object(object) => Some(&object.value),
             Body::Packed(_) => None,
         }
@@ -357,10 +341,10 @@ impl State {
 
     /// As `object`, to load it.
     pub(crate) fn object_mut_unmarked(&mut self, object: u64) -> Option<&mut Value> {
-        let home = self.homes.get(&object)?;
-        let keyspace = self.databases.get_mut(home.db as usize)?;
-        let at = keyspace.find_by(home.slot, home.hash, |record| record.object_id() == Some(object))?;
-        match keyspace.at_mut_unmarked(home.slot, at).body_mut() {
+        let (db, key) = self.homes.get(&object)?;
+        let keyspace = self.databases.get_mut(*db as usize)?;
+        let place = keyspace.place(key);
+        match keyspace.at_mut_unmarked(place.slot, place.found.ok()?).body_mut() {
             Body::Object(object) => Some(&mut object.value),
             Body::Packed(_) => None,
         }
@@ -369,6 +353,7 @@ impl State {
     /// Whether a page is in memory.
     pub(crate) fn has_page(&self, id: PageId) -> bool {
         match id {
+            PageId::Hashing => self.has_hash_key(),
             PageId::Segment { db, slot, start } => {
                 self.keyspace(db).is_some_and(|keyspace| keyspace.has_segment(slot, start))
             }
@@ -381,17 +366,18 @@ impl State {
     /// The content of a page in memory.
     pub(crate) fn encode_page(&self, id: PageId) -> Option<Vec<u8>> {
         match id {
+            PageId::Hashing => self.hashing.key().map(|key| [&[FORMAT], &key[..]].concat()),
             PageId::Segment { db, slot, start } => self.keyspace(db)?.encode_segment(slot, start),
             PageId::Object { object, part } => self.object(object)?.kind().encode_part(part),
         }
     }
 
     /// Remembers where a large object is whose record was loaded. False if its id was seen already.
-    pub(crate) fn home_of_loaded(&mut self, object: u64, db: u32, slot: u16, hash: u64) -> bool {
-        self.homes.insert(object, Home { db, slot, hash }).is_none()
+    pub(crate) fn home_of_loaded(&mut self, object: u64, db: u32, key: Box<[u8]>) -> bool {
+        self.homes.insert(object, (db, key)).is_none()
     }
 
-    /// The digest of the content of all databases.
+    /// The digest of the content of all databases, and of all else on which depends what the next entry does.
     pub fn digest(&self) -> u128 {
         let mut digest = Digest::default();
         // Every database has as many slots as a full one, and they take time to look through.
@@ -405,11 +391,17 @@ impl State {
                 digest.bytes(record.type_name().as_bytes());
                 match record.body() {
                     Body::Packed(packed) => digest.bytes(packed.value()),
-                    Body::Object(object) => object.value.kind().digest(&mut digest),
+                    Body::Object(object) => {
+                        digest.number(u64::from(object.value.kind().form()));
+                        object.value.kind().digest(&mut digest);
+                    }
                 }
             }
         }
-        [self.token, self.term, self.led_since_ms].into_iter().for_each(|number| digest.number(number));
+        let numbers =
+            [self.now_ms, self.revision, self.next_object, self.token, self.term, self.led_since_ms];
+        numbers.into_iter().for_each(|number| digest.number(number));
+        digest.bytes(&self.hashing.key().unwrap_or_default());
         digest.finish()
     }
 
@@ -417,6 +409,7 @@ impl State {
     #[cfg(test)]
     pub(crate) fn invariants(&self) {
         self.databases.iter().for_each(Keyspace::invariants);
+        assert_eq!(self.keys, self.databases.iter().map(Keyspace::len).sum::<usize>());
         assert_eq!(self.deadlines.len(), self.databases.iter().map(Keyspace::expires).sum::<usize>());
         let mut objects = 0;
         for (_, record) in self.databases.iter().flat_map(Keyspace::iter) {

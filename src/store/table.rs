@@ -6,16 +6,19 @@
 use super::{
     codec::{Input, put_bytes},
     dirty::{Dirty, PageId},
-    hash::{Chance, hash_of},
+    hash::{Chance, Hashing},
     segments::{Item, Segments},
 };
 
-/// Choices look for their item in a prefix of hashes that holds about this many.
+/// The first rule of choices looks for an item in a prefix of hashes that holds about this many.
 const BUCKET_ITEMS: usize = 8;
-/// The most items in such a prefix that are told apart; more are as good as impossible.
+/// The most items in such a prefix that it tells apart.
 const BUCKET_ITEMS_MAX: usize = 32;
 /// Tries to choose before the order decides; each succeeds in one case of four.
 const TRIES_MAX: usize = 256;
+/// A table with as many items counts them by the first bytes of their hashes, until few are left of them.
+const CENSUS_LEN_MIN: usize = 4_096;
+const CENSUS_LEN_KEPT: usize = 1_024;
 
 /// A key and its value in one allocation.
 #[derive(Debug)]
@@ -60,26 +63,31 @@ impl Item for Pair {
         put_bytes(out, self.value());
     }
 
-    fn decode(input: &mut Input<'_>) -> Result<Pair, String> {
+    fn decode(input: &mut Input<'_>, hashing: Hashing) -> Result<Pair, String> {
         let key = input.bytes()?;
-        Ok(Pair::new(hash_of(key), key, input.bytes()?))
+        Ok(Pair::new(hashing.of(key), key, input.bytes()?))
     }
 }
 
 /// The table.
 ///
-/// Invariant: `len` is the number of items.
+/// Invariants:
+/// - `len` is the number of items.
+/// - `census`, if it is there, has their numbers by the first bytes of their hashes.
 #[derive(Debug)]
 pub struct Table {
     object: u64,
+    hashing: Hashing,
     segments: Segments<Pair>,
     len: usize,
+    /// Only how fast an item is found by its rank depends on it.
+    census: Option<Box<[u32; 256]>>,
 }
 
 impl Table {
-    /// An empty table whose pages have the id `object`, from [`super::Pages::allocate`].
-    pub fn new(object: u64) -> Table {
-        Table { object, segments: Segments::default(), len: 0 }
+    /// An empty table whose pages have the id `object`, from [`super::Pages::allocate`], in the order of the state's hashes.
+    pub fn new(object: u64, hashing: Hashing) -> Table {
+        Table { object, hashing, segments: Segments::default(), len: 0, census: None }
     }
 
     /// The id of its pages.
@@ -104,17 +112,17 @@ impl Table {
 
     /// The value of a key.
     pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        self.segments.get(hash_of(key), key).map(Pair::value)
+        self.segments.get(self.hashing.of(key), key).map(Pair::value)
     }
 
     /// Whether there is such a key.
     pub fn contains(&self, key: &[u8]) -> bool {
-        self.segments.find(hash_of(key), key).is_ok()
+        self.segments.find(self.hashing.of(key), key).is_ok()
     }
 
     /// Sets the value of a key. True if the key is new.
     pub fn insert(&mut self, key: &[u8], value: &[u8], dirty: &mut Dirty) -> bool {
-        let (hash, id) = (hash_of(key), self.page());
+        let (hash, id) = (self.hashing.of(key), self.page());
         match self.segments.find(hash, key) {
             Ok(at) => {
                 self.segments.change(at, id, dirty, |pair, _| *pair = Pair::new(hash, key, value));
@@ -122,7 +130,7 @@ impl Table {
             }
             Err(at) => {
                 self.segments.insert(at, Pair::new(hash, key, value), id, dirty);
-                self.len += 1;
+                self.came(&[hash]);
                 true
             }
         }
@@ -130,10 +138,31 @@ impl Table {
 
     /// Removes a key. False if there was none.
     pub fn remove(&mut self, key: &[u8], dirty: &mut Dirty) -> bool {
-        let Ok(at) = self.segments.find(hash_of(key), key) else { return false };
+        let hash = self.hashing.of(key);
+        let Ok(at) = self.segments.find(hash, key) else { return false };
         self.segments.remove(at, self.page(), dirty);
         self.len -= 1;
+        if self.len < CENSUS_LEN_KEPT {
+            self.census = None;
+        }
+        if let Some(census) = &mut self.census {
+            census[first_byte(hash)] -= 1;
+        }
         true
+    }
+
+    /// Items with these hashes came into the segments.
+    fn came(&mut self, hashes: &[u64]) {
+        self.len += hashes.len();
+        match &mut self.census {
+            Some(census) => hashes.iter().for_each(|&hash| census[first_byte(hash)] += 1),
+            None if self.len >= CENSUS_LEN_MIN => {
+                let mut census = Box::new([0; 256]);
+                self.segments.iter().for_each(|pair| census[first_byte(pair.hash)] += 1);
+                self.census = Some(census);
+            }
+            None => {}
+        }
     }
 
     /// All items, in the order of hashes.
@@ -157,12 +186,32 @@ impl Table {
         0
     }
 
-    /// An item by chance, each as likely as another, in constant time. The choice depends on content and
-    /// `chance` alone.
+    /// The item at a rank in the order, which is below `len`. With many items whose hashes are spread, it looks at some
+    /// hundred numbers.
+    fn nth(&self, mut rank: usize) -> Option<(&[u8], &[u8])> {
+        let Some(census) = &self.census else { return self.segments.nth_from(0, rank).map(Pair::parts) };
+        for (byte, &count) in (0u64..).zip(census.iter()) {
+            match rank.checked_sub(count as usize) {
+                Some(rest) => rank = rest,
+                None => return self.segments.nth_from(byte << 56, rank).map(Pair::parts),
+            }
+        }
+        None
+    }
+
+    /// An item by chance, each as likely as another. The choice depends on content and `chance` alone.
     pub fn choose(&self, chance: &mut Chance) -> Option<(&[u8], &[u8])> {
         if self.is_empty() {
             return None;
         }
+        if chance.is_even() {
+            return self.nth(chance.below(self.len));
+        }
+        self.choose_by_prefix(chance)
+    }
+
+    /// The first rule: as even as hashes are spread. Of many with one prefix, those behind the first are hardly ever chosen.
+    fn choose_by_prefix(&self, chance: &mut Chance) -> Option<(&[u8], &[u8])> {
         // A prefix by chance, and a place in it; if there is no such place, again.
         let bits = (self.len / BUCKET_ITEMS).checked_ilog2().unwrap_or(0);
         for _ in 0..TRIES_MAX {
@@ -176,7 +225,7 @@ impl Table {
                 return Some(pair.parts());
             }
         }
-        self.segments.nth(chance.below(self.len)).map(Pair::parts)
+        self.nth(chance.below(self.len))
     }
 
     /// For [`super::Kind::has_part`].
@@ -197,8 +246,9 @@ impl Table {
 
     /// For [`super::Kind::load_part`]. The owner compares `len` with what its head announced.
     pub fn load_part(&mut self, part: u64, content: &[u8]) -> Result<(), String> {
-        self.segments.load(part, content)?;
-        self.len += self.segments.iter_from(part).count();
+        self.segments.load(part, content, self.hashing)?;
+        let hashes: Vec<u64> = self.segments.iter_from(part).map(|pair| pair.hash).collect();
+        self.came(&hashes);
         Ok(())
     }
 
@@ -208,11 +258,16 @@ impl Table {
     }
 }
 
+fn first_byte(hash: u64) -> usize {
+    (hash >> 56) as usize
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, HashSet};
 
-    use super::{Chance, Dirty, Table};
+    use super::{Chance, Dirty, Hashing, Table};
+    use crate::store::{hash_of, level};
 
     fn key_of(number: usize) -> Vec<u8> {
         format!("key:{number}").into_bytes()
@@ -220,7 +275,8 @@ mod tests {
 
     #[test]
     fn it_does_what_a_map_does() {
-        let (mut table, mut model, mut dirty) = (Table::new(1), BTreeMap::new(), Dirty::default());
+        let (mut table, mut model, mut dirty) =
+            (Table::new(1, Hashing::keyed([1; 16])), BTreeMap::new(), Dirty::default());
         let mut chance = Chance::new(1);
         for step in 0..60_000 {
             // First it grows, then it shrinks to nothing.
@@ -247,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_scan_shows_what_stays_while_the_table_changes() {
-        let (mut table, mut dirty) = (Table::new(1), Dirty::default());
+        let (mut table, mut dirty) = (Table::new(1, Hashing::keyed([1; 16])), Dirty::default());
         (0..2_000).for_each(|number| _ = table.insert(&key_of(number), b"", &mut dirty));
         let (mut seen, mut cursor, mut step) = (HashSet::new(), 0, 0);
         loop {
@@ -264,10 +320,54 @@ mod tests {
         assert!((0..1_000).all(|number| seen.contains(&key_of(number))));
     }
 
+    /// A table of members whose hashes begin with three zeros, without a key.
+    fn lopsided(len: usize) -> Table {
+        let (mut table, mut dirty) = (Table::new(1, Hashing::PLAIN), Dirty::default());
+        let names = (0..).map(key_of).filter(|name| hash_of(name) >> 61 == 0);
+        names.take(len).for_each(|name| _ = table.insert(&name, b"", &mut dirty));
+        table
+    }
+
+    #[test]
+    fn choices_do_not_depend_on_hashes() {
+        for len in [120, 6_000] {
+            let table = lopsided(len);
+            let (mut chance, mut counts) = (Chance::new(7), BTreeMap::new());
+            for _ in 0..len * 100 {
+                *counts.entry(table.choose(&mut chance).unwrap().0).or_insert(0usize) += 1;
+            }
+            assert_eq!(counts.len(), len);
+            assert!(counts.values().all(|count| (40..=170).contains(count)));
+        }
+        let (table, mut chance) = (lopsided(120), Chance::at_level(7, level::FIRST));
+        let chosen: HashSet<_> = (0..20_000).map(|_| table.choose(&mut chance).unwrap().0).collect();
+        assert_eq!(chosen.len(), 32, "the first rule never reaches the others");
+    }
+
+    #[test]
+    fn the_census_counts() {
+        let (mut table, mut dirty) = (Table::new(1, Hashing::keyed([1; 16])), Dirty::default());
+        let mut chance = Chance::new(1);
+        for step in 0..60_000 {
+            let key = key_of(chance.below(9_000));
+            if chance.below(100) < if step < 30_000 { 80 } else { 5 } {
+                table.insert(&key, b"", &mut dirty);
+            } else {
+                table.remove(&key, &mut dirty);
+            }
+            if step % 5_000 == 0 {
+                assert!(table.census.is_some() || table.len() < super::CENSUS_LEN_MIN);
+                let ranked: Vec<_> = (0..table.len()).map(|rank| table.nth(rank).unwrap()).collect();
+                assert!(ranked.into_iter().eq(table.iter()));
+                assert_eq!(table.nth(table.len()), None);
+            }
+        }
+    }
+
     #[test]
     fn choices_are_even() {
-        for len in [1, 7, 100, 3_000] {
-            let (mut table, mut dirty) = (Table::new(1), Dirty::default());
+        for len in [1, 7, 100, 5_000] {
+            let (mut table, mut dirty) = (Table::new(1, Hashing::keyed([1; 16])), Dirty::default());
             (0..len).for_each(|number| _ = table.insert(&key_of(number), b"", &mut dirty));
             let (mut chance, mut counts) = (Chance::new(7), BTreeMap::new());
             for _ in 0..len * 100 {

@@ -6,6 +6,7 @@ use super::{
     claim::ClaimKind,
     claims::Claims,
     hash::{Chance, SLOTS},
+    level,
     object::Typed,
     record::{Body, Record},
     segments::Item,
@@ -27,6 +28,8 @@ pub struct View<'a> {
     pub estimate_ms: u64,
     /// Chance for RANDOMKEY and its like; differs from call to call, no part of the state.
     pub chance: u64,
+    /// The rule by which things are done.
+    pub level: u32,
     /// Set when a read met a key that is alive by the log clock and late by the estimate: the caller moves
     /// the clock by a tick and reads again.
     pub late: Cell<bool>,
@@ -38,7 +41,13 @@ impl<'a> View<'a> {
     /// A view of database `db`. An estimate below the log clock counts as the log clock.
     pub fn new(state: &'a State, db: u32, estimate_ms: u64, chance: u64) -> View<'a> {
         let now_ms = state.now_ms;
-        View { now_ms, estimate_ms: estimate_ms.max(now_ms), chance, late: Cell::new(false), db, state }
+        let (estimate_ms, late) = (estimate_ms.max(now_ms), Cell::new(false));
+        View { now_ms, estimate_ms, chance, level: level::LEVEL_MAX, late, db, state }
+    }
+
+    /// The same in an entry of this level; otherwise the best rule there is holds.
+    pub fn at_level(self, level: u32) -> View<'a> {
+        View { level, ..self }
     }
 
     /// The selected database.
@@ -48,12 +57,12 @@ impl<'a> View<'a> {
 
     /// The same of another database. What it meets late is not noted here.
     pub fn in_db(&self, db: u32) -> View<'a> {
-        View::new(self.state, db, self.estimate_ms, self.chance)
+        View::new(self.state, db, self.estimate_ms, self.chance).at_level(self.level)
     }
 
     /// A sequence of chance for this call.
     pub fn chance(&self) -> Chance {
-        Chance::new(self.chance)
+        Chance::at_level(self.chance, self.level)
     }
 
     /// The record of a key that is alive.

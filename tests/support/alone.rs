@@ -6,7 +6,7 @@
 use kvorum::{
     commands::{self, Run},
     error::Error,
-    machine::Machine,
+    machine::{APPLY_LEVEL_MAX, Machine},
     proposal::{Call, Pipeline, Step, Watched, put_call, put_transaction},
     resp::{Protocol, Reply},
 };
@@ -18,7 +18,12 @@ pub struct Alone {
     pub machine: Machine,
     pub now_ms: u64,
     pub protocol: Protocol,
+    /// Of all entries.
+    pub level: u32,
+    /// What the first entry brings, which raises the level.
+    hash_key: Option<[u8; 16]>,
     index: u64,
+    reads: u64,
     db: u32,
     /// A command was refused while calls were queued: EXEC will do nothing.
     is_aborted: bool,
@@ -32,7 +37,10 @@ impl Default for Alone {
             machine: Machine::new(16),
             now_ms: 1_700_000_000_000,
             protocol: Protocol::Resp2,
+            level: APPLY_LEVEL_MAX,
+            hash_key: Some(HASH_KEY),
             index: 0,
+            reads: 0,
             db: 0,
             is_aborted: false,
             queued: None,
@@ -42,6 +50,11 @@ impl Default for Alone {
 }
 
 impl Alone {
+    /// One whose cluster had data before there were hash keys.
+    pub fn without_hash_key() -> Alone {
+        Alone { hash_key: None, ..Alone::default() }
+    }
+
     /// Runs a command line of words without quotes, in RESP2 unless `protocol` is another.
     pub fn line(&mut self, line: &str) -> Vec<u8> {
         let argv: Vec<&[u8]> = line.split_whitespace().map(str::as_bytes).collect();
@@ -106,7 +119,8 @@ impl Alone {
             Err(error) => reply.error(&error),
             Ok(Run::Read(_)) => {
                 // What a session does about keys that are late: a tick, then again.
-                let chance = self.index;
+                self.reads += 1;
+                let chance = self.reads;
                 if self.machine.run_reads(&request, self.now_ms, chance, &mut reply) {
                     self.apply(&[]);
                     reply = Reply::new(Vec::new(), self.protocol);
@@ -150,8 +164,8 @@ impl Alone {
         };
         self.index += 1;
         let proposals = vec![Proposal { bytes: request, local: Some(pipeline) }];
-        let batch =
-            Batch { index: self.index, stamp_ms: self.now_ms, term: 1, level: 1, raised: None, proposals };
+        let (level, raised) = (self.level, self.hash_key.take());
+        let batch = Batch { index: self.index, stamp_ms: self.now_ms, term: 1, level, raised, proposals };
         self.machine.apply(batch);
         replies.try_recv().unwrap()
     }
@@ -159,12 +173,23 @@ impl Alone {
     /// One log entry of other nodes' proposals; none is a tick.
     pub fn apply(&mut self, proposals: &[Vec<u8>]) {
         self.index += 1;
-        apply_at(&self.machine, self.index, self.now_ms, 1, proposals);
+        let raised = self.hash_key.take();
+        apply_at(&self.machine, self.index, self.now_ms, 1, (self.level, raised), proposals);
     }
 }
 
-/// Applies a log entry that nobody on this node waits for.
-pub fn apply_at(machine: &Machine, index: u64, stamp_ms: u64, term: u64, proposals: &[Vec<u8>]) {
+/// What a cluster draws when it is formed.
+pub const HASH_KEY: [u8; 16] = *b"drawn by chance!";
+
+/// Applies a log entry of an apply level, perhaps the one that raised it, that nobody on this node waits for.
+pub fn apply_at(
+    machine: &Machine,
+    index: u64,
+    stamp_ms: u64,
+    term: u64,
+    (level, raised): (u32, Option<[u8; 16]>),
+    proposals: &[Vec<u8>],
+) {
     let proposals = proposals.iter().map(|bytes| Proposal { bytes, local: None }).collect();
-    machine.apply(Batch { index, stamp_ms, term, level: 1, raised: None, proposals });
+    machine.apply(Batch { index, stamp_ms, term, level, raised, proposals });
 }

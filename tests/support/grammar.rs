@@ -8,14 +8,19 @@
 //! `<w>` is a string that is watched and never deleted: a watched key that was missing, came and went has
 //! changed for Redis, and has not for Kvorum.
 //!
+//! `<names>`, `<pairs>` and `<scored>` are many words: names chosen against the hash, as many as bring a collection to where
+//! it takes another form; `<count>` is a number near there.
+//!
 //! What is drawn stays comparable between two servers: no deadline that comes within a test's time, no reply
 //! that chance decides, no argument that makes a server allocate hundreds of megabytes.
+
+use super::hostile;
 
 /// A weight and a rule.
 pub type Rule = (u32, &'static str);
 
 /// Every rule, by family.
-pub const RULES: &[&[Rule]] = &[STRINGS, KEYS, CONNECTION, LISTS, HASHES, SETS, SORTED_SETS];
+pub const RULES: &[&[Rule]] = &[STRINGS, KEYS, CONNECTION, LISTS, HASHES, SETS, SORTED_SETS, HOSTILE];
 
 const STRINGS: &[Rule] = &[
     (
@@ -167,6 +172,21 @@ const SORTED_SETS: &[Rule] = &[
     (1, "ZRANDMEMBER { missing | <s> } [ { 0 | 3 | -3 | x } [ WITHSCORES ] ]"),
 ];
 
+const HOSTILE: &[Rule] = &[
+    (3, "SADD <t> <names>"),
+    (2, "SREM <t> <names>"),
+    (2, "SRANDMEMBER <t> [ <count> ]"),
+    (1, "{ SINTER | SUNION | SDIFF } <t> <t>"),
+    (3, "HSET <h> <pairs>"),
+    (2, "HDEL <h> <names>"),
+    (2, "HRANDFIELD <h> [ <count> ]"),
+    (2, "ZADD <z> <scored>"),
+    (1, "ZREM <z> <names>"),
+    (2, "ZRANDMEMBER <z> [ <count> ]"),
+    (2, "INCRBYFLOAT <s> <extreme>"),
+    (1, "HINCRBYFLOAT <h> <m> <extreme>"),
+];
+
 /// Numbers at the edges of what is one. None is a small positive one: as a ttl it would end within the test.
 const EDGES: &[&str] = &[
     "0",
@@ -300,6 +320,15 @@ impl Grammar {
                 "{" => "}",
                 word => {
                     let drawn = match word.strip_prefix('<').and_then(|word| word.strip_suffix('>')) {
+                        Some(kind @ ("names" | "pairs" | "scored")) => {
+                            for name in hostile::names(&mut self.random) {
+                                argv.extend((kind == "scored").then(|| self.word("i")));
+                                argv.push(name);
+                                argv.extend((kind == "pairs").then(|| self.value()));
+                            }
+                            at += 1;
+                            continue;
+                        }
                         Some(kind) => self.word(kind),
                         None => word.as_bytes().to_vec(),
                     };
@@ -351,6 +380,9 @@ impl Grammar {
             "i" | "n" | "offset" | "numkeys" if self.random.u8(..12) == 0 => return self.edge(),
             "i" => small.to_string(),
             "n" => small.to_string(),
+            "count" if self.random.bool() => format!("-{}", hostile::threshold(&mut self.random)),
+            "count" => hostile::threshold(&mut self.random).to_string(),
+            "extreme" => hostile::one_of(hostile::FLOATS, &mut self.random).into(),
             "rank" => self.random.i32(-4..5).to_string(),
             "offset" => self.random.i32(-1..60).to_string(),
             "numkeys" => self.random.u8(..4).to_string(),

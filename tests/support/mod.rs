@@ -3,10 +3,13 @@
 
 pub mod alone;
 pub mod grammar;
+pub mod hostile;
 pub mod process;
+pub mod random_log;
 pub mod redis_server;
 pub mod resp;
 pub mod transcript;
+pub mod watchdog;
 
 /// The seed of a random test: `KVORUM_SEED`, or a new one. It is printed, with what replays it.
 pub fn seed(test: &str) -> u64 {
