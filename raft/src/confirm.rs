@@ -16,8 +16,8 @@ use crate::{
     Machine, NodeId,
     codec::{self, Reader},
     core::{Core, GROUP},
+    group::Group,
     net::frame::Kind,
-    propose::Group,
     types::{LogId, Vote},
 };
 

@@ -22,6 +22,7 @@ use crate::{
     checkpoint::Checkpointer,
     clock::Clock,
     codec::put_vote,
+    group::{Group, Responder},
     identity::Identity,
     level,
     log::{Log, LogStore},
@@ -36,7 +37,7 @@ use crate::{
     },
     packet::{self, Forwarded, Raise},
     platform::Platform,
-    propose::{Group, Proposer, Responder},
+    propose::Proposer,
     reads::Confirmed,
     recover,
     rounds::Rounds,
@@ -191,6 +192,19 @@ impl<M: Machine> Core<M> {
             self.clock.learn_ms(u64::from_le_bytes(clock_ms));
         }
         Some(u64::from_le_bytes(*index))
+    }
+
+    /// The end of a snapshot's transfer: what came is installed. The answer is this node's vote, or a refusal.
+    async fn install(&self, body: &[u8]) -> Result<Vec<u8>, String> {
+        let Some((vote, meta, received)) = self.receiver.end(body).await? else {
+            return Ok(vec![snapshot::REFUSED]);
+        };
+        let snapshot = SnapshotData::Received(received);
+        let snapshot = SnapshotOf::<TypeConfig, SnapshotData> { meta, snapshot };
+        let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(text)?;
+        let mut answer = Vec::new();
+        put_vote(&mut answer, &response.vote);
+        Ok(answer)
     }
 
     async fn append_tick(&self) -> Option<u64> {
@@ -356,18 +370,7 @@ impl<M: Machine> Handler for Core<M> {
             }
             Kind::SnapshotBegin => answer = self.receiver.begin(&body).await?,
             Kind::SnapshotPages => answer = self.receiver.pages(&body).await?,
-            Kind::SnapshotEnd => {
-                if let Some((vote, meta, received)) = self.receiver.end(&body).await? {
-                    let snapshot = SnapshotOf::<TypeConfig, SnapshotData> {
-                        meta,
-                        snapshot: SnapshotData::Received(received),
-                    };
-                    let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(text)?;
-                    put_vote(&mut answer, &response.vote);
-                } else {
-                    answer.push(snapshot::REFUSED);
-                }
-            }
+            Kind::SnapshotEnd => answer = self.install(&body).await?,
             Kind::Forward if body.is_empty() => {
                 // No index means that this node does not lead.
                 if self.is_leader()

@@ -15,6 +15,7 @@ mod core;
 mod directory;
 mod fatal;
 mod formation;
+mod group;
 mod identity;
 #[cfg(test)]
 mod kill;
@@ -25,6 +26,7 @@ mod membership;
 mod net;
 mod node;
 pub mod offline;
+mod opening;
 mod packet;
 mod pages;
 mod platform;

@@ -8,7 +8,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    future::Future,
     sync::Arc,
     time::Duration,
 };
@@ -25,8 +24,9 @@ use crate::{
     Local, NodeId, ProposeError, Unavailable, chance,
     clock::Clock,
     company::{Company, Load, Verdict},
+    group::Group,
     net::peer::CallError,
-    packet::{self, Forwarded, PacketBuilder, PacketId, Raise},
+    packet::{self, Forwarded, PacketBuilder, PacketId},
     safeguard::{self, Safeguard},
     types::Payload,
 };
@@ -45,30 +45,6 @@ const GATHER: Duration = Duration::from_millis(1);
 
 /// How long proposals wait for what is in flight: it may take long where disks or links are slow.
 const PATIENCE: Duration = Duration::from_millis(10);
-
-/// What the proposer needs of the group, so that it knows no network and no openraft handle.
-pub(crate) trait Group: Send + Sync + 'static {
-    /// The leader as this node knows it.
-    fn leader(&self) -> Option<NodeId>;
-    /// Returns when the leader, as this node knows it, is another one than this, or there is none any more.
-    fn leader_is_not(&self, leader: Option<NodeId>) -> impl Future<Output = ()> + Send;
-    /// The present term, and the term of the last applied entry.
-    fn terms(&self) -> (u64, u64);
-    /// The level to which the next entry raises the group, if it can be raised.
-    fn raise(&self) -> Option<Raise>;
-    /// Appends an entry as the leader. Err when the group has stopped: nothing was appended.
-    fn append(&self, payload: Payload, responder: Responder) -> impl Future<Output = Result<(), ()>> + Send;
-    /// Sends a packet to the leader; when there is a connection, `begin` says whether to send it at all.
-    fn forward(
-        &self,
-        to: NodeId,
-        packet: Bytes,
-        timeout: Duration,
-        begin: impl FnOnce() -> bool + Send,
-    ) -> impl Future<Output = Result<Forwarded, CallError>> + Send;
-}
-
-pub(crate) type Responder = openraft::type_config::alias::WriteResponderOf<crate::types::TypeConfig>;
 
 /// Limits, from the node's configuration.
 #[derive(Clone, Debug)]
@@ -569,9 +545,8 @@ impl<L: Local> Proposer<L> {
                 queue.waiting_bytes = 0;
             }
             // Their clients have been told that the outcome is unknown: it must not be decided long after.
-            while let Some(incoming) =
-                queue.incoming.pop_front_if(|incoming| incoming.since.elapsed() >= timeout)
-            {
+            while queue.incoming.front().is_some_and(|incoming| incoming.since.elapsed() >= timeout) {
+                let incoming = queue.incoming.pop_front().expect("there is a front");
                 waited += packet::proposals_of(&incoming.packet);
                 refused.push(incoming);
             }

@@ -152,8 +152,11 @@ pub(crate) fn decode_pages(body: &[u8]) -> Result<Vec<PageWrite>, CodecError> {
     Ok(pages)
 }
 
-/// The number of the transfer that was begun, and the page after which to go on; None when it was refused.
-fn begun(answer: &[u8]) -> Result<Option<(u64, Option<Vec<u8>>)>, CodecError> {
+/// The number of a transfer, and the page after which it goes on.
+type Begun = (u64, Option<Vec<u8>>);
+
+/// The answer to a beginning; None when it was refused.
+fn begun(answer: &[u8]) -> Result<Option<Begun>, CodecError> {
     if answer == [REFUSED] {
         return Ok(None);
     }

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -169,14 +170,18 @@ impl<M: Machine> Applier<M> {
         self.clock.observe_ms(content.stamp_ms);
         self.bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
         let proposals = content.packets.into_iter().flat_map(|packet| self.with_locals(packet)).collect();
-        self.machine.apply(Batch {
+        let batch = Batch {
             index,
             stamp_ms: content.stamp_ms,
             term,
             level: *level,
             raised: raise.map(|raise| raise.entropy),
             proposals,
-        });
+        };
+        // Nothing of the machine is used any more after a panic.
+        if catch_unwind(AssertUnwindSafe(|| self.machine.apply(batch))).is_err() {
+            self.give_up(format!("log entry {index} could not be applied"));
+        }
     }
 
     /// Ends the process: what cannot be applied as others apply it must not be applied at all.

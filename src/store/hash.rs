@@ -6,7 +6,7 @@ use std::fmt;
 use siphasher::sip::SipHasher13;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::level;
+use super::{knobs, level};
 
 /// The number of hash slots.
 pub const SLOTS: usize = 16384;
@@ -84,10 +84,11 @@ impl Hashing {
     /// The hash of a key or item.
     #[inline]
     pub fn of(&self, key: &[u8]) -> u64 {
-        match self.halves {
+        let hash = match self.halves {
             [0, 0] => hash_of(key),
             [first, second] => SipHasher13::new_with_keys(first, second).hash(key),
-        }
+        };
+        knobs::cut_hash(hash)
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     digest::Digest,
     dirty::Dirty,
     hash::{Chance, Hashing},
+    knobs,
     object::{Kind, Pages, Typed, Value},
     strings::Strings,
     table::Table,
@@ -91,7 +92,7 @@ impl Hash {
                 index.is_none()
             }
         };
-        if self.len() > PACKED_FIELDS_MAX {
+        if self.len() > knobs::packed_max(PACKED_FIELDS_MAX) {
             self.become_table(pages);
         }
         is_new

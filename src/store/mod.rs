@@ -21,6 +21,7 @@ pub mod dirty;
 pub mod hash;
 mod hash_object;
 mod keyspace;
+mod knobs;
 mod lease;
 pub mod level;
 mod list;

@@ -12,6 +12,7 @@ use super::{
     digest::Digest,
     dirty::Dirty,
     hash::{Chance, Hashing},
+    knobs,
     object::{Kind, Pages, Typed, Value},
     table::Table,
 };
@@ -123,14 +124,15 @@ impl Set {
             }),
             Form::Packed(packed) => {
                 member.len() > PACKED_MEMBER_BYTES_MAX
-                    || (packed.len == PACKED_MEMBERS_MAX && packed.find(member).is_err())
+                    || (packed.len >= knobs::packed_max(PACKED_MEMBERS_MAX) && packed.find(member).is_err())
             }
             Form::Paged { .. } => false,
         };
         if !is_full {
             return;
         }
-        let form = if self.len() < PACKED_MEMBERS_MAX && member.len() <= PACKED_MEMBER_BYTES_MAX {
+        let packed_max = knobs::packed_max(PACKED_MEMBERS_MAX);
+        let form = if self.len() < packed_max && member.len() <= PACKED_MEMBER_BYTES_MAX {
             let mut packed = PackedMembers::default();
             for present in self.iter() {
                 let at = packed.find(present.as_ref()).expect_err("members are different");

@@ -10,6 +10,7 @@ use super::{
     digest::Digest,
     dirty::Dirty,
     hash::{Chance, Hashing},
+    knobs,
     object::{Kind, Pages, Typed, Value},
     score_order::{Place, ScoreOrder},
     table::Table,
@@ -160,7 +161,7 @@ impl SortedSet {
                 packed.remove(at);
                 before
             });
-            if packed.len < PACKED_MEMBERS_MAX && member.len() <= PACKED_MEMBER_BYTES_MAX {
+            if packed.len < knobs::packed_max(PACKED_MEMBERS_MAX) && member.len() <= PACKED_MEMBER_BYTES_MAX {
                 packed.insert(member, score);
                 return before;
             }

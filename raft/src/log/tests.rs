@@ -228,8 +228,7 @@ fn image() -> (BTreeMap<String, Vec<u8>>, Vec<std::ops::Range<usize>>) {
     let files = disk.files();
     let bytes = &files[&segment_name(1)];
     let (mut at, mut frames) = (0, Vec::new());
-    let format = frame::Format::at_front(bytes).unwrap();
-    while let Some(header) = frame::header(&bytes[at..], format) {
+    while let Some(header) = frame::header(&bytes[at..], frame::Format::at_front(bytes).unwrap()) {
         let end = at + FRAME_HEADER_BYTES + header.body_bytes as usize;
         frames.push(at..end);
         at = end;

@@ -1,0 +1,36 @@
+//! What the proposer needs of the group, so that it knows no network and no openraft handle.
+
+use std::{future::Future, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{
+    NodeId,
+    net::peer::CallError,
+    packet::{Forwarded, Raise},
+    types::{Payload, TypeConfig},
+};
+
+/// The group, as one of its nodes sees it.
+pub(crate) trait Group: Send + Sync + 'static {
+    /// The leader as this node knows it.
+    fn leader(&self) -> Option<NodeId>;
+    /// Returns when the leader, as this node knows it, is another one than this, or there is none any more.
+    fn leader_is_not(&self, leader: Option<NodeId>) -> impl Future<Output = ()> + Send;
+    /// The present term, and the term of the last applied entry.
+    fn terms(&self) -> (u64, u64);
+    /// The level to which the next entry raises the group, if it can be raised.
+    fn raise(&self) -> Option<Raise>;
+    /// Appends an entry as the leader. Err when the group has stopped: nothing was appended.
+    fn append(&self, payload: Payload, responder: Responder) -> impl Future<Output = Result<(), ()>> + Send;
+    /// Sends a packet to the leader; when there is a connection, `begin` says whether to send it at all.
+    fn forward(
+        &self,
+        to: NodeId,
+        packet: Bytes,
+        timeout: Duration,
+        begin: impl FnOnce() -> bool + Send,
+    ) -> impl Future<Output = Result<Forwarded, CallError>> + Send;
+}
+
+pub(crate) type Responder = openraft::type_config::alias::WriteResponderOf<TypeConfig>;
