@@ -14,6 +14,9 @@ use crate::Unavailable;
 /// How often the tasks that are ready may run before a round begins.
 const GATHER_YIELDS_MAX: usize = 8;
 
+/// How many rounds may be under way. Where the group cannot be reached each of them asks again and again until its time is up.
+const UNDER_WAY_MAX: usize = 64;
+
 type Waiter = oneshot::Sender<Result<u64, Unavailable>>;
 
 /// When a round may begin while others are under way.
@@ -77,9 +80,11 @@ impl Rounds {
         let mut begun = Instant::now();
         loop {
             let is_under_way = !under_way.is_empty();
+            let may_begin = under_way.len() < UNDER_WAY_MAX;
             let turn = async {
                 self.wanted().await;
                 match pace {
+                    _ if !may_begin => std::future::pending().await,
                     Pace::Every(pause) if is_under_way => tokio::time::sleep_until(begun + pause).await,
                     Pace::OneByOne if is_under_way => std::future::pending().await,
                     _ => self.gather().await,
@@ -106,11 +111,17 @@ impl Rounds {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::Relaxed},
+        },
+        time::Duration,
+    };
 
     use tokio::time::Instant;
 
-    use super::{Pace, Rounds};
+    use super::{Pace, Rounds, UNDER_WAY_MAX};
 
     /// Ten ask, a hundredth of a second apart, where a round takes a tenth. How long each waited.
     async fn waits(pace: Pace) -> Vec<Duration> {
@@ -135,6 +146,26 @@ mod tests {
         let waits = futures::future::join_all(asked).await;
         runner.abort();
         waits
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn not_every_client_of_a_group_that_cannot_be_reached_has_a_round_of_its_own() {
+        let (rounds, under_way) = (Arc::new(Rounds::default()), Arc::new(AtomicUsize::new(0)));
+        let (running, begun) = (rounds.clone(), under_way.clone());
+        let runner = tokio::spawn(async move {
+            let round = || async {
+                begun.fetch_add(1, Relaxed);
+                std::future::pending().await
+            };
+            running.run(Pace::Every(Duration::from_millis(1)), round).await;
+        });
+        for _ in 0..1000 {
+            let rounds = rounds.clone();
+            tokio::spawn(async move { rounds.join().await });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(under_way.load(Relaxed), UNDER_WAY_MAX);
+        runner.abort();
     }
 
     #[tokio::test(start_paused = true)]
