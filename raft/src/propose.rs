@@ -569,9 +569,8 @@ impl<L: Local> Proposer<L> {
                 queue.waiting_bytes = 0;
             }
             // Their clients have been told that the outcome is unknown: it must not be decided long after.
-            while let Some(incoming) =
-                queue.incoming.pop_front_if(|incoming| incoming.since.elapsed() >= timeout)
-            {
+            while queue.incoming.front().is_some_and(|incoming| incoming.since.elapsed() >= timeout) {
+                let incoming = queue.incoming.pop_front().expect("there is a front");
                 waited += packet::proposals_of(&incoming.packet);
                 refused.push(incoming);
             }

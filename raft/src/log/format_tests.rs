@@ -70,7 +70,7 @@ fn forged() -> Vec<u8> {
 #[tokio::test]
 async fn headers_in_the_content_of_a_torn_frame_are_not_believed() {
     let first = entry(1, b"written".to_vec());
-    let mut files = written(Files::new(), SEGMENT_BYTES, &[first.clone()]).await;
+    let mut files = written(Files::new(), SEGMENT_BYTES, std::slice::from_ref(&first)).await;
     // Somebody has learnt everything but this directory's salt.
     let content = forged().repeat(20);
     files = written(files, SEGMENT_BYTES, &[entry(2, content)]).await;
@@ -111,7 +111,7 @@ async fn a_directory_of_format_1_is_read_and_goes_on_in_format_2() {
     for round in 0..3 {
         assert_eq!(entries_of(files.clone(), SEGMENT_BYTES).await.unwrap(), expected, "round {round}");
         let next = entry(expected.len() as u64 + 1, vec![8; 900]);
-        files = written(files, SEGMENT_BYTES, &[next.clone()]).await;
+        files = written(files, SEGMENT_BYTES, std::slice::from_ref(&next)).await;
         expected.push(next);
     }
     let formats: Vec<u8> = files
