@@ -157,7 +157,7 @@ impl Wakes {
         let wakes = Wakes {
             node,
             // 0 stands for no run.
-            boot: fastrand::u64(1..),
+            boot: kvorum_raft::unique_number().max(1),
             limits,
             last: AtomicU64::new(0),
             waiting: Mutex::default(),

@@ -11,7 +11,7 @@ pub(crate) fn entropy() -> Entropy {
 }
 
 /// A number that identifies something for as long as it lives.
-pub(crate) fn id() -> u64 {
+pub fn id() -> u64 {
     let mut bytes = [0; 8];
     fill(&mut bytes);
     u64::from_le_bytes(bytes)

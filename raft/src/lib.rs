@@ -42,6 +42,7 @@ mod supervised;
 mod tasks;
 mod types;
 
+pub use chance::id as unique_number;
 pub use config::{NodeConfig, StartError};
 pub use machine::{
     Batch, Entropy, GroupId, Loader, Local, Machine, NodeId, PageWrite, Proposal, ProposeError, Unavailable,
