@@ -25,6 +25,7 @@ mod membership;
 mod net;
 mod node;
 pub mod offline;
+mod opening;
 mod packet;
 mod pages;
 mod platform;

@@ -8,10 +8,7 @@ use std::{
     time::Duration,
 };
 
-use openraft::{
-    Config, ServerState, SnapshotPolicy,
-    storage::{RaftLogReader, RaftLogStorage},
-};
+use openraft::{Config, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, watch},
@@ -22,29 +19,24 @@ use tokio::{
 use crate::{
     AdminError, Counters, Machine, Member, NodeConfig, NodeId, ReadLevel, Role, StartError, Status,
     Unavailable,
-    checkpoint::{self, Checkpointer, LoadError},
+    checkpoint::Checkpointer,
     clock::Clock,
     core::{Core, GROUP, Metrics, PeerTable},
     formation,
     identity::{Identity, Introduction},
-    log::{Log, LogConfig, LogError},
     membership::{Request, last_contact_ms},
     net::{interest::Interest, peer::Peer, raft_network::Factory, serve, transport::Listener},
-    pages::{PageStore, PagesError},
+    opening::{io_error, listen, open_log, open_pages, wait_for_promises},
+    pages::PageStore,
     platform::Platform,
     propose::{Limits, Proposer},
-    recover,
     rounds::{Pace, Rounds},
-    safeguard::{self, Safeguard},
     snapshot::{Receiver, Sender},
     state::{Applier, Progress, StateMachine},
     supervised::Supervised,
     tasks,
     types::MemberNode,
 };
-
-/// Spare log segments that are kept zeroed.
-const SPARE_SEGMENTS: usize = 2;
 
 /// The time between two read rounds where they take longer: over long links.
 const READ_PAUSE: Duration = Duration::from_millis(2);
@@ -91,21 +83,10 @@ impl<M: Machine> Node<M> {
         let table = Arc::new(PeerTable::new(platform.clone(), identity.clone()));
         let log = open_log(&platform, &config, &identity).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
-        if let Some(applied) = progress.last {
-            let agreed = log.store(GROUP).agree_with(applied).await;
-            agreed.map_err(|error| io_error("cannot cut the log", error))?;
-        }
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
-        let fatal = platform.fatal.clone();
-        let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress, fatal));
-        let checkpointer = Arc::new(Checkpointer::new(
-            GROUP,
-            platform,
-            applier.clone(),
-            Arc::new(pages),
-            config.checkpoint_log_bytes,
-            config.page_cache_bytes,
-        ));
+        let parts = (clock.clone(), proposer.clone());
+        let checkpointer = Arc::new(checkpointer(&config, platform, machine, parts, (pages, progress)));
+        let applier = checkpointer.applier.clone();
         let snapshots =
             Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
         wait_for_promises(&config, &log, started).await?;
@@ -461,8 +442,23 @@ impl<M: Machine> Node<M> {
     }
 }
 
-fn io_error(context: &str, error: impl std::fmt::Display) -> StartError {
-    StartError::Io { context: context.into(), source: std::io::Error::other(error.to_string()) }
+/// What applies entries to the machine, and writes it down.
+fn checkpointer<M: Machine>(
+    config: &NodeConfig,
+    platform: Platform,
+    machine: Arc<M>,
+    (clock, proposer): (Arc<Clock>, Arc<Proposer<M::Local>>),
+    (pages, progress): (PageStore, Progress),
+) -> Checkpointer<M> {
+    let applier = Applier::new(machine, clock, proposer, progress, platform.fatal.clone());
+    Checkpointer::new(
+        GROUP,
+        platform,
+        Arc::new(applier),
+        Arc::new(pages),
+        config.checkpoint_log_bytes,
+        config.page_cache_bytes,
+    )
 }
 
 fn limits(config: &NodeConfig) -> Limits {
@@ -494,122 +490,4 @@ fn openraft_config(config: &NodeConfig) -> Result<Arc<Config>, StartError> {
         ..Default::default()
     };
     openraft.validate().map(Arc::new).map_err(|error| StartError::Config(error.to_string()))
-}
-
-async fn listen(platform: &Platform, config: &NodeConfig) -> Result<Box<dyn Listener>, StartError> {
-    let failed = |source| StartError::Listen { address: config.peer_listen.clone(), source };
-    platform.transport.listen(&config.peer_listen).await.map_err(failed)
-}
-
-async fn open_log(platform: &Platform, config: &NodeConfig, identity: &Identity) -> Result<Log, StartError> {
-    let log_config = LogConfig {
-        dir: config.dir.join("log"),
-        segment_bytes: config.log_segment_bytes,
-        cache_bytes: config.log_cache_bytes,
-        spare_segments: SPARE_SEGMENTS,
-    };
-    let opened =
-        platform.open_log(log_config).await.map_err(|error| io_error("cannot open the log", error))?;
-    let log = opened.map_err(|error| match error {
-        LogError::Corrupted { file, offset, detail } => {
-            StartError::LogCorrupted { file, detail: format!("at byte {offset}: {detail}") }
-        }
-        LogError::Config(text) => StartError::Config(text),
-        LogError::Io { context, source } => StartError::Io { context, source },
-    })?;
-    check_not_lost(config, identity, &log).await?;
-    Ok(log)
-}
-
-/// A member whose log is gone has forgotten what it voted for and acknowledged: it must not take part again.
-async fn check_not_lost(config: &NodeConfig, identity: &Identity, log: &Log) -> Result<(), StartError> {
-    let failed = |error| io_error("cannot read the log", error);
-    let mut store = log.store(GROUP);
-    let vote = store.read_vote().await.map_err(failed)?;
-    let last = store.get_log_state().await.map_err(failed)?.last_log_id;
-    if identity.has_log() && vote.is_none() && last.is_none() {
-        let detail = "it is empty, but this node has been a member of a cluster".into();
-        return Err(StartError::LogCorrupted { file: config.dir.join("log"), detail });
-    }
-    Ok(())
-}
-
-/// Loads the last checkpoint. Unreadable pages are set aside and made anew, from the log alone if it still has
-/// every entry, else from a peer.
-async fn open_pages<M: Machine>(
-    config: &NodeConfig,
-    log: &Log,
-    table: &Arc<PeerTable>,
-    machine: &M,
-) -> Result<(PageStore, Progress), StartError> {
-    let dir = config.dir.join("pages");
-    let state =
-        log.store(GROUP).get_log_state().await.map_err(|error| io_error("cannot read the log", error))?;
-    let purged_index = state.last_purged_log_id.map_or(0, |purged| purged.index);
-    let why = match try_open_pages(&table.platform, config, machine).await {
-        Ok((store, progress)) => {
-            let index = progress.last.map_or(0, |last| last.index);
-            if index >= purged_index {
-                return Ok((store, progress));
-            }
-            // Damage can make sled open at an older commit, silently.
-            store.close();
-            format!("the checkpoint is at {index}, but the log was purged up to {purged_index}")
-        }
-        // Nothing is wrong with what lies there: setting it aside would lose it.
-        Err(LoadError::Pages(PagesError::Failed(why))) => {
-            return Err(io_error("cannot use the pages", why));
-        }
-        Err(error) if error.is_of_a_later_version() => return Err(StartError::Config(error.to_string())),
-        Err(why) => why.to_string(),
-    };
-    let aside = table
-        .platform
-        .set_pages_aside(&dir)
-        .map_err(|error| io_error("cannot set the unreadable pages aside", error))?;
-    tracing::error!(why, aside = %aside.display(), "the pages are unreadable and were set aside");
-    if purged_index > 0 {
-        let fetched = recover::fetch(table, &dir, config.page_cache_bytes, purged_index).await;
-        let store = fetched.map_err(|error| match error {
-            PagesError::Failed(error) => io_error("cannot fetch the pages", error),
-            PagesError::Unreadable(reasons) => StartError::PagesUnreadable(format!("{why}; {reasons}")),
-        })?;
-        store.close();
-    }
-    try_open_pages(&table.platform, config, machine).await.map_err(|error| match error {
-        LoadError::Pages(PagesError::Failed(why)) => io_error("cannot use the pages", why),
-        error => StartError::PagesUnreadable(error.to_string()),
-    })
-}
-
-async fn try_open_pages<M: Machine>(
-    platform: &Platform,
-    config: &NodeConfig,
-    machine: &M,
-) -> Result<(PageStore, Progress), LoadError> {
-    let started = Instant::now();
-    let store = platform.open_pages(config.dir.join("pages"), config.page_cache_bytes).await?;
-    match checkpoint::load(&store, GROUP, machine).await {
-        Ok(progress) => {
-            let progress = progress.unwrap_or_default();
-            let index = progress.last.map_or(0, |id| id.index);
-            tracing::info!(index, ms = started.elapsed().as_millis() as u64, "checkpoint loaded");
-            Ok((store, progress))
-        }
-        Err(error) => {
-            store.close();
-            Err(error)
-        }
-    }
-}
-
-/// A node that voted or followed before it stopped may have granted a leader a lease, which it has forgotten:
-/// it answers no Raft message before that lease must have run out.
-async fn wait_for_promises(config: &NodeConfig, log: &Log, started: Instant) -> Result<(), StartError> {
-    let vote = log.store(GROUP).read_vote().await.map_err(|error| io_error("cannot read the vote", error))?;
-    if vote.is_some() && !safeguard::is_off(Safeguard::StartupGuard) {
-        let lease = Duration::from_millis(config.election_timeout_ms.1);
-        tokio::time::sleep(lease.saturating_sub(started.elapsed())).await;
-    }
-    Ok(())
 }

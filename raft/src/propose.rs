@@ -548,8 +548,7 @@ impl<L: Local> Proposer<L> {
             keep
         });
         // Those in `pending` are not counted as waiting.
-        let mut waited = 0;
-        let mut refused = Vec::new();
+        let (mut waited, mut refused) = (0, Vec::new());
         {
             let mut queue = self.queue.lock();
             queue.retries.retain_mut(|packed| {
@@ -569,11 +568,9 @@ impl<L: Local> Proposer<L> {
                 queue.waiting_bytes = 0;
             }
             // Their clients have been told that the outcome is unknown: it must not be decided long after.
-            while queue.incoming.front().is_some_and(|incoming| incoming.since.elapsed() >= timeout) {
-                let incoming = queue.incoming.pop_front().expect("there is a front");
-                waited += packet::proposals_of(&incoming.packet);
-                refused.push(incoming);
-            }
+            let late = queue.incoming.iter().take_while(|one| one.since.elapsed() >= timeout).count();
+            refused.extend(queue.incoming.drain(..late));
+            waited += refused.iter().map(|incoming| packet::proposals_of(&incoming.packet)).sum::<usize>();
             queue.waiting = queue.waiting.saturating_sub(waited);
         }
         for incoming in refused {

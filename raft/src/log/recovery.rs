@@ -306,21 +306,27 @@ impl Recovered {
                 state.purge(upto);
                 log.purge(upto, &unused);
             }
-            Kind::State => {
-                let told = GroupState::decode(record.payload).map_err(invalid)?;
-                if is_oldest_head {
-                    if let Some(last) = told.last_index {
-                        self.before_oldest.insert(group, last);
-                    }
-                    if let Some(purged) = told.purged {
-                        log.purge(purged, &unused);
-                    }
-                    *state = told;
-                } else if *state != told {
-                    return Err(format!("the state of group {group} does not follow from earlier segments"));
-                }
-            }
+            Kind::State => return self.take_state(record, is_oldest_head),
         }
+        Ok(())
+    }
+
+    /// Takes what the head of a segment says of a group, or compares it with what is known.
+    fn take_state(&mut self, record: &Record<'_>, is_oldest_head: bool) -> Result<(), String> {
+        let group = record.group;
+        let told = GroupState::decode(record.payload).map_err(|error| error.to_string())?;
+        let state = self.states.entry(group).or_default();
+        if !is_oldest_head {
+            let why = || format!("the state of group {group} does not follow from earlier segments");
+            return (*state == told).then_some(()).ok_or_else(why);
+        }
+        if let Some(last) = told.last_index {
+            self.before_oldest.insert(group, last);
+        }
+        if let Some(purged) = told.purged {
+            self.logs.entry(group).or_default().purge(purged, &Default::default());
+        }
+        *state = told;
         Ok(())
     }
 
