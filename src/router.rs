@@ -15,6 +15,9 @@ use crate::{
     store::{Outcome, Ticket, View},
 };
 
+/// How often reads are repeated because keys died meanwhile, before the answer is taken as it is.
+pub const LATE_READS_MAX: usize = 3;
+
 /// This node, as sessions see it. Cheap to clone.
 #[derive(Clone)]
 pub struct Router {
@@ -51,6 +54,18 @@ impl Router {
     /// Reads database `db` as it is, under the shared lock. Never blocks for long.
     pub fn read<R>(&self, db: u32, read: impl FnOnce(&View<'_>) -> R) -> R {
         self.machine.read(db, self.node.clock_ms(), fastrand::u64(..), read)
+    }
+
+    /// As [`Router::read`], of a state in which nothing is late that `read` meets: it is run again after a tick.
+    pub async fn read_in_time<R>(&self, db: u32, mut read: impl FnMut(&View<'_>) -> R) -> Result<R, Error> {
+        for _ in 0..LATE_READS_MAX {
+            let (result, is_late) = self.read(db, |view| (read(view), view.late.get()));
+            if !is_late {
+                return Ok(result);
+            }
+            self.tick().await?;
+        }
+        Ok(self.read(db, read))
     }
 
     /// The last entry that was applied, and the digest of all content then. Blocks for as long as it takes to walk over

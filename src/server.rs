@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
-    task::JoinHandle,
+    task::{JoinError, JoinHandle},
 };
 use tracing::{error, info, warn};
 
@@ -48,6 +48,9 @@ pub enum ServeError {
     /// The cluster does not take this node, whose asking again is of no use.
     #[error("this node was not added to the cluster: {0}")]
     NotAdded(String),
+    /// A part of the server has ended, without which it would look alive and serve only half.
+    #[error("{0} has ended: {1}")]
+    Ended(&'static str, String),
     /// The node did not start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -62,7 +65,7 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     let (wakes, notices) = Wakes::new(config.node.id, wake_limits(&config));
     let shared = start(Platform::system(), &config, resp_addr, http_addr, wakes, stop.clone()).await?;
     shared.wakes.started_with(shared.router.status().last_log_index);
-    let waking = tokio::spawn({
+    let mut waking = tokio::spawn({
         let shared = shared.clone();
         async move { shared.wakes.run(notices, &shared.router).await }
     });
@@ -74,7 +77,8 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         );
     }
 
-    let admin = tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
+    let mut admin =
+        tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
     let joining = join(&shared, config.join.clone());
     let mut outcome = Ok(());
     tokio::select! {
@@ -82,6 +86,10 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         error = shared.router.node().among_strangers() => outcome = Err(ServeError::Start(error)),
         () = hang_up_idle(&shared) => {}
         refusal = joining => outcome = Err(ServeError::NotAdded(refusal)),
+        ended = &mut waking => outcome = Err(ended_early("what serves those who wait", ended)),
+        ended = &mut admin => if !*shared.stopping.borrow() {
+            outcome = Err(ended_early("the admin API", ended));
+        },
         _ = stop.wait_for(|stop| *stop) => {}
     }
     drop(resp);
@@ -92,6 +100,13 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     shared.router.node().shutdown().await;
     admin.abort();
     outcome
+}
+
+fn ended_early(what: &'static str, ended: Result<(), JoinError>) -> ServeError {
+    ServeError::Ended(
+        what,
+        ended.err().map_or_else(|| "it is not known why".to_owned(), |error| error.to_string()),
+    )
 }
 
 pub(crate) fn wake_limits(config: &Config) -> wake::Limits {

@@ -210,3 +210,18 @@ fn the_status_says_when_nobody_leads() {
     assert!(!is_well && table.contains("unreachable"), "{table}");
     assert!(message.contains("no member that answers leads"), "{message}");
 }
+
+#[test]
+fn a_lock_whose_time_is_over_is_not_shown() {
+    let cluster = Cluster::start(1, &[]);
+    let url = format!("http://{}/v1/locks/l", cluster.addresses[0].http);
+    let wish = json!({ "owner": "late", "ttl_ms": 5 }).to_string();
+    for round in 0..20 {
+        // Where nothing is due to end, the leader looks only now and then.
+        std::thread::sleep(Duration::from_millis(60));
+        assert_eq!(ask("POST", &url, Some(&wish), None).status, 200);
+        std::thread::sleep(Duration::from_millis(10));
+        let answer = ask("GET", &url, None, None);
+        assert_eq!(answer.problem(404), "nobody holds it", "round {round}");
+    }
+}

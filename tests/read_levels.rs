@@ -193,3 +193,38 @@ fn a_token_gives_read_your_writes_at_every_node_and_level() {
         }
     }
 }
+
+/// A cluster of one whose leader does not look for what is due to die for a moment, and a client that made it so.
+fn asleep(cluster: &Cluster, doing: &str) -> Client {
+    let mut client = client(cluster, 0);
+    // Where nothing is due, it looks only now and then.
+    thread::sleep(Duration::from_millis(60));
+    assert!(!client.run(doing).unwrap().starts_with('-'));
+    thread::sleep(Duration::from_millis(10));
+    client
+}
+
+#[test]
+fn a_transaction_with_commands_of_the_session_shows_no_key_that_is_dead() {
+    let cluster = Cluster::start(1, &[]);
+    let lines = ["MULTI", "PING", "SELECT 1", "SELECT 0", "GET k", "EXEC"];
+    let requests: Vec<u8> =
+        lines.iter().flat_map(|line| support::resp::encode(&support::resp::split(line))).collect();
+    for round in 0..20 {
+        let mut client = asleep(&cluster, "SET k v PX 5");
+        client.send(&requests).unwrap();
+        let replies: Vec<String> = lines.iter().map(|_| client.receive().unwrap().show()).collect();
+        assert!(replies[5].contains("PONG") && !replies[5].contains("\"v\""), "round {round}: {replies:?}");
+    }
+}
+
+#[test]
+fn an_observer_is_told_first_of_no_leader_whose_time_is_over() {
+    let cluster = Cluster::start(1, &[]);
+    for round in 0..20 {
+        let mut client = asleep(&cluster, "ELECT.CAMPAIGN e late PX 5");
+        assert_eq!(client.run("ELECT.OBSERVE e").unwrap(), "+OK\n");
+        let first = client.receive().unwrap().show();
+        assert!(first.contains("election") && !first.contains("late"), "round {round}: {first}");
+    }
+}

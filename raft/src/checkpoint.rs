@@ -312,7 +312,7 @@ impl<M: Machine> Checkpointer<M> {
     /// old pages and the old log, and the leader sends the snapshot again.
     pub(crate) async fn install(&self, received: Received) -> Result<(), LoadError> {
         let _exclusive = self.in_use.write().await;
-        let staging = received.store;
+        let Received { store: staging, claim: _claim } = received;
         let progress = load(&staging, self.group, &*self.applier.machine)
             .await?
             .ok_or_else(|| LoadError::Incomplete("the snapshot has no head".into()))?;

@@ -353,14 +353,12 @@ impl<M: Machine> Handler for Core<M> {
                     self.raft.append_entries(request).await.map_err(text)?;
                 messages::put_append_response(&mut answer, &response);
             }
-            Kind::Vote => {
+            Kind::Vote | Kind::PreVote => {
                 let request = messages::vote_request(&body).map_err(text)?;
-                let response = self.raft.vote(request).await.map_err(text)?;
-                messages::put_vote_response(&mut answer, &response, self.clock.live_ms().unwrap_or(0));
-            }
-            Kind::PreVote => {
-                let request = messages::vote_request(&body).map_err(text)?;
-                let response = self.raft.pre_vote(request).await.map_err(text)?;
+                let response = match kind {
+                    Kind::Vote => self.raft.vote(request).await.map_err(text)?,
+                    _ => self.raft.pre_vote(request).await.map_err(text)?,
+                };
                 messages::put_vote_response(&mut answer, &response, self.clock.live_ms().unwrap_or(0));
             }
             Kind::TransferLeader => {

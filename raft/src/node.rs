@@ -26,12 +26,13 @@ use crate::{
     identity::{Identity, Introduction},
     membership::{Request, last_contact_ms},
     net::{interest::Interest, peer::Peer, raft_network::Factory, serve, transport::Listener},
-    opening,
+    opening::{io_error, listen, open_log, open_pages, wait_for_promises},
+    pages::PageStore,
     platform::Platform,
     propose::{Limits, Proposer},
     rounds::{Pace, Rounds},
     snapshot::{Receiver, Sender},
-    state::{Applier, StateMachine},
+    state::{Applier, Progress, StateMachine},
     supervised::Supervised,
     tasks,
     types::MemberNode,
@@ -77,29 +78,18 @@ impl<M: Machine> Node<M> {
             apply_level_max: machine.apply_level_max(),
         };
         let identity = Arc::new(Identity::open(&config.dir, config.id, introduction, clock.clone())?);
-        let listener = opening::listen(&platform, &config).await?;
+        let listener = listen(&platform, &config).await?;
         let peer_address = config.peer_advertise.clone().unwrap_or_else(|| listener.local_address());
         let table = Arc::new(PeerTable::new(platform.clone(), identity.clone()));
-        let log = opening::open_log(&platform, &config, &identity).await?;
-        let (pages, progress) = opening::open_pages(&config, &log, &table, &*machine).await?;
-        if let Some(applied) = progress.last {
-            let agreed = log.store(GROUP).agree_with(applied).await;
-            agreed.map_err(|error| io_error("cannot cut the log", error))?;
-        }
+        let log = open_log(&platform, &config, &identity).await?;
+        let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
-        let fatal = platform.fatal.clone();
-        let applier = Arc::new(Applier::new(machine, clock.clone(), proposer.clone(), progress, fatal));
-        let checkpointer = Arc::new(Checkpointer::new(
-            GROUP,
-            platform,
-            applier.clone(),
-            Arc::new(pages),
-            config.checkpoint_log_bytes,
-            config.page_cache_bytes,
-        ));
+        let parts = (clock.clone(), proposer.clone());
+        let checkpointer = Arc::new(checkpointer(&config, platform, machine, parts, (pages, progress)));
+        let applier = checkpointer.applier.clone();
         let snapshots =
             Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
-        opening::wait_for_promises(&config, &log, started).await?;
+        wait_for_promises(&config, &log, started).await?;
         let receiver = Receiver::new(&checkpointer, config.dir.join("pages.received"), log.store(GROUP));
         let interest = Arc::new(Interest::new());
         let factory = Factory {
@@ -457,8 +447,23 @@ impl<M: Machine> Node<M> {
     }
 }
 
-pub(crate) fn io_error(context: &str, error: impl std::fmt::Display) -> StartError {
-    StartError::Io { context: context.into(), source: std::io::Error::other(error.to_string()) }
+/// What applies entries to the machine, and writes it down.
+fn checkpointer<M: Machine>(
+    config: &NodeConfig,
+    platform: Platform,
+    machine: Arc<M>,
+    (clock, proposer): (Arc<Clock>, Arc<Proposer<M::Local>>),
+    (pages, progress): (PageStore, Progress),
+) -> Checkpointer<M> {
+    let applier = Applier::new(machine, clock, proposer, progress, platform.fatal.clone());
+    Checkpointer::new(
+        GROUP,
+        platform,
+        Arc::new(applier),
+        Arc::new(pages),
+        config.checkpoint_log_bytes,
+        config.page_cache_bytes,
+    )
 }
 
 fn limits(config: &NodeConfig) -> Limits {

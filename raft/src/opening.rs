@@ -1,4 +1,4 @@
-//! What a node opens at its start: its listener, its log, and its pages, from the last checkpoint or from a peer.
+//! What a node opens before it takes part: its address, its log, its pages; and what it refuses to start with.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,6 @@ use crate::{
     identity::Identity,
     log::{Log, LogConfig, LogError},
     net::transport::Listener,
-    node::io_error,
     pages::{PageStore, PagesError},
     platform::Platform,
     recover,
@@ -22,6 +21,10 @@ use crate::{
 
 /// Spare log segments that are kept zeroed.
 const SPARE_SEGMENTS: usize = 2;
+
+pub(crate) fn io_error(context: &str, error: impl std::fmt::Display) -> StartError {
+    StartError::Io { context: context.into(), source: std::io::Error::other(error.to_string()) }
+}
 
 pub(crate) async fn listen(
     platform: &Platform,
@@ -68,9 +71,24 @@ async fn check_not_lost(config: &NodeConfig, identity: &Identity, log: &Log) -> 
     Ok(())
 }
 
+/// Loads the last checkpoint, and cuts off the log what does not agree with it.
+pub(crate) async fn open_pages<M: Machine>(
+    config: &NodeConfig,
+    log: &Log,
+    table: &Arc<PeerTable>,
+    machine: &M,
+) -> Result<(PageStore, Progress), StartError> {
+    let (pages, progress) = load_pages(config, log, table, machine).await?;
+    if let Some(applied) = progress.last {
+        let agreed = log.store(GROUP).agree_with(applied).await;
+        agreed.map_err(|error| io_error("cannot cut the log", error))?;
+    }
+    Ok((pages, progress))
+}
+
 /// Loads the last checkpoint. Unreadable pages are set aside and made anew, from the log alone if it still has
 /// every entry, else from a peer.
-pub(crate) async fn open_pages<M: Machine>(
+async fn load_pages<M: Machine>(
     config: &NodeConfig,
     log: &Log,
     table: &Arc<PeerTable>,

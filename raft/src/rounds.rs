@@ -110,11 +110,17 @@ impl Rounds {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::Relaxed},
+        },
+        time::Duration,
+    };
 
     use tokio::time::Instant;
 
-    use super::{Pace, Rounds};
+    use super::{Pace, Rounds, UNDER_WAY_MAX};
 
     /// Ten ask, a hundredth of a second apart, where a round takes a tenth. How long each waited.
     async fn waits(pace: Pace) -> Vec<Duration> {
@@ -139,6 +145,26 @@ mod tests {
         let waits = futures::future::join_all(asked).await;
         runner.abort();
         waits
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn not_every_client_of_a_group_that_cannot_be_reached_has_a_round_of_its_own() {
+        let (rounds, under_way) = (Arc::new(Rounds::default()), Arc::new(AtomicUsize::new(0)));
+        let (running, begun) = (rounds.clone(), under_way.clone());
+        let runner = tokio::spawn(async move {
+            let round = || async {
+                begun.fetch_add(1, Relaxed);
+                std::future::pending().await
+            };
+            running.run(Pace::Every(Duration::from_millis(1)), round).await;
+        });
+        for _ in 0..1000 {
+            let rounds = rounds.clone();
+            tokio::spawn(async move { rounds.join().await });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(under_way.load(Relaxed), UNDER_WAY_MAX);
+        runner.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     GroupId, Machine, PageWrite, chance,
@@ -48,6 +48,7 @@ const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 const TAKEN: u8 = 1;
 pub(crate) const REFUSED: u8 = 0;
 
+const NOT_NOW: &str = "the peer follows a later leader, or installs what it has received before";
 const GIVEN_UP: &str = "the peer has given the transfer up";
 
 /// openraft's snapshot content.
@@ -61,6 +62,8 @@ pub(crate) enum SnapshotData {
 /// A complete snapshot in its staging directory.
 pub(crate) struct Received {
     pub store: PageStore,
+    /// The directory is its own until it is installed, or refused.
+    pub claim: OwnedSemaphorePermit,
 }
 
 /// Sends snapshots; hides the machine's type from the network.
@@ -94,7 +97,7 @@ impl<M: Machine> Sender<M> {
         tally.put(&mut begin);
         put_bytes(&mut begin, &head);
         let answer = self.call(peer, Kind::SnapshotBegin, &begin, CHUNK_TIMEOUT).await?;
-        let (transfer, mut after) = begun(&answer).map_err(text)?.ok_or("the peer follows a later leader")?;
+        let (transfer, mut after) = begun(&answer).map_err(text)?.ok_or(NOT_NOW)?;
         tracing::info!(resumed = after.is_some(), "sending a snapshot");
         for number in 0.. {
             let pages = store.scan(self.group, after.take(), chunk_bytes()).await.map_err(text)?;
@@ -152,10 +155,10 @@ pub(crate) fn decode_pages(body: &[u8]) -> Result<Vec<PageWrite>, CodecError> {
     Ok(pages)
 }
 
-/// The number of a transfer, and the page after which it goes on.
+/// The number of a transfer that was begun, and the page after which to go on.
 type Begun = (u64, Option<Vec<u8>>);
 
-/// The answer to a beginning; None when it was refused.
+/// What a receiver has answered; None when it refuses.
 fn begun(answer: &[u8]) -> Result<Option<Begun>, CodecError> {
     if answer == [REFUSED] {
         return Ok(None);
@@ -178,11 +181,15 @@ pub(crate) struct Receiver {
     cache_bytes: usize,
     votes: LogStore,
     staging: Mutex<Option<Staging>>,
+    /// Held by whoever uses the directory: a transfer, or after it the installation. A leader that has lost its connection
+    /// meanwhile begins again, and must not find the directory free.
+    directory: Arc<Semaphore>,
 }
 
 /// A transfer under way, or broken off.
 struct Staging {
     store: PageStore,
+    claim: OwnedSemaphorePermit,
     /// What the receiver has called it: anew for each beginning, so that only one sender's pieces count.
     transfer: u64,
     /// The leader that sends it.
@@ -203,10 +210,12 @@ impl Receiver {
     pub(crate) fn new<M: Machine>(checkpointer: &Checkpointer<M>, dir: PathBuf, votes: LogStore) -> Receiver {
         let platform = checkpointer.platform.clone();
         let (group, cache_bytes) = (checkpointer.group, checkpointer.cache_bytes);
-        Receiver { group, platform, dir, cache_bytes, votes, staging: Mutex::new(None) }
+        let directory = Arc::new(Semaphore::new(1));
+        Receiver { group, platform, dir, cache_bytes, votes, staging: Mutex::new(None), directory }
     }
 
-    /// The answer is the transfer's number and the page after which to go on, or that the sender does not lead any more.
+    /// The answer is the transfer's number and the page after which to go on, or that the sender does not lead any more, or
+    /// that what was received before is still being installed.
     pub(crate) async fn begin(&self, body: &[u8]) -> Result<Vec<u8>, String> {
         let mut reader = Reader::new(body);
         let vote = codec::vote(&mut reader).map_err(text)?;
@@ -223,9 +232,11 @@ impl Receiver {
             Some(staging) => (staging.transfer, staging.vote, staging.next) = (transfer, vote, 0),
             None => {
                 *staging = None;
-                let store = self.create_staging().await?;
+                let Ok(claim) = self.directory.clone().try_acquire_owned() else { return Ok(vec![REFUSED]) };
+                let (store, claim) = self.create_staging(claim).await?;
                 let (next, last, unspilled_bytes) = (0, None, 0);
-                *staging = Some(Staging { store, transfer, vote, head, tally, next, last, unspilled_bytes });
+                *staging =
+                    Some(Staging { store, claim, transfer, vote, head, tally, next, last, unspilled_bytes });
             }
         }
         let last = staging.as_ref().and_then(|staging| staging.last.as_ref());
@@ -236,9 +247,18 @@ impl Receiver {
         Ok(answer)
     }
 
-    async fn create_staging(&self) -> Result<PageStore, String> {
-        self.platform.remove_pages(&self.dir).await.map_err(text)?;
-        self.platform.open_pages(self.dir.clone(), self.cache_bytes).await.map_err(text)
+    /// In a task of its own: the sender's connection may end, and what is half removed must not meet the next beginning.
+    async fn create_staging(
+        &self,
+        claim: OwnedSemaphorePermit,
+    ) -> Result<(PageStore, OwnedSemaphorePermit), String> {
+        let (platform, dir, cache_bytes) = (self.platform.clone(), self.dir.clone(), self.cache_bytes);
+        let creating = tokio::spawn(async move {
+            platform.remove_pages(&dir).await.map_err(text)?;
+            let store = platform.open_pages(dir, cache_bytes).await.map_err(text)?;
+            Ok((store, claim))
+        });
+        creating.await.map_err(text)?
     }
 
     /// Takes one piece, if it is the next one of the transfer under way.
@@ -270,7 +290,7 @@ impl Receiver {
     pub(crate) async fn end(&self, body: &[u8]) -> Result<Option<(Vote, SnapshotMeta, Received)>, String> {
         let transfer = Reader::new(body).u64().map_err(text)?;
         let mut staging = self.staging.lock().await;
-        let Some(Staging { store, vote, head, tally, .. }) =
+        let Some(Staging { store, claim, vote, head, tally, .. }) =
             staging.take_if(|staging| staging.transfer == transfer)
         else {
             return Ok(None);
@@ -282,7 +302,7 @@ impl Receiver {
             tracing::error!(expected = ?tally, ?received, "a snapshot is not what its sender has announced; it is thrown away");
             return Ok(None);
         }
-        Ok(Some((vote, meta, Received { store })))
+        Ok(Some((vote, meta, Received { store, claim })))
     }
 }
 

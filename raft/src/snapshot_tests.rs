@@ -32,6 +32,7 @@ fn receiving() -> Receiving {
         cache_bytes: 1 << 20,
         votes: log.store(0),
         staging: Mutex::new(None),
+        directory: Arc::new(Semaphore::new(1)),
     };
     Receiving { receiver, log, dir }
 }
@@ -135,4 +136,27 @@ async fn what_is_not_what_was_announced_is_not_installed() {
         assert!(receiving.piece(transfer, 0, &pages).await);
         assert_eq!(receiving.end(transfer).await, None, "change {change}");
     }
+}
+
+#[tokio::test]
+async fn what_is_being_installed_keeps_its_directory() {
+    let receiving = receiving();
+    let pages = pages_of(b"received");
+    let tally = receiving.tally_of(&pages).await;
+    let transfer = receiving.begin(1, 100, tally).await.unwrap();
+    assert!(receiving.piece(transfer, 0, &pages).await);
+    let (_, _, received) = receiving.receiver.end(&transfer.to_le_bytes()).await.unwrap().unwrap();
+    // The leader has lost its connection meanwhile, or another leads: it begins anew.
+    let other = receiving.tally_of(&pages_of(b"other")).await;
+    for (index, tally) in [(100, tally), (200, other)] {
+        assert_eq!(receiving.begin(2, index, tally).await, None);
+    }
+    let dir = received.store.dir().to_owned();
+    received.store.close();
+    let Received { store, claim } = received;
+    let opened = receiving.receiver.platform.open_pages(dir, 1 << 20).await.unwrap();
+    assert_eq!(opened.scan(0, None, 1 << 20).await.unwrap(), pages);
+    opened.close();
+    drop((store, opened, claim));
+    assert!(receiving.begin(2, 200, other).await.is_some());
 }

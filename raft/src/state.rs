@@ -45,6 +45,11 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Whether an entry is the next one.
+    fn is_followed_by(&self, id: &LogId) -> bool {
+        id.index == self.last.map_or(0, |last| last.index + 1)
+    }
+
     fn change_membership(&mut self, next: StoredMembership) {
         self.retired.extend(self.membership.membership().nodes().map(|(id, _)| *id));
         for (id, _) in next.membership().nodes() {
@@ -130,6 +135,10 @@ impl<M: Machine> Applier<M> {
 
     fn apply(&self, entry: Entry) {
         let mut progress = self.progress.lock();
+        if !progress.is_followed_by(&entry.log_id) {
+            // openraft takes for applied what it asked for, and does not count what it got.
+            self.give_up(format!("log entry {} was to be applied after {:?}", entry.log_id, progress.last));
+        }
         match &entry.payload {
             EntryPayload::Blank => {}
             EntryPayload::Membership(membership) => {
@@ -277,5 +286,22 @@ impl RaftSnapshotBuilder<TypeConfig> for LastCheckpoint {
             meta: self.0.clone(),
             snapshot: SnapshotData::LastCheckpoint,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Progress;
+    use crate::types::LogId;
+
+    #[test]
+    fn only_the_next_entry_follows() {
+        let follows = |last: Option<u64>, index| {
+            let last = last.map(|index| LogId::new_term_index(2, index));
+            let progress = Progress { last, ..Progress::default() };
+            progress.is_followed_by(&LogId::new_term_index(3, index))
+        };
+        assert!(follows(None, 0) && follows(Some(0), 1) && follows(Some(7), 8));
+        assert!(!follows(None, 1) && !follows(Some(7), 7) && !follows(Some(7), 9) && !follows(Some(7), 3));
     }
 }

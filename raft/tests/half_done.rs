@@ -117,6 +117,29 @@ async fn a_change_of_the_voters_is_finished_when_whoever_asked_has_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_voters_is_finished_by_the_next_leader() {
+    let mut cluster = Cluster::start(4, impatient).await;
+    cluster.know_each_other().await;
+    let leader = cluster.leader().await;
+    let others: Vec<NodeId> = (1..=4).filter(|id| *id != leader).collect();
+    let removed = *others.last().unwrap();
+    // The others get the first entry of the change, and the leader hears of nothing any more.
+    for other in &others {
+        cluster.network.hold(&name(*other), &name(leader), &name(leader), true);
+    }
+    let node = cluster.node(leader).clone();
+    let asked = tokio::spawn(async move { node.remove_member(removed).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cluster.stop_node(leader).await;
+    assert!(asked.await.unwrap().is_err());
+    eventually("the change to be finished, though nobody asks for it", async || {
+        let members = cluster.node(others[0]).status().members;
+        (members.len() == 3 && members.iter().all(|member| member.id != removed)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_client_was_told_is_unknown_is_not_proposed_long_after() {
     let cluster = Cluster::start(3, impatient).await;
     cluster.know_each_other().await;

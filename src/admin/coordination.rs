@@ -22,7 +22,7 @@ use crate::{
     proposal,
     resp::{Protocol, Reply},
     session::{Shared, reply_outcome, wait_time},
-    store::Outcome,
+    store::{Outcome, View},
     wake::GivenUp,
 };
 
@@ -221,13 +221,14 @@ async fn read(shared: &Shared, db: u32, argv: &[Vec<u8>]) -> Result<Value, Refus
     check_db(shared, db)?;
     shared.router.barrier(ReadLevel::Linearizable).await?;
     let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
-    let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
-    let result = commands::resolve(&argv).and_then(|spec| match spec.run {
-        Run::Read(run) => shared.router.read(db, |view| run(view, &Args::new(&argv), &mut reply)),
-        Run::Write(_) | Run::Session => Err(Error::err("a read is needed here")),
-    });
-    result?;
-    json_of_reply(&reply.into_buffer())
+    let Run::Read(run) = commands::resolve(&argv)?.run else {
+        return Err(Error::err("a read is needed here").into());
+    };
+    let read = |view: &View<'_>| {
+        let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
+        run(view, &Args::new(&argv), &mut reply).map(|()| reply.into_buffer())
+    };
+    json_of_reply(&shared.router.read_in_time(db, read).await??)
 }
 
 /// Whoever hangs up while it waits ends its wait: the handler is dropped.

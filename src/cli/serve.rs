@@ -134,7 +134,7 @@ fn failure(error: ServeError, dir: &Path) -> Failure {
             (DATA_DAMAGED, Some(rejoin(dir)))
         }
         ServeError::Start(StartError::Config(_)) => (CONFIG, None),
-        ServeError::Start(StartError::Io { .. }) => (FAILED, None),
+        ServeError::Ended(..) | ServeError::Start(StartError::Io { .. }) => (FAILED, None),
     };
     Failure { code, error: anyhow!("{error}"), advice }
 }

@@ -8,15 +8,13 @@ use std::time::Duration;
 
 use kvorum_raft::{ReadLevel, Status};
 
-use super::{
-    Session,
-    pipeline::{LATE_READS_MAX, read_one},
-};
+use super::{Session, pipeline::read_one};
 use crate::{
     args::{Args, parse_integer},
     commands::{self, ReadFn, Run},
     error::{Error, Result},
     resp::Reply,
+    store::View,
 };
 
 /// The greatest age that may be asked for, in milliseconds: a day.
@@ -135,27 +133,28 @@ impl Session {
     async fn try_read_as_asked(&mut self, argv: &[&[u8]]) -> Result<()> {
         let (level, run, call) = asked(argv)?;
         self.barrier_at(level).await?;
-        let mark = self.out.len();
-        for _ in 0..LATE_READS_MAX {
-            if !self.read_once(run, call) || !is_linearizable(level) {
-                return Ok(());
-            }
-            self.out.truncate(mark);
-            self.shared.router.tick().await?;
-        }
-        self.read_once(run, call);
+        let (argv, protocol) = (call.iter().copied().collect(), self.protocol);
+        let answer = self.read_behind_barrier(level, |view| {
+            let mut reply = Reply::new(Vec::new(), protocol);
+            read_one(view, run, &argv, &mut reply);
+            reply.into_buffer()
+        });
+        let answer = answer.await?;
+        self.out.extend_from_slice(&answer);
         Ok(())
     }
 
-    /// Whether it met a key that is late.
-    fn read_once(&mut self, run: ReadFn, call: &[&[u8]]) -> bool {
-        let (shared, db, argv) = (self.shared.clone(), self.db, call.iter().copied().collect());
-        self.reply(|reply| {
-            shared.router.read(db, |view| {
-                read_one(view, run, &argv, reply);
-                view.late.get()
-            })
-        })
+    /// Reads behind the barrier of a level, as that promises.
+    pub(super) async fn read_behind_barrier<R>(
+        &self,
+        level: ReadLevel,
+        read: impl FnMut(&View<'_>) -> R,
+    ) -> Result<R> {
+        if is_linearizable(level) {
+            self.shared.router.read_in_time(self.db, read).await
+        } else {
+            Ok(self.shared.router.read(self.db, read))
+        }
     }
 
     /// Where this node's state is: at or after all that this connection has seen.

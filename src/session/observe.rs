@@ -82,8 +82,8 @@ impl Session {
         }
         let subscription = self.subscribe_to(&name, None).ok_or_else(|| compacted(0))?;
         // The state may be a moment ahead of the feed: what it has already is not told again.
-        let (from, present) =
-            self.shared.router.read(self.db, |view| Ok((view.applied(), leader(view, &name)?)))?;
+        let look = |view: &View<'_>| Ok((view.applied(), leader(view, &name)?));
+        let (from, present) = self.read_behind_barrier(self.read_level, look).await??;
         let (first, told) = match (known_epoch, &present) {
             (None, _) => (Some(present), None),
             // What is proclaimed may have changed.

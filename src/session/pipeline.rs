@@ -30,6 +30,7 @@ use crate::{
         Reply,
         request::{Decoder, Request},
     },
+    router::LATE_READS_MAX,
     store::View,
 };
 
@@ -37,8 +38,6 @@ use crate::{
 const UNIT_COMMANDS_MAX: usize = 1024;
 /// A unit takes no further command when its arguments have this size.
 const UNIT_BYTES_MAX: usize = 1 << 20;
-/// How often reads are repeated because keys died meanwhile, before the answer is taken as it is.
-pub(super) const LATE_READS_MAX: usize = 3;
 
 /// What a session reuses from unit to unit.
 #[derive(Default)]

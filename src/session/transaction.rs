@@ -86,7 +86,13 @@ impl Queue {
 
     /// Executes one that only reads, without the commands of the session.
     pub(super) fn read(&self, view: &View<'_>, reply: &mut Reply) {
-        if self.watched.iter().any(|((db, key), version)| view.in_db(*db).version(key) != *version) {
+        let has_changed = |(db, key): &(u32, Vec<u8>), version: u64| {
+            let view_of_db = view.in_db(*db);
+            let is_another = view_of_db.version(key) != version;
+            view.late.set(view.late.get() | view_of_db.late.get());
+            is_another
+        };
+        if self.watched.iter().any(|(key, version)| has_changed(key, *version)) {
             return reply.null_array();
         }
         let reads = || {
@@ -160,15 +166,24 @@ impl Session {
             if self.through_log(&bytes, vec![Step::Write]).await.is_err() {
                 self.closing = true;
             }
-        } else if let Err(error) = self.barrier().await {
+        } else if let Err(error) = self.read_transaction(&queue).await {
             self.reply(|reply| reply.error(&error));
-        } else {
-            let mut reply = Reply::new(Vec::new(), self.protocol);
-            self.shared.router.read(self.db, |view| queue.read(view, &mut reply));
-            self.out = reply.into_buffer();
         }
         let replies = std::mem::replace(&mut self.out, before);
         self.splice(&queue, &replies).await;
+    }
+
+    /// Executes one that only reads, without the commands of the session.
+    async fn read_transaction(&mut self, queue: &Queue) -> Result<()> {
+        self.barrier().await?;
+        let protocol = self.protocol;
+        let read = |view: &View<'_>| {
+            let mut reply = Reply::new(Vec::new(), protocol);
+            queue.read(view, &mut reply);
+            reply.into_buffer()
+        };
+        self.out = self.read_behind_barrier(self.read_level, read).await?;
+        Ok(())
     }
 
     /// Gives the commands after a queued SELECT their database. One that will fail selects nothing.

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use openraft::{EntryPayload, RaftLogReader, storage::RaftLogStorage};
 
 use super::{
@@ -180,4 +181,16 @@ async fn a_tail_that_does_not_agree_with_the_checkpoint_is_cut() {
         );
         assert_eq!(store.try_get_log_entries(..).await.unwrap().len(), kept);
     }
+}
+
+#[tokio::test]
+async fn a_stream_of_entries_does_not_begin_behind_a_gap() {
+    let entries: Vec<Entry> = (1..=20).map(|index| entry(index, vec![7; 100])).collect();
+    let (_, log) = open(written(Files::new(), SEGMENT_BYTES, &entries).await).unwrap();
+    let mut store = log.store(0);
+    store.purge(LogId::new_term_index(1, 10)).await.unwrap();
+    let streamed: Result<Vec<Entry>, _> = store.entries_stream(8..13).await.try_collect().await;
+    assert!(streamed.is_err(), "{streamed:?}");
+    let streamed: Vec<Entry> = store.entries_stream(11..).await.try_collect().await.unwrap();
+    assert_eq!(streamed, entries[10..]);
 }

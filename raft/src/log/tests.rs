@@ -96,8 +96,7 @@ fn entries_are_read_back_from_disk_and_survive_a_reopen() {
         let mut store = log.store(0);
         assert_eq!(all(&store).await, expected);
         append(&mut store, vec![entry(2, 61, 10)]).await;
-        let state = store.get_log_state().await.unwrap();
-        assert_eq!(state.last_log_id, Some(LogId::new_term_index(2, 61)));
+        assert_eq!(store.get_log_state().await.unwrap().last_log_id, Some(LogId::new_term_index(2, 61)));
     });
 }
 

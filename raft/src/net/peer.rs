@@ -96,6 +96,8 @@ impl Drop for Expected<'_> {
 struct Waiting {
     calls: BTreeMap<u64, oneshot::Sender<Bytes>>,
     streams: BTreeMap<u64, mpsc::UnboundedSender<Bytes>>,
+    /// Whether something was asked since anything was last heard: by calls that were given up, too.
+    is_owed: bool,
     closed: bool,
 }
 
@@ -309,6 +311,7 @@ impl Link {
             return Err(closed());
         }
         waiting.calls.insert(id, sender);
+        waiting.is_owed = true;
         Ok(())
     }
 
@@ -335,7 +338,8 @@ impl Link {
     }
 }
 
-/// Gives answers to those who wait, until the connection is lost or, where `pings` can be sent, silent while answers are due.
+/// Gives answers to those who wait, until the connection is lost or, where `pings` can be sent, silent though it was asked
+/// something: also when those who asked have given up, as heartbeats do before the next one is due.
 /// TCP alone would wait for a peer that is gone without a word for a quarter of an hour, and go on with one that is back after
 /// as long as it was away.
 async fn read_answers(
@@ -357,7 +361,7 @@ async fn read_answers(
                 pinged = None;
             }
             Some(Err(_)) => return,
-            None if waiting.lock().calls.is_empty() => pinged = None,
+            None if !waiting.lock().is_owed => {}
             None => match pinged {
                 Some(since) if since.elapsed() >= SILENCE_MAX => return,
                 Some(_) => {}
@@ -392,6 +396,7 @@ impl Waiting {
         } else if let Some(call) = self.calls.remove(&answer.id) {
             let _ = call.send(answer.body);
         }
+        self.is_owed = !self.calls.is_empty();
     }
 
     fn close(&mut self) {

@@ -136,3 +136,40 @@ async fn streams_end_when_the_peer_is_not_welcome_any_more() {
     peer.call(Kind::Vote, 0, b"", Duration::from_secs(1)).await.unwrap();
     assert_eq!(results.recv().await, None);
 }
+
+/// Connects to a peer that greets and says nothing more. Counts.
+#[derive(Default)]
+struct Silent(Arc<AtomicU64>);
+
+impl Transport for Silent {
+    fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        Busy.listen(address)
+    }
+
+    fn connect<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            frame::read(&mut far, &mut BytesMut::new()).await?;
+            far.write_all(&frame::encode(Kind::Hello, 0, 0, &hello(2).encode())).await?;
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+            io::Result::Ok(())
+        });
+        Box::pin(async { Ok(Box::new(near) as Box<dyn Connection>) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_is_given_up_though_nobody_waits_when_it_is_looked_at() {
+    let connections = Arc::new(AtomicU64::new(0));
+    let peer = Peer::new(2, String::new(), Arc::new(Silent(connections.clone())), Arc::<Polite>::default());
+    let (asks, rests) = (Duration::from_millis(75), Duration::from_millis(25));
+    // Then every look falls into a rest.
+    assert!(peer.call(Kind::Append, 0, b"", asks).await.is_err());
+    tokio::time::sleep(rests + Duration::from_millis(10)).await;
+    for _ in 0..40 {
+        assert!(peer.call(Kind::Append, 0, b"", asks).await.is_err());
+        tokio::time::sleep(rests).await;
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 2, "after four seconds");
+}
