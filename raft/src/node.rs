@@ -257,11 +257,6 @@ impl<M: Machine> Node<M> {
         self.core.clock.estimate_ms()
     }
 
-    /// The level by whose rules entries are applied at present; 0 before the first.
-    pub fn apply_level(&self) -> u32 {
-        self.core.applier.level()
-    }
-
     /// The address at which peers reach this node.
     pub fn peer_address(&self) -> &str {
         &self.peer_address
