@@ -79,6 +79,21 @@ fn a_missing_startup_guard_is_found() {
     is_found(&broken, &["stale read"]);
 }
 
+/// Reads that openraft's clock confirms: a leader that was deposed takes answers from before the read for answers to it.
+#[test]
+fn reads_confirmed_by_late_answers_are_found() {
+    let broken = [
+        "--without",
+        "own-confirmation",
+        "--workload",
+        "register",
+        "--faults",
+        "late-answers",
+        "--contended",
+    ];
+    is_found(&broken, &["stale read"]);
+}
+
 #[test]
 fn disks_that_lie_are_found() {
     is_found(&["--disks-lie"], &["were durable"]);
