@@ -393,7 +393,14 @@ impl<M: Machine> Core<M> {
         if to == self.config.id {
             return Ok(());
         }
-        if !self.in_contact(|metrics| self.is_in_contact(to, metrics)).await {
+        // Since this was asked for: one that died a moment ago would depose this leader for nothing, and one that has just come
+        // back does not take over before it has heard from this leader, which falls silent then.
+        let asked = tokio::time::Instant::now();
+        let answers_now = |metrics: &Metrics| {
+            let age_ms = last_contact_ms(metrics, to).unwrap_or(u64::MAX);
+            Duration::from_millis(age_ms) < asked.elapsed()
+        };
+        if !self.in_contact(answers_now).await {
             return Err(conflict(format!("node {to} cannot be reached")));
         }
         let fatal = |error| Refusal::Error(AdminError::Unknown(format!("{error}")));
