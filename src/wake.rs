@@ -67,14 +67,17 @@ pub struct Limits {
     pub proposal_bytes_max: usize,
 }
 
-/// Why this node has given up a wait of which the log may still know: whatever it is granted goes back.
+/// Why this node has given up a wait of which the log may still know. Whatever it is granted goes back, but others may have
+/// seen it meanwhile: as an error it says that the outcome is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum GivenUp {
     /// No leader, or nothing of what it does, was heard of for too long.
-    #[error("this node is out of contact with a majority")]
+    #[error(
+        "UNCERTAIN the wait was given up: this node is out of contact with a majority; what it is granted goes back"
+    )]
     OutOfContact,
     /// The node stops.
-    #[error("this node is stopping")]
+    #[error("UNCERTAIN the wait was given up: this node is stopping; what it is granted goes back")]
     Stopping,
 }
 

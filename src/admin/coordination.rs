@@ -346,10 +346,7 @@ fn refusal_of(text: &str) -> Refusal {
 
 impl From<GivenUp> for Refusal {
     fn from(why: GivenUp) -> Refusal {
-        Refusal {
-            kind: "urn:kvorum:problem:unavailable",
-            ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
-        }
+        refusal_of(&why.to_string())
     }
 }
 

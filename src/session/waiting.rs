@@ -146,7 +146,7 @@ fn unblocked(why: impl std::fmt::Display) -> Error {
 
 /// That this node has given up a wait, as whoever waited is told.
 fn reply_given_up(why: GivenUp, reply: &mut Reply) {
-    reply.error(&unblocked(why));
+    reply.error(&Error::Other(why.to_string().into()));
 }
 
 /// How a wait ended, as whoever waited is told.

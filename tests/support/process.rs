@@ -239,6 +239,13 @@ impl Cluster {
     /// SIGSTOP: it stands still and looks alive. It can be killed as it is.
     pub fn freeze(&self, node: usize) {
         self.signal(node, libc::SIGSTOP);
+        // A thread that runs goes on until it meets the signal: long enough to confirm a write.
+        let pid = self.pid(node).expect("the node runs");
+        let deadline = Instant::now() + PATIENCE;
+        while !is_stopped(pid) {
+            assert!(Instant::now() < deadline, "node {} does not stop", node + 1);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// SIGCONT.
@@ -282,6 +289,16 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+/// Whether all threads of a process are stopped.
+fn is_stopped(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
+    tasks.flatten().all(|task| {
+        // The state stands behind the name, which is in parentheses.
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    })
 }
 
 /// A GET request: status and body, None when nobody answers.
