@@ -216,6 +216,10 @@ impl<M: Machine> Core<M> {
     }
 
     async fn attempt(&self, request: Request) -> Result<(), Refusal> {
+        // A change that removes this leader was left half way by the one before: any other one would finish it first.
+        if !self.stays() && !matches!(request, Request::Transfer { .. }) {
+            return Err(self.step_aside().await);
+        }
         match request {
             Request::Add { id, peer, disk } => self.add(id, peer, disk).await,
             Request::Remove { id } => self.remove(id).await,
@@ -332,7 +336,8 @@ impl<M: Machine> Core<M> {
     /// A leader does not remove itself: openraft's would go on to lead for a while, and fail at the next change of the
     /// members. It hands the leadership over, and whoever leads next removes it.
     async fn step_aside(&self) -> Refusal {
-        let moved = match self.successor() {
+        let target = self.target();
+        let moved = match self.successor_among(&target) {
             Some(successor) => self.transfer(successor).await.is_ok(),
             None => false,
         };
@@ -414,6 +419,17 @@ impl<M: Machine> Core<M> {
         self.successor_among(&voters)
     }
 
+    /// The voters that the membership is to have when a change under way is over.
+    fn target(&self) -> BTreeSet<NodeId> {
+        let metrics = self.metrics();
+        metrics.membership_config.membership().get_joint_config().last().cloned().unwrap_or_default()
+    }
+
+    /// Whether this node is one of them.
+    fn stays(&self) -> bool {
+        self.target().contains(&self.config.id)
+    }
+
     fn successor_among(&self, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
         let metrics = self.metrics();
         let replication = metrics.replication.as_ref()?;
@@ -431,11 +447,9 @@ impl<M: Machine> Core<M> {
         if *present != metrics.committed_membership_config {
             return;
         }
-        if !target.contains(&self.config.id) {
-            // A leader does not remove itself; whoever leads next goes on.
-            if let Some(successor) = self.successor_among(target) {
-                let _ = self.transfer(successor).await;
-            }
+        if !self.stays() {
+            // Whoever leads next goes on.
+            let _ = self.step_aside().await;
             return;
         }
         match self.change(ChangeMembers::AddVoterIds(BTreeSet::new()), false).await {
@@ -451,6 +465,9 @@ impl<M: Machine> Core<M> {
     /// majority of the voters is there. Called from time to time.
     pub(crate) async fn promote_learner(&self) {
         let Ok(_turn) = self.changing.try_acquire() else { return };
+        if !self.stays() {
+            return;
+        }
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         let voters: Vec<NodeId> = membership.voter_ids().collect();
