@@ -40,8 +40,8 @@ pub(crate) struct Introduction {
 pub(crate) struct Identity {
     dir: PathBuf,
     introduction: Introduction,
-    /// The level by which it applies entries.
-    apply_level: AtomicU32,
+    /// The level by which it applies entries: the applier's own.
+    apply_level: Arc<AtomicU32>,
     /// Whether the log has anything in it.
     has_entries: AtomicBool,
     content: Mutex<Content>,
@@ -99,7 +99,7 @@ impl Identity {
         Ok(Identity {
             dir: dir.to_owned(),
             introduction,
-            apply_level: AtomicU32::new(0),
+            apply_level: Arc::default(),
             has_entries: AtomicBool::new(false),
             content: Mutex::new(content),
             saving: Mutex::default(),
@@ -198,11 +198,10 @@ impl Identity {
         }
     }
 
-    /// Takes the level by which entries are applied: who cannot follow is not welcome any more.
-    pub(crate) fn learn_level(&self, level: u32) {
-        if self.apply_level.swap(level, Ordering::Relaxed) != level {
-            self.judgement.fetch_add(1, Ordering::Release);
-        }
+    /// The level by which entries are applied, for the applier to keep. From the moment that it rises, greetings say so,
+    /// and who cannot follow is not welcome any more.
+    pub(crate) fn apply_level(&self) -> Arc<AtomicU32> {
+        self.apply_level.clone()
     }
 
     /// What a peer said when it was last not objected to.
@@ -304,7 +303,7 @@ impl Greeter for Identity {
             protocol_oldest: PROTOCOL_VERSION,
             has_log: content.has_log || self.has_entries.load(Ordering::Relaxed),
             first_members: self.introduction.first_members.clone(),
-            apply_level: self.apply_level.load(Ordering::Relaxed),
+            apply_level: self.apply_level.load(Ordering::Acquire),
             apply_level_max: self.introduction.apply_level_max,
         }
     }
@@ -321,7 +320,8 @@ impl Greeter for Identity {
     }
 
     fn judgement(&self) -> u64 {
-        self.judgement.load(Ordering::Acquire)
+        // Both only grow.
+        self.judgement.load(Ordering::Acquire) + u64::from(self.apply_level.load(Ordering::Acquire))
     }
 
     fn objection(&self, theirs: &Hello) -> Option<String> {

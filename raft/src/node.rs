@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -84,7 +84,7 @@ impl<M: Machine> Node<M> {
         let log = open_log(&platform, &config, &identity).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
-        let parts = (clock.clone(), proposer.clone());
+        let parts = (clock.clone(), proposer.clone(), identity.apply_level());
         let checkpointer = Arc::new(checkpointer(&config, platform, machine, parts, (pages, progress)));
         let applier = checkpointer.applier.clone();
         let snapshots =
@@ -144,7 +144,7 @@ impl<M: Machine> Node<M> {
         if core.raft.is_initialized().await.unwrap_or(false) {
             core.identity.note_entries();
         }
-        tasks::learn_applied(core);
+        tasks::learn_retired(core);
         self.spawn_tasks(listener);
         Ok(())
     }
@@ -447,10 +447,10 @@ fn checkpointer<M: Machine>(
     config: &NodeConfig,
     platform: Platform,
     machine: Arc<M>,
-    (clock, proposer): (Arc<Clock>, Arc<Proposer<M::Local>>),
+    (clock, proposer, level): (Arc<Clock>, Arc<Proposer<M::Local>>, Arc<AtomicU32>),
     (pages, progress): (PageStore, Progress),
 ) -> Checkpointer<M> {
-    let applier = Applier::new(machine, clock, proposer, progress, platform.fatal.clone());
+    let applier = Applier::new(machine, clock, proposer, progress, level, platform.fatal.clone());
     Checkpointer::new(
         GROUP,
         platform,

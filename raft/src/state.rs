@@ -68,7 +68,7 @@ pub(crate) struct Applier<M: Machine> {
     progress: Mutex<Progress>,
     applied_index: watch::Sender<u64>,
     applied_term: AtomicU64,
-    level: AtomicU32,
+    level: Arc<AtomicU32>,
     fatal: fatal::Handler,
     /// Payload bytes applied since the start.
     pub bytes: AtomicU64,
@@ -81,8 +81,10 @@ impl<M: Machine> Applier<M> {
         clock: Arc<Clock>,
         proposer: Arc<Proposer<M::Local>>,
         progress: Progress,
+        level: Arc<AtomicU32>,
         fatal: fatal::Handler,
     ) -> Applier<M> {
+        level.store(progress.level, Ordering::Release);
         clock.observe_ms(machine.clock_ms());
         let index = progress.last.map_or(0, |id| id.index);
         let term = progress.last.map_or(0, |id| id.committed_leader_id().term);
@@ -90,7 +92,7 @@ impl<M: Machine> Applier<M> {
             machine,
             clock,
             proposer,
-            level: AtomicU32::new(progress.level),
+            level,
             fatal,
             progress: Mutex::new(progress),
             applied_index: watch::Sender::new(index),

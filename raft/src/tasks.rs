@@ -92,17 +92,16 @@ pub(crate) async fn save_members<M: Machine>(core: Arc<Core<M>>) {
     }
 }
 
-/// Takes what decides who is welcome from what is applied: the ids of former members, and the level.
-pub(crate) fn learn_applied<M: Machine>(core: &Core<M>) {
+/// Takes the ids of former members from what is applied: they are not welcome.
+pub(crate) fn learn_retired<M: Machine>(core: &Core<M>) {
     core.applier.paused(|_, progress| core.identity.learn_retired(&progress.retired));
-    core.identity.learn_level(core.applier.level());
 }
 
 /// Membership upkeep and readiness.
 pub(crate) async fn upkeep<M: Machine>(core: Arc<Core<M>>, peer_address: String) {
     loop {
         tokio::time::sleep(UPKEEP).await;
-        learn_applied(&core);
+        learn_retired(&core);
         if core.leader.borrow().is_none() {
             continue;
         }

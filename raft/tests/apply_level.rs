@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::time::Duration;
-
 use kvorum_raft::{Entropy, NodeId};
 use support::{
     Cluster,
@@ -84,9 +82,9 @@ async fn the_level_rises_when_the_last_member_knows_it_and_replay_keeps_to_the_o
 async fn a_node_that_does_not_know_the_level_is_refused_and_does_not_start_on_pages_of_it() {
     let mut cluster = Cluster::start(3, plain).await;
     propose(cluster.node(1), 1, 1).await.unwrap();
-    // Greetings have the level within a tenth of a second. A node that gets an entry before that ends by itself, and here the test
-    // with it.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // A node that gets an entry of a level that it does not know ends by itself, and here the test with it. Who has applied one
+    // greets with its level, and sends nothing to such a node.
+    cluster.converge().await;
     cluster.level_max = 1;
     cluster.start_node(4, None).await;
     let leader = cluster.leader().await;
