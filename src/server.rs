@@ -93,6 +93,11 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         _ = stop.wait_for(|stop| *stop) => {}
     }
     drop(resp);
+    if matches!(outcome, Err(ServeError::Start(_))) {
+        // It has no part in its cluster: nobody waits for it, and nothing of it is worth keeping.
+        shared.router.node().stop().await;
+        return outcome;
+    }
     drain(&shared, Some(&admin), Duration::from_millis(config.drain_ms)).await;
     // After the last request, and before the node: what those leave behind who waited must get into the log.
     shared.wakes.settle().await;

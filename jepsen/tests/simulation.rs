@@ -37,6 +37,7 @@ fn no_seed_of_a_fault_alone_finds_anything() {
         &["--faults", "late-answers", "--workload", "register", "--contended"][..],
         &["--faults", "forsaken-change", "--workload", "append", "--members", "5"],
         &["--faults", "stop-all,wall-clock", "--workload", "counter"],
+        &["--faults", "disk-rolled-back,kill,isolate", "--workload", "append"],
     ] {
         let alone = ["sim", "--from", "1", "--seeds", "6", "--time", "8"];
         let alone = simulate(&[&alone, options].concat());
@@ -54,12 +55,14 @@ fn is_found(broken: &[&str], anomalies: &[&str]) {
 
 #[test]
 fn each_safeguard_that_is_off_is_found() {
+    // A disk that goes back under a leader is noticed by openraft too.
+    const OF_OPENRAFT: &str = "follower log reversion is not allowed";
     // What is wrong shows in one of these ways. An entry or a vote that is lost may meet an assertion of openraft's first.
     let lost = "committed entry lost";
     let power = ["--faults", "power-cut-all,power-cut,kill-leader"];
     for (safeguard, options, anomalies) in [
         ("read-round", &["--workload", "register"][..], &["stale read"][..]),
-        ("sync-before-acknowledgement", &power, &[lost, "follower log reversion is not allowed"]),
+        ("sync-before-acknowledgement", &power, &[lost, OF_OPENRAFT]),
         ("durable-vote", &[], &["two leaders of one term", lost, "must GE last_leader_log_ids"]),
         // Given up as not applied while it was proposed again, it is there all the same.
         ("no-retry-after-append", &["--workload", "append"], &["duplicate append", "G1a (aborted read)"]),
@@ -67,6 +70,11 @@ fn each_safeguard_that_is_off_is_found() {
         ("clock-in-checkpoints", &[], &["the log's clock went back"]),
         ("log-clock", &[], &["divergent replicas"]),
         ("replicated-chance", &["--workload", "pop"], &["divergent replicas"]),
+        (
+            "disk-witness",
+            &["--faults", "disk-rolled-back"],
+            &[lost, "and this node has applied", OF_OPENRAFT],
+        ),
     ] {
         is_found(&[&["--without", safeguard], options].concat(), anomalies);
     }

@@ -1,8 +1,8 @@
 //! Checkpoints: the machine's dirty pages and what belongs to them, written to the page store as one commit.
 //! Runs beside `apply`; the log may be purged up to the last durable one.
 //!
-//! The head of a commit is a version, the last applied log id, the membership, the ids of former members, the apply level
-//! and the machine's own head.
+//! The head of a commit is a version, the last applied log id, the membership, the ids of former members, the apply level,
+//! the running hash of the entries and the machine's own head.
 
 use std::{
     collections::BTreeSet,
@@ -17,15 +17,17 @@ use tokio::sync::{Notify, RwLock, oneshot};
 
 use crate::{
     GroupId, Machine,
-    codec::{self, CodecError, Reader, put_bytes, put_u8, put_u32, put_u64},
+    codec::{self, CodecError, Reader, put_bool, put_bytes, put_u8, put_u32, put_u64},
     pages::{PageStore, PagesError},
     platform::Platform,
     snapshot::Received,
     state::{Applier, Progress, SnapshotMeta},
 };
 
-const HEAD_VERSION: u8 = 3;
-/// Without the apply level, which was 1.
+const HEAD_VERSION: u8 = 4;
+/// Without the running hash.
+const HEAD_VERSION_3: u8 = 3;
+/// And without the apply level, which was 1.
 const HEAD_VERSION_2: u8 = 2;
 /// And without the ids of former members.
 const HEAD_VERSION_1: u8 = 1;
@@ -54,6 +56,8 @@ impl Head {
         put_u32(&mut out, progress.retired.len() as u32);
         progress.retired.iter().for_each(|id| put_u64(&mut out, *id));
         put_u32(&mut out, progress.level);
+        put_bool(&mut out, progress.hash.is_some());
+        put_u64(&mut out, progress.hash.unwrap_or(0));
         put_bytes(&mut out, machine);
         out
     }
@@ -76,9 +80,15 @@ impl Head {
             }
         }
         let level = if version > HEAD_VERSION_2 { reader.u32()? } else { 1 };
+        let hash = if version > HEAD_VERSION_3 {
+            let (is_known, hash) = (reader.bool()?, reader.u64()?);
+            is_known.then_some(hash)
+        } else {
+            None
+        };
         let machine = reader.bytes()?.to_vec();
         reader.finish()?;
-        Ok(Head { progress: Progress { last, membership, retired, level }, machine })
+        Ok(Head { progress: Progress { last, membership, retired, level, hash }, machine })
     }
 
     /// The last applied log index.
@@ -342,29 +352,34 @@ impl<M: Machine> Checkpointer<M> {
 
 #[cfg(test)]
 mod tests {
-    use super::{HEAD_VERSION, HEAD_VERSION_1, HEAD_VERSION_2, Head};
+    use super::{HEAD_VERSION, HEAD_VERSION_1, HEAD_VERSION_2, HEAD_VERSION_3, Head};
     use crate::{codec, codec::CodecError, state::Progress, types::LogId};
 
     #[test]
-    fn a_head_keeps_former_members_and_level_and_earlier_ones_are_read() {
+    fn a_head_keeps_all_progress_and_earlier_ones_are_read() {
         let last = Some(LogId::new_term_index(2, 9));
-        let progress = Progress { last, retired: [3, 8].into(), level: 7, ..Progress::default() };
+        let progress =
+            Progress { last, retired: [3, 8].into(), level: 7, hash: Some(6), ..Progress::default() };
         let mut encoded = Head::encode(&progress, b"machine");
         let head = Head::decode(&encoded).unwrap();
-        assert_eq!((head.index(), head.progress.retired, head.progress.level), (9, [3, 8].into(), 7));
+        assert_eq!((head.index(), head.progress.retired), (9, [3, 8].into()));
+        assert_eq!((head.progress.level, head.progress.hash), (7, Some(6)));
         encoded[0] = HEAD_VERSION + 1;
         assert_eq!(Head::decode(&encoded).err(), Some(CodecError::Later("checkpoint")));
-        for version in [HEAD_VERSION_1, HEAD_VERSION_2] {
+        for version in [HEAD_VERSION_1, HEAD_VERSION_2, HEAD_VERSION_3] {
             let mut earlier = vec![version];
             codec::put_log_id_option(&mut earlier, last.as_ref());
             codec::put_stored_membership(&mut earlier, &progress.membership);
-            if version == HEAD_VERSION_2 {
+            if version > HEAD_VERSION_1 {
                 codec::put_u32(&mut earlier, 0);
+            }
+            if version > HEAD_VERSION_2 {
+                codec::put_u32(&mut earlier, 1);
             }
             codec::put_bytes(&mut earlier, b"machine");
             let head = Head::decode(&earlier).unwrap();
             assert_eq!((head.index(), head.machine.as_slice()), (9, b"machine".as_slice()));
-            assert_eq!((head.progress.retired.len(), head.progress.level), (0, 1));
+            assert_eq!((head.progress.retired.len(), head.progress.level, head.progress.hash), (0, 1, None));
         }
     }
 }

@@ -99,6 +99,16 @@ pub enum StartError {
         /// That peer's cluster.
         theirs: String,
     },
+    /// The directory holds less than this node has promised: it is an older copy.
+    #[error("the data directory {} is an older copy of this node's disk, as node {peer} knows: {why}; what it acknowledged and voted since is lost", dir.display())]
+    WentBack {
+        /// The directory.
+        dir: PathBuf,
+        /// Who knows.
+        peer: NodeId,
+        /// How that is known.
+        why: String,
+    },
     /// A recovery of this directory was begun and did not come to its end.
     #[error("a recovery of the data directory {} was begun and not finished", dir.display())]
     Unfinished {

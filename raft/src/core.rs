@@ -18,7 +18,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    GroupId, Machine, NodeConfig, NodeId, Unavailable, chance,
+    GroupId, Machine, NodeConfig, NodeId, Unavailable,
+    agreement::{Agreement, Standing},
+    chance,
     checkpoint::Checkpointer,
     clock::Clock,
     codec::put_vote,
@@ -79,6 +81,18 @@ impl PeerTable {
         peer.clone()
     }
 
+    /// Greets all members that are known from before.
+    pub(crate) async fn greet_all(&self) {
+        let own = self.identity.node_id();
+        let peers = self.identity.peers().into_iter().filter(|(id, _)| *id != own);
+        let greetings = peers.map(|(id, address)| {
+            let peer = self.at(id, &address);
+            // Whoever does not answer says nothing.
+            async move { drop(peer.link().await) }
+        });
+        futures::future::join_all(greetings).await;
+    }
+
     fn known(&self, id: NodeId) -> Option<Arc<Peer>> {
         self.peers.lock().get(&id).cloned()
     }
@@ -113,6 +127,9 @@ pub(crate) struct Core<M: Machine> {
     pub changing: Semaphore,
     /// As the leader: of the followers in what is committed.
     pub interest: Arc<Interest>,
+    /// Whether the members have applied the same log, and what follows for this node.
+    pub agreement: Agreement,
+    pub standing: Mutex<Standing>,
     /// The leader as openraft last said.
     pub leader: watch::Sender<Option<NodeId>>,
     /// Whether any member has sent a Raft message since the start: before, openraft takes the leader that this node
@@ -311,11 +328,12 @@ impl<M: Machine> Handler for Core<M> {
         } else {
             Some(format!("this is node {}, not node {}", ours.node_id, hello.to))
         };
-        Hello { refusal: refusal.unwrap_or_default(), ..ours }
+        let went_back = self.identity.old_disk(hello.node_id).filter(|_| refusal.is_some());
+        Hello { refusal: refusal.unwrap_or_default(), went_back: went_back.unwrap_or_default(), ..ours }
     }
 
-    fn accepted(&self, hello: &Hello) -> Result<(), String> {
-        self.identity.learn(hello)
+    async fn accepted(&self, hello: &Hello) -> Result<(), String> {
+        self.identity.learn(hello).await
     }
 
     fn judgement(&self) -> u64 {
@@ -349,6 +367,7 @@ impl<M: Machine> Handler for Core<M> {
         match kind {
             Kind::Append => {
                 let request = messages::append_request(&body).map_err(text)?;
+                self.check_history(&request);
                 let response: AppendEntriesResponse<TypeConfig> =
                     self.raft.append_entries(request).await.map_err(text)?;
                 messages::put_append_response(&mut answer, &response);
@@ -388,6 +407,7 @@ impl<M: Machine> Handler for Core<M> {
                 }
             }
             Kind::Admin => answer = self.answer_admin(&body).await,
+            Kind::Report => answer = self.answer_report(&body)?,
             Kind::FetchPages => answer = recover::answer(&self.checkpointer, &body).await?,
             Kind::Hello | Kind::Stream | Kind::StreamEnd | Kind::Confirm | Kind::Ping => {
                 return Err("not a call".into());
@@ -397,11 +417,13 @@ impl<M: Machine> Handler for Core<M> {
     }
 
     fn append_stream(
-        &self,
+        self: &Arc<Self>,
         _group: GroupId,
         requests: impl Stream<Item = AppendRequest> + Send + 'static,
     ) -> impl Stream<Item = AppendResult> + Send + 'static {
         self.heard_of_leader();
+        let this = self.clone();
+        let requests = requests.inspect(move |request| this.check_history(request));
         // A fatal error ends the stream; the node is stopping then.
         self.raft.stream_append(requests).filter_map(|result| std::future::ready(result.ok()))
     }

@@ -11,7 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, StartError, chance, types::MemberNode};
+use crate::{NodeId, StartError, chance, lives::Lives, types::MemberNode, witness::Met};
+use parking_lot::Mutex;
 
 const FORMAT_VERSION: u32 = 1;
 const FILE: &str = "identity.json";
@@ -31,6 +32,12 @@ pub(crate) struct Content {
     pub(crate) has_log: bool,
     /// The last known members' peer addresses, for a node that must ask them before it can read its state.
     pub(crate) peers: BTreeMap<NodeId, String>,
+    /// The lives of this disk.
+    #[serde(default)]
+    pub(crate) lives: Lives,
+    /// The newest lives of the peers' disks that were met.
+    #[serde(default)]
+    pub(crate) met: BTreeMap<NodeId, Met>,
     /// The clusters that this one was recovered from, the latest last: they are not to be used any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) former_clusters: Vec<String>,
@@ -64,9 +71,44 @@ impl Content {
             cluster_id: String::new(),
             has_log: false,
             peers: BTreeMap::new(),
+            lives: Lives::default(),
+            met: BTreeMap::new(),
             former_clusters: Vec::new(),
             unfinished: None,
         }
+    }
+}
+
+/// The identity file of a directory, and what it holds.
+pub(crate) struct IdentityFile {
+    dir: PathBuf,
+    content: Mutex<Content>,
+    /// Held while the file is written. Nobody who only reads waits for the disk.
+    saving: Mutex<()>,
+}
+
+impl IdentityFile {
+    /// What the directory has.
+    pub(crate) fn new(dir: &Path, content: Content) -> IdentityFile {
+        IdentityFile { dir: dir.to_owned(), content: Mutex::new(content), saving: Mutex::default() }
+    }
+
+    /// Looks at what it holds.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&Content) -> R) -> R {
+        look(&self.content.lock())
+    }
+
+    /// Changes it, durably. Blocks.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Content)) -> io::Result<()> {
+        let _turn = self.saving.lock();
+        let before = self.content.lock().clone();
+        let mut changed = before.clone();
+        change(&mut changed);
+        if changed != before {
+            save(&self.dir, &changed)?;
+            *self.content.lock() = changed;
+        }
+        Ok(())
     }
 }
 

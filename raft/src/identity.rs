@@ -1,27 +1,31 @@
 //! Who this node is: the lock on its data directory and the identity file in it. Judges the peers that it
-//! talks to, and learns the cluster's id and time from them.
+//! talks to, and learns the cluster's id, its time and the lives of their disks from them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use crate::{
-    NodeId, StartError,
+    NodeId, StartError, chance,
     clock::Clock,
-    directory::{self, Content},
+    directory::{self, Content, IdentityFile},
     net::{
-        handshake::{Hello, PROTOCOL_VERSION, objection, outgrown},
+        handshake::{Hello, PROTOCOL_OLDEST, PROTOCOL_VERSION, objection, outgrown},
         peer::Greeter,
     },
-    types::MemberNode,
+    platform::Platform,
+    safeguard::{self, Safeguard},
+    types::{LogId, MemberNode},
+    witness::{Begun, Held, Known, Met, Witness},
 };
 
 /// The endpoint under which a node publishes its disk id.
@@ -36,17 +40,27 @@ pub(crate) struct Introduction {
     pub apply_level_max: u32,
 }
 
+/// How far a peer's log agrees with that of this node while it leads, as openraft knows it.
+type Matched = Box<dyn Fn(NodeId) -> Option<LogId> + Send + Sync>;
+
 /// One data directory, held by this process.
 pub(crate) struct Identity {
-    dir: PathBuf,
+    file: Arc<IdentityFile>,
+    platform: Platform,
     introduction: Introduction,
     /// The level by which it applies entries: the applier's own.
     apply_level: Arc<AtomicU32>,
     /// Whether the log has anything in it.
     has_entries: AtomicBool,
-    content: Mutex<Content>,
-    /// Held while the file is written. Nobody who only reads waits for the disk.
-    saving: Mutex<()>,
+    /// Where peers reach this node, once it listens.
+    address: OnceLock<String>,
+    /// This process.
+    boot: u64,
+    /// What was on the disk when it began, once that was read.
+    begun_with: Mutex<Held>,
+    /// What is known of the peers' disks.
+    pub(crate) witness: Witness,
+    matched: OnceLock<Matched>,
     clock: Arc<Clock>,
     /// The disk ids in the membership.
     disks: Mutex<BTreeMap<NodeId, String>>,
@@ -58,6 +72,10 @@ pub(crate) struct Identity {
     seen: Mutex<BTreeMap<NodeId, Hello>>,
     /// The last peer that refused this node, and why; None when one has not since.
     refusal: Mutex<Option<(NodeId, String)>>,
+    /// A peer that says that this disk went back to an older copy, and how it knows.
+    went_back: Mutex<Option<(NodeId, String)>>,
+    /// Peers whose disks went back, and how that is known.
+    old_disks: Mutex<BTreeMap<NodeId, String>>,
     /// Peers that belong to another cluster, and that cluster's id.
     strangers: Mutex<BTreeMap<NodeId, String>>,
     /// A peer whose cluster was recovered from this node's, and that cluster's id.
@@ -68,12 +86,13 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Creates or opens the directory and locks it for as long as the value lives.
+    /// Creates or opens the directory and locks it for as long as the value lives. Begins a life of it.
     pub(crate) fn open(
         dir: &Path,
         node_id: NodeId,
         introduction: Introduction,
         clock: Arc<Clock>,
+        platform: Platform,
     ) -> Result<Identity, StartError> {
         let io = |context: String| move |source| StartError::Io { context, source };
         std::fs::create_dir_all(dir).map_err(io(format!("cannot create {}", dir.display())))?;
@@ -96,19 +115,29 @@ impl Identity {
         if let Some(unfinished) = content.unfinished {
             return Err(StartError::Unfinished { dir: dir.to_owned(), backup: unfinished.backup });
         }
+        let file = IdentityFile::new(dir, content);
+        // Durable before anybody hears of it.
+        file.change(|content| content.lives.begin())
+            .map_err(io(format!("cannot write to {}", dir.display())))?;
         Ok(Identity {
-            dir: dir.to_owned(),
+            file: Arc::new(file),
+            platform,
             introduction,
             apply_level: Arc::default(),
             has_entries: AtomicBool::new(false),
-            content: Mutex::new(content),
-            saving: Mutex::default(),
+            address: OnceLock::new(),
+            boot: chance::id(),
+            begun_with: Mutex::default(),
+            witness: Witness::open(dir),
+            matched: OnceLock::new(),
             clock,
             disks: Mutex::default(),
             retired: Mutex::default(),
             judgement: AtomicU64::new(0),
             seen: Mutex::default(),
             refusal: Mutex::default(),
+            went_back: Mutex::default(),
+            old_disks: Mutex::default(),
             strangers: Mutex::default(),
             successor: Mutex::default(),
             outgrown: Mutex::default(),
@@ -117,21 +146,21 @@ impl Identity {
     }
 
     pub(crate) fn node_id(&self) -> NodeId {
-        self.content.lock().node_id
+        self.file.look(|content| content.node_id)
     }
 
     pub(crate) fn disk_id(&self) -> String {
-        self.content.lock().disk_id.clone()
+        self.file.look(|content| content.disk_id.clone())
     }
 
     /// None while this node is not part of a cluster.
     pub(crate) fn cluster_id(&self) -> Option<String> {
-        Some(self.content.lock().cluster_id.clone()).filter(|id| !id.is_empty())
+        Some(self.file.look(|content| content.cluster_id.clone())).filter(|id| !id.is_empty())
     }
 
     /// Whether this node has been a member: then an empty log is a lost one.
     pub(crate) fn has_log(&self) -> bool {
-        self.content.lock().has_log
+        self.file.look(|content| content.has_log)
     }
 
     /// The log is not empty: this node is, or was, part of a cluster.
@@ -141,7 +170,7 @@ impl Identity {
 
     /// The members' addresses as last known.
     pub(crate) fn peers(&self) -> BTreeMap<NodeId, String> {
-        self.content.lock().peers.clone()
+        self.file.look(|content| content.peers.clone())
     }
 
     /// One of the peers that belong to another cluster, and that cluster's id, if they are more than half of the
@@ -164,7 +193,7 @@ impl Identity {
 
     /// Makes a new cluster's id.
     pub(crate) fn form_cluster(&self) -> std::io::Result<()> {
-        self.change(|content| content.cluster_id = directory::random_id())
+        self.file.change(|content| content.cluster_id = directory::random_id())
     }
 
     /// Takes the members' disks from the membership.
@@ -183,7 +212,8 @@ impl Identity {
         peers: BTreeMap<NodeId, String>,
         is_member: bool,
     ) -> std::io::Result<()> {
-        self.change(|content| {
+        self.file.change(|content| {
+            content.met.retain(|id, _| peers.contains_key(id));
             content.peers = peers;
             content.has_log |= is_member;
         })
@@ -204,6 +234,71 @@ impl Identity {
         self.apply_level.clone()
     }
 
+    /// Says where peers reach this node.
+    pub(crate) fn set_address(&self, address: &str) {
+        self.address.get_or_init(|| address.to_owned());
+    }
+
+    /// Says what was on the disk when this process began.
+    pub(crate) fn begin_with(&self, held: Held) {
+        *self.begun_with.lock() = held;
+    }
+
+    /// Lets this node tell how far its followers' logs agree with its own, while it leads.
+    pub(crate) fn judge_by(&self, matched: impl Fn(NodeId) -> Option<LogId> + Send + Sync + 'static) {
+        self.matched.get_or_init(|| Box::new(matched));
+    }
+
+    /// This start of the node.
+    fn begun(&self) -> Begun {
+        let lives = self.file.look(|content| content.lives.clone());
+        Begun { lives, boot: self.boot, with: *self.begun_with.lock() }
+    }
+
+    /// What is known of this disk, to tell others. `held` is what is on it for good.
+    pub(crate) fn known(&self, held: Held) -> Option<Known> {
+        let (disk_id, life) = self.file.look(|content| (content.disk_id.clone(), content.lives.present()));
+        Some(Known { disk_id, life: life?, boot: self.boot, held })
+    }
+
+    /// Takes what the peer `from` says of a disk.
+    pub(crate) fn hear_of_disk(&self, from: NodeId, id: NodeId, known: &Known) {
+        self.witness.hear(id, known);
+        if id == self.node_id() {
+            let why = self.witness.objection(id, &self.disk_id(), &self.begun(), None);
+            if let Some(why) = why.filter(|_| !safeguard::is_off(Safeguard::DiskWitness)) {
+                *self.went_back.lock() = Some((from, why));
+            }
+        } else if self.old_disk(id).is_none()
+            && self.seen(id).is_some_and(|hello| self.judge_disk(&hello).is_some())
+        {
+            // Whoever was welcome up to now is not any more.
+            self.judgement.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The number of the life that this disk is in.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn life(&self) -> u64 {
+        self.file.look(|content| content.lives.number)
+    }
+
+    /// The numbers of the newest lives of the peers' disks that were met.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn met(&self) -> BTreeMap<NodeId, u64> {
+        self.file.look(|content| content.met.iter().map(|(id, met)| (*id, met.life.number)).collect())
+    }
+
+    /// A peer that says that this disk went back to an older copy, and how it knows.
+    pub(crate) fn went_back(&self) -> Option<(NodeId, String)> {
+        self.went_back.lock().clone()
+    }
+
+    /// Why a peer's disk is an older copy, as far as this node knows.
+    pub(crate) fn old_disk(&self, id: NodeId) -> Option<String> {
+        self.old_disks.lock().get(&id).cloned()
+    }
+
     /// What a peer said when it was last not objected to.
     pub(crate) fn seen(&self, id: NodeId) -> Option<Hello> {
         self.seen.lock().get(&id).cloned()
@@ -212,18 +307,6 @@ impl Identity {
     /// A peer that refuses this node, and why.
     pub(crate) fn refusal(&self) -> Option<(NodeId, String)> {
         self.refusal.lock().clone()
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Content)) -> std::io::Result<()> {
-        let _turn = self.saving.lock();
-        let before = self.content.lock().clone();
-        let mut changed = before.clone();
-        change(&mut changed);
-        if changed != before {
-            directory::save(&self.dir, &changed)?;
-            *self.content.lock() = changed;
-        }
-        Ok(())
     }
 
     /// Why this node must not talk to the one that sent `theirs`. Remembers who belongs to another cluster.
@@ -254,10 +337,36 @@ impl Identity {
                 )
             })
         });
+        let objection = objection.or_else(|| self.judge_disk(theirs));
         if objection.is_none() {
             self.seen.lock().insert(theirs.node_id, theirs.clone());
         }
         objection
+    }
+
+    /// Why a peer's disk must have gone back to an older copy.
+    fn judge_disk(&self, theirs: &Hello) -> Option<String> {
+        if safeguard::is_off(Safeguard::DiskWitness) {
+            return None;
+        }
+        let id = theirs.node_id;
+        let matched = self.matched.get().and_then(|matched| matched(id));
+        if let (Some(matched), Some(newest)) = (matched, self.witness.newest(id)) {
+            self.witness.hear(id, &Known { held: Held::new(Some(matched), 0), ..newest });
+        }
+        let met = self.file.look(|content| content.met.get(&id).cloned());
+        let why = self.witness.objection(id, &theirs.disk_id, &theirs.begun, met.as_ref());
+        let mut old_disks = self.old_disks.lock();
+        match &why {
+            Some(why) => old_disks.insert(id, why.clone()),
+            None => old_disks.remove(&id),
+        };
+        why.map(|why| {
+            format!(
+                "node {id} came back with an older copy of its disk ({why}): what it acknowledged and voted since is lost, \
+                 so its id must not be used again; remove it (DELETE /v1/cluster/members/{id}) and join with a new id"
+            )
+        })
     }
 
     /// As `judge`, of one that calls: a node without data that is no member must hear that the cluster is formed, also
@@ -271,52 +380,86 @@ impl Identity {
         })
     }
 
-    /// Learns from a peer that was not objected to.
-    pub(crate) fn learn(&self, theirs: &Hello) -> Result<(), String> {
+    /// Learns from a peer that was not objected to, and does not object itself. What it says of its disk is durable
+    /// afterwards.
+    pub(crate) async fn learn(&self, theirs: &Hello) -> Result<(), String> {
         if let Some(clock_ms) = theirs.clock_ms {
             self.clock.learn_ms(clock_ms);
         }
-        if self.cluster_id().is_none() && !theirs.cluster_id.is_empty() {
-            let take = |content: &mut Content| {
-                content.cluster_id.clone_from(&theirs.cluster_id);
-                content.former_clusters.clone_from(&theirs.former_clusters);
-            };
-            self.change(take).map_err(|error| format!("cannot save the cluster's id: {error}"))?;
+        let joins = self.cluster_id().is_none() && !theirs.cluster_id.is_empty();
+        let present = theirs.begun.lives.present();
+        let met = present.map(|life| Met { disk_id: theirs.disk_id.clone(), life });
+        let is_known = self.file.look(|content| {
+            content.lives.is_met && (met.is_none() || content.met.get(&theirs.node_id) == met.as_ref())
+        });
+        if joins || !is_known {
+            let (file, theirs, met) = (self.file.clone(), theirs.clone(), met.clone());
+            let save = move || file.change(|content| take(content, &theirs, met));
+            let saved = self.platform.block(save).await.flatten();
+            saved.map_err(|error| format!("cannot save what a peer says of itself: {error}"))?;
+        }
+        if joins {
             tracing::info!(cluster_id = theirs.cluster_id, "this node is now part of the cluster");
+        }
+        if let Some(Met { disk_id, life }) = met {
+            self.witness.hear(
+                theirs.node_id,
+                &Known { disk_id, life, boot: theirs.begun.boot, held: theirs.begun.with },
+            );
         }
         Ok(())
     }
 }
 
+/// What a peer's greeting adds to the identity file.
+fn take(content: &mut Content, theirs: &Hello, met: Option<Met>) {
+    if content.cluster_id.is_empty() {
+        content.cluster_id.clone_from(&theirs.cluster_id);
+        content.former_clusters.clone_from(&theirs.former_clusters);
+    }
+    content.lives.is_met = true;
+    if let Some(met) = met {
+        content.met.insert(theirs.node_id, met);
+    }
+}
+
 impl Greeter for Identity {
     fn hello(&self, to: NodeId) -> Hello {
-        let content = self.content.lock();
+        let content = self.file.look(Content::clone);
         Hello {
             protocol_version: PROTOCOL_VERSION,
-            cluster_id: content.cluster_id.clone(),
+            cluster_id: content.cluster_id,
             node_id: content.node_id,
             to,
-            disk_id: content.disk_id.clone(),
+            disk_id: content.disk_id,
             clock_ms: self.clock.live_ms(),
             refusal: String::new(),
-            former_clusters: content.former_clusters.clone(),
-            protocol_oldest: PROTOCOL_VERSION,
+            former_clusters: content.former_clusters,
+            protocol_oldest: PROTOCOL_OLDEST,
             has_log: content.has_log || self.has_entries.load(Ordering::Relaxed),
             first_members: self.introduction.first_members.clone(),
             apply_level: self.apply_level.load(Ordering::Acquire),
             apply_level_max: self.introduction.apply_level_max,
+            begun: self.begun(),
+            address: self.address.get().cloned().unwrap_or_default(),
+            went_back: String::new(),
         }
     }
 
-    fn greeted(&self, answer: &Hello) -> Result<(), String> {
-        let objection = self.judge(answer);
-        let refusal = (!answer.refusal.is_empty()).then(|| (answer.node_id, answer.refusal.clone()));
-        *self.refusal.lock() = refusal.clone();
-        match (objection, refusal) {
-            (Some(why), _) => Err(why),
-            (None, Some((_, why))) => Err(format!("refused: {why}")),
-            (None, None) => self.learn(answer),
-        }
+    fn greeted<'a>(&'a self, answer: &'a Hello) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let objection = self.judge(answer);
+            let refusal = (!answer.refusal.is_empty()).then(|| (answer.node_id, answer.refusal.clone()));
+            self.refusal.lock().clone_from(&refusal);
+            if !answer.went_back.is_empty() {
+                *self.went_back.lock() = Some((answer.node_id, answer.went_back.clone()));
+            }
+            match (objection, refusal) {
+                (Some(why), _) => Err(why),
+                (None, Some((_, why))) => Err(format!("refused: {why}")),
+                (None, None) => self.learn(answer).await,
+            }
+        })
     }
 
     fn judgement(&self) -> u64 {
@@ -334,13 +477,14 @@ mod tests {
     use std::sync::Arc;
 
     use super::{Identity, Introduction};
-    use crate::{StartError, clock::Clock};
+    use crate::{Platform, StartError, clock::Clock};
 
     #[test]
     fn a_directory_belongs_to_one_node_and_one_process() {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(Clock::new(Arc::new(|| 0)));
-        let open = |id| Identity::open(dir.path(), id, Introduction::default(), clock.clone());
+        let open =
+            |id| Identity::open(dir.path(), id, Introduction::default(), clock.clone(), Platform::system());
         let identity = open(3).unwrap();
         assert!(matches!(open(3), Err(StartError::Locked(_))));
         identity.form_cluster().unwrap();

@@ -4,6 +4,7 @@
 //! openraft, sled and the log files are named nowhere outside this crate. The public face is the [`Machine`]
 //! trait and the [`Node`] handle.
 
+mod agreement;
 pub mod chance;
 mod checkpoint;
 mod clock;
@@ -11,6 +12,7 @@ mod codec;
 mod company;
 mod config;
 mod confirm;
+mod contradiction;
 mod core;
 mod directory;
 mod fatal;
@@ -20,6 +22,7 @@ mod identity;
 #[cfg(test)]
 mod kill;
 mod level;
+mod lives;
 mod log;
 mod machine;
 mod membership;
@@ -33,6 +36,7 @@ mod platform;
 mod propose;
 mod reads;
 mod recover;
+mod report;
 mod rounds;
 pub mod safeguard;
 #[cfg(feature = "simulation")]
@@ -42,9 +46,12 @@ mod state;
 mod status;
 mod supervised;
 mod tasks;
+mod trail;
 mod types;
+mod witness;
 
 pub use config::{NodeConfig, StartError};
+pub use fatal::EXIT_CONTRADICTED;
 pub use machine::{
     Batch, Entropy, GroupId, Loader, Local, Machine, NodeId, PageWrite, Proposal, ProposeError, Unavailable,
 };

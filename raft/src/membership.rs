@@ -15,6 +15,7 @@ use std::{
 
 use openraft::{
     ChangeMembers, Instant,
+    async_runtime::watch::WatchReceiver as _,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
 };
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ use crate::{
     identity::DISK_ENDPOINT,
     level,
     net::{frame::Kind, peer::CallError},
-    types::{MemberNode, TypeConfig},
+    types::{LogId, MemberNode, TypeConfig},
 };
 
 /// How far behind a member may be that a majority is to rest on, in entries.
@@ -345,6 +346,16 @@ impl<M: Machine> Core<M> {
             return Refusal::NotLeader;
         }
         conflict("this leader could not hand over before its removal; it is still a member")
+    }
+
+    /// Tells, while this node leads, which entries that are committed a member has.
+    pub(crate) fn matched(&self) -> impl Fn(NodeId) -> Option<LogId> + Send + Sync + 'static {
+        let (metrics, applier) = (self.raft.metrics(), self.applier.clone());
+        move |id| {
+            let matched = metrics.borrow_watched().replication.as_ref()?.get(&id).copied().flatten()?;
+            let applied = applier.paused(|_, progress| progress.last)?;
+            Some(if matched.index < applied.index { matched } else { applied })
+        }
     }
 
     /// Whether a member answers, and has the log but for what is on its way.

@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     AdminError, Counters, Machine, Member, NodeConfig, NodeId, ReadLevel, Role, StartError, Status,
     Unavailable,
+    agreement::{Agreement, Standing},
     checkpoint::Checkpointer,
     clock::Clock,
     core::{Core, GROUP, Metrics, PeerTable},
@@ -26,10 +27,11 @@ use crate::{
     identity::{Identity, Introduction},
     membership::{Request, last_contact_ms},
     net::{interest::Interest, peer::Peer, raft_network::Factory, serve, transport::Listener},
-    opening::{io_error, listen, open_log, open_pages, wait_for_promises},
+    opening::{held, io_error, listen, open_log, open_pages, wait_for_promises},
     pages::PageStore,
     platform::Platform,
     propose::{Limits, Proposer},
+    report,
     rounds::{Pace, Rounds},
     snapshot::{Receiver, Sender},
     state::{Applier, Progress, StateMachine},
@@ -77,19 +79,22 @@ impl<M: Machine> Node<M> {
             first_members: config.bootstrap.iter().flat_map(|peers| peers.keys().copied()).collect(),
             apply_level_max: machine.apply_level_max(),
         };
-        let identity = Arc::new(Identity::open(&config.dir, config.id, introduction, clock.clone())?);
+        let parts = (clock.clone(), platform.clone());
+        let identity = Arc::new(Identity::open(&config.dir, config.id, introduction, parts.0, parts.1)?);
         let listener = listen(&platform, &config).await?;
         let peer_address = config.peer_advertise.clone().unwrap_or_else(|| listener.local_address());
+        identity.set_address(&peer_address);
         let table = Arc::new(PeerTable::new(platform.clone(), identity.clone()));
         let log = open_log(&platform, &config, &identity).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
+        identity.begin_with(held(&log, &progress));
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
         let parts = (clock.clone(), proposer.clone(), identity.apply_level());
         let checkpointer = Arc::new(checkpointer(&config, platform, machine, parts, (pages, progress)));
         let applier = checkpointer.applier.clone();
         let snapshots =
             Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
-        wait_for_promises(&config, &log, started).await?;
+        wait_for_promises(&config, &log, &table, started).await?;
         let receiver = Receiver::new(&checkpointer, config.dir.join("pages.received"), log.store(GROUP));
         let interest = Arc::new(Interest::new());
         let factory = Factory {
@@ -121,6 +126,8 @@ impl<M: Machine> Node<M> {
             confirmed: Mutex::default(),
             changing: Semaphore::new(1),
             interest,
+            agreement: Agreement::default(),
+            standing: Mutex::new(Standing::Agreed),
             leader: watch::Sender::new(None),
             heard: watch::Sender::new(false),
             changes: watch::Sender::new(0),
@@ -145,6 +152,9 @@ impl<M: Machine> Node<M> {
             core.identity.note_entries();
         }
         tasks::learn_retired(core);
+        core.identity.judge_by(core.matched());
+        let applier = core.applier.clone();
+        core.votes.guard(move || applier.index(), core.table.platform.contradiction.clone());
         self.spawn_tasks(listener);
         Ok(())
     }
@@ -160,6 +170,7 @@ impl<M: Machine> Node<M> {
         tasks.spawn("upkeep", tasks::upkeep(core.clone(), self.peer_address.clone()));
         tasks.spawn("deadlines", tasks::tick_for_deadlines(core.clone()));
         tasks.spawn("disk", tasks::watch_disk(core.clone()));
+        tasks.spawn("reports", report::exchange_reports(core.clone()));
         let reading = core.clone();
         tasks.spawn("reads", async move {
             reading.reads.run(Pace::Every(READ_PAUSE), || reading.read_round()).await
@@ -190,7 +201,7 @@ impl<M: Machine> Node<M> {
     }
 
     /// Returns when this node turns out to have the data of another cluster than most of its peers, or of one that was
-    /// given up, or to be of a version that cannot follow its cluster.
+    /// given up, or to be of a version that cannot follow its cluster, or to have an older copy of its disk.
     pub async fn among_strangers(&self) -> StartError {
         let (core, config) = (&self.core, &self.core.config);
         loop {
@@ -203,6 +214,9 @@ impl<M: Machine> Node<M> {
             }
             if let Some(why) = core.identity.outgrown() {
                 return StartError::Config(why);
+            }
+            if let Some((peer, why)) = core.identity.went_back() {
+                return StartError::WentBack { dir: config.dir.clone(), peer, why };
             }
             if core.leader.borrow().is_none() {
                 // With a leader the old cluster lives, whatever was recovered from a part of it.
@@ -302,6 +316,8 @@ impl<M: Machine> Node<M> {
         let leads = metrics.state == ServerState::Leader;
         let matched =
             metrics.replication.as_ref().and_then(|replication| replication.get(&id).copied().flatten());
+        // openraft goes on to say what an older disk once had.
+        let matched = matched.filter(|_| self.core.identity.old_disk(id).is_none());
         Member {
             id,
             voter: membership.voter_ids().any(|voter| voter == id),
@@ -315,6 +331,9 @@ impl<M: Machine> Node<M> {
     fn not_ready(&self, metrics: &Metrics) -> Option<String> {
         if metrics.membership_config.membership().get_node(&self.core.config.id).is_none() {
             return Some(self.with_refusal("this node is not a member of a cluster"));
+        }
+        if let Some(why) = self.core.is_split() {
+            return Some(why.into());
         }
         if self.core.leader.borrow().is_none() {
             return Some(self.with_refusal("no leader is known"));

@@ -17,10 +17,14 @@ use crate::{
     recover,
     safeguard::{self, Safeguard},
     state::Progress,
+    witness::Held,
 };
 
 /// Spare log segments that are kept zeroed.
 const SPARE_SEGMENTS: usize = 2;
+
+/// How long peers have at least to say that they know a later state of this disk.
+const ASKING_MIN: Duration = Duration::from_millis(250);
 
 pub(crate) fn io_error(context: &str, error: impl std::fmt::Display) -> StartError {
     StartError::Io { context: context.into(), source: std::io::Error::other(error.to_string()) }
@@ -78,6 +82,7 @@ pub(crate) async fn open_pages<M: Machine>(
     table: &Arc<PeerTable>,
     machine: &M,
 ) -> Result<(PageStore, Progress), StartError> {
+    table.identity.begin_with(held(log, &Progress::default()));
     let (pages, progress) = load_pages(config, log, table, machine).await?;
     if let Some(applied) = progress.last {
         let agreed = log.store(GROUP).agree_with(applied).await;
@@ -155,17 +160,33 @@ async fn try_open_pages<M: Machine>(
     }
 }
 
+/// What is on the disk at the start: a checkpoint that was received may be ahead of the log.
+pub(crate) fn held(log: &Log, progress: &Progress) -> Held {
+    let store = log.store(GROUP);
+    let of_log = store.durable_entry();
+    let ahead = progress.last.filter(|last| of_log.is_none_or(|of_log| of_log.index < last.index));
+    Held::new(ahead.or(of_log), store.durable_vote().map_or(0, |vote| vote.leader_id.term))
+}
+
 /// A node that voted or followed before it stopped may have granted a leader a lease, which it has forgotten:
-/// it answers no Raft message before that lease must have run out.
+/// it answers no Raft message before that lease must have run out. Meanwhile it asks its peers whether its disk is the one
+/// that they know: it must not vote before it hears that it is not.
 pub(crate) async fn wait_for_promises(
     config: &NodeConfig,
     log: &Log,
+    table: &PeerTable,
     started: Instant,
 ) -> Result<(), StartError> {
     let vote = log.store(GROUP).read_vote().await.map_err(|error| io_error("cannot read the vote", error))?;
     if vote.is_some() && !safeguard::is_off(Safeguard::StartupGuard) {
         let lease = Duration::from_millis(config.election_timeout_ms.1);
+        let left = lease.saturating_sub(started.elapsed());
+        // Peers that start at the same time do not answer yet.
+        let _ = tokio::time::timeout(left.max(ASKING_MIN), table.greet_all()).await;
         tokio::time::sleep(lease.saturating_sub(started.elapsed())).await;
     }
-    Ok(())
+    match table.identity.went_back() {
+        Some((peer, why)) => Err(StartError::WentBack { dir: config.dir.clone(), peer, why }),
+        None => Ok(()),
+    }
 }

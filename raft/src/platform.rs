@@ -28,6 +28,7 @@ pub struct Platform {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) wall: WallClock,
     pub(crate) fatal: fatal::Handler,
+    pub(crate) contradiction: fatal::Handler,
     /// None for the system's.
     #[cfg(feature = "simulation")]
     pub(crate) storage: Option<Storage>,
@@ -45,6 +46,7 @@ impl Platform {
             transport,
             wall: Arc::new(system_wall_us),
             fatal: fatal::handler(),
+            contradiction: fatal::contradiction(),
             #[cfg(feature = "simulation")]
             storage: None,
         }

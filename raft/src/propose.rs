@@ -89,6 +89,8 @@ struct Queue<L> {
     company: Company,
     next_sequence: u64,
     stopped: bool,
+    /// Why nothing new is taken, if nothing is.
+    refused: Option<&'static str>,
 }
 
 struct Draft<L> {
@@ -169,6 +171,7 @@ impl<L: Local> Proposer<L> {
                 company: Company::default(),
                 next_sequence: 1,
                 stopped: false,
+                refused: None,
             }),
             pending: Mutex::default(),
             wake: Notify::new(),
@@ -193,6 +196,9 @@ impl<L: Local> Proposer<L> {
         let mut queue = self.queue.lock();
         if queue.stopped {
             return Err((local, Unavailable::NotServing("it is stopping")));
+        }
+        if let Some(why) = queue.refused {
+            return Err((local, Unavailable::NotServing(why)));
         }
         if queue.waiting_bytes > 0 && queue.waiting_bytes + bytes.len() > limits.waiting_bytes_max {
             return Err((local, Unavailable::Overloaded));
@@ -228,7 +234,7 @@ impl<L: Local> Proposer<L> {
         let (answer, answered) = oneshot::channel();
         {
             let mut queue = self.queue.lock();
-            if queue.stopped {
+            if queue.stopped || queue.refused.is_some() {
                 return Forwarded::NotAppended;
             }
             let proposals = packet::proposals_of(&packet);
@@ -237,6 +243,11 @@ impl<L: Local> Proposer<L> {
         }
         self.wake.notify_one();
         answered.await.unwrap_or(Forwarded::Unknown)
+    }
+
+    /// From here on nothing new is taken, for this reason; or it is again.
+    pub(crate) fn refuse(&self, why: Option<&'static str>) {
+        self.queue.lock().refused = why;
     }
 
     /// In `apply`: who waits for this packet on this node. None for packets of others, and for those that

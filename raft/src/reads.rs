@@ -34,6 +34,11 @@ pub(crate) struct Confirmed {
 impl<M: Machine> Core<M> {
     /// Returns when a read of the local machine gives what `level` promises.
     pub(crate) async fn barrier(&self, level: ReadLevel) -> Result<(), Unavailable> {
+        if level != ReadLevel::Stale
+            && let Some(why) = self.is_split()
+        {
+            return Err(Unavailable::NotServing(why));
+        }
         let index = match level {
             ReadLevel::Stale => return Ok(()),
             _ if safeguard::is_off(Safeguard::ReadRound) => return Ok(()),

@@ -25,6 +25,12 @@ pub enum Safeguard {
     ReplicatedChance,
     /// A read is confirmed by answers to messages that were sent for it, not by openraft's clock.
     OwnConfirmation,
+    /// A disk that went back to an older copy is refused by whoever remembers more than it holds.
+    DiskWitness,
+    /// A log is never cut below what is applied.
+    AppliedStays,
+    /// Members that have applied different logs do not go on.
+    Agreement,
 }
 
 #[cfg(feature = "simulation")]
@@ -41,6 +47,9 @@ impl Safeguard {
         ("log-clock", Safeguard::LogClock),
         ("replicated-chance", Safeguard::ReplicatedChance),
         ("own-confirmation", Safeguard::OwnConfirmation),
+        ("disk-witness", Safeguard::DiskWitness),
+        ("applied-stays", Safeguard::AppliedStays),
+        ("agreement", Safeguard::Agreement),
     ];
 }
 

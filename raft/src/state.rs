@@ -21,20 +21,21 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    Batch, Machine, NodeId, Proposal,
+    Batch, Entropy, Machine, NodeId, Proposal,
     checkpoint::Checkpointer,
     clock::Clock,
     fatal,
     packet::{self, Packet},
     propose::Proposer,
     snapshot::SnapshotData,
+    trail::{self, Mark, Trail},
     types::{Applied, Entry, LogId, StoredMembership, TypeConfig},
 };
 
 pub(crate) type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
 
 /// What has been applied: everything of the state that is not the machine's.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub last: Option<LogId>,
     pub membership: StoredMembership,
@@ -42,9 +43,24 @@ pub(crate) struct Progress {
     pub retired: BTreeSet<NodeId>,
     /// The level by which entries are applied; 0 before the first.
     pub level: u32,
+    /// The running hash of the entries; None where it is not known.
+    pub hash: Option<u64>,
+}
+
+impl Default for Progress {
+    /// The beginning.
+    fn default() -> Progress {
+        let (last, membership, retired) = Default::default();
+        Progress { last, membership, retired, level: 0, hash: Some(0) }
+    }
 }
 
 impl Progress {
+    /// Where the running hash is.
+    fn mark(&self) -> Option<Mark> {
+        Some(Mark { index: self.last?.index, hash: self.hash? })
+    }
+
     /// Whether an entry is the next one.
     fn is_followed_by(&self, id: &LogId) -> bool {
         id.index == self.last.map_or(0, |last| last.index + 1)
@@ -70,6 +86,8 @@ pub(crate) struct Applier<M: Machine> {
     applied_term: AtomicU64,
     level: Arc<AtomicU32>,
     fatal: fatal::Handler,
+    /// The running hash at the last entries.
+    trail: Mutex<Trail>,
     /// Payload bytes applied since the start.
     pub bytes: AtomicU64,
     pub entries: AtomicU64,
@@ -88,12 +106,15 @@ impl<M: Machine> Applier<M> {
         clock.observe_ms(machine.clock_ms());
         let index = progress.last.map_or(0, |id| id.index);
         let term = progress.last.map_or(0, |id| id.committed_leader_id().term);
+        let mut trail = Trail::default();
+        trail.begin(progress.mark());
         Applier {
             machine,
             clock,
             proposer,
             level,
             fatal,
+            trail: Mutex::new(trail),
             progress: Mutex::new(progress),
             applied_index: watch::Sender::new(index),
             applied_term: AtomicU64::new(term),
@@ -129,6 +150,24 @@ impl<M: Machine> Applier<M> {
         self.applied_index.subscribe()
     }
 
+    /// The running hash behind an entry; None if it is not kept.
+    pub(crate) fn hash_at(&self, index: u64) -> Option<u64> {
+        self.trail.lock().at(index)
+    }
+
+    /// Makes the running hash another one.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn mislead(&self) {
+        let mut progress = self.progress.lock();
+        progress.hash = progress.hash.map(u64::reverse_bits);
+        self.trail.lock().begin(progress.mark());
+    }
+
+    /// What to tell others of the running hash.
+    pub(crate) fn told(&self) -> Vec<Mark> {
+        self.trail.lock().told()
+    }
+
     /// Runs `step` while nothing is applied.
     pub(crate) fn paused<R>(&self, step: impl FnOnce(&M, &Progress) -> R) -> R {
         let progress = self.progress.lock();
@@ -141,16 +180,21 @@ impl<M: Machine> Applier<M> {
             // openraft takes for applied what it asked for, and does not count what it got.
             self.give_up(format!("log entry {} was to be applied after {:?}", entry.log_id, progress.last));
         }
-        match &entry.payload {
-            EntryPayload::Blank => {}
+        let raised = match &entry.payload {
+            EntryPayload::Blank => None,
             EntryPayload::Membership(membership) => {
                 progress.change_membership(StoredMembership::new(Some(entry.log_id), membership.clone()));
+                None
             }
             EntryPayload::Normal(payload) => {
                 self.apply_payload(&entry.log_id, &payload.0, &mut progress.level)
             }
-        }
+        };
         progress.last = Some(entry.log_id);
+        progress.hash = trail::follow(progress.hash, &entry, raised);
+        if let Some(mark) = progress.mark() {
+            self.trail.lock().push(mark);
+        }
         drop(progress);
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.moved_to(&entry.log_id);
@@ -161,7 +205,8 @@ impl<M: Machine> Applier<M> {
         self.applied_index.send_replace(last.index);
     }
 
-    fn apply_payload(&self, id: &LogId, payload: &[u8], level: &mut u32) {
+    /// Gives the chance that came with a higher level, if there is a higher one from here on.
+    fn apply_payload(&self, id: &LogId, payload: &[u8], level: &mut u32) -> Option<Entropy> {
         let (index, term) = (id.index, id.committed_leader_id().term);
         // The leader framed it and the log's CRC guards it: nothing may be guessed here.
         let content = packet::entry(payload).unwrap_or_else(|error| {
@@ -193,6 +238,7 @@ impl<M: Machine> Applier<M> {
         if catch_unwind(AssertUnwindSafe(|| self.machine.apply(batch))).is_err() {
             self.give_up(format!("log entry {index} could not be applied"));
         }
+        raise.map(|raise| raise.entropy)
     }
 
     /// Ends the process: what cannot be applied as others apply it must not be applied at all.
@@ -209,6 +255,7 @@ impl<M: Machine> Applier<M> {
     /// A new state was loaded into the machine.
     pub(crate) fn replaced(&self, progress: Progress) {
         *self.progress.lock() = progress.clone();
+        self.trail.lock().begin(progress.mark());
         self.level.store(progress.level, Ordering::Release);
         self.clock.observe_ms(self.machine.clock_ms());
         if let Some(last) = &progress.last {

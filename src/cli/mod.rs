@@ -17,7 +17,7 @@ pub const ADDRESS_TAKEN: u8 = 3;
 pub const DATA_LOCKED: u8 = 4;
 /// The data directory belongs to another node or cluster.
 pub const OTHER_DATA: u8 = 5;
-/// The log or the pages are damaged.
+/// The log or the pages are damaged, or older than what this node has promised.
 pub const DATA_DAMAGED: u8 = 6;
 
 const EXIT_CODES: &str = "Exit codes:
@@ -27,7 +27,8 @@ const EXIT_CODES: &str = "Exit codes:
   3  an address is taken by another process, or is none of this machine's
   4  the data directory is used by another process
   5  the data directory belongs to another node or cluster
-  6  the log or the pages in the data directory are damaged (how to rejoin is told)";
+  6  the log or the pages in the data directory are damaged or an older copy (how to rejoin is told)
+  7  the other nodes contradict what this node has applied: keep its data directory, and look into it";
 
 /// A Raft-replicated, strongly consistent key-value server that speaks the Redis protocol.
 #[derive(Debug, Parser)]

@@ -130,9 +130,9 @@ fn failure(error: ServeError, dir: &Path) -> Failure {
             OTHER_DATA,
             Some("Start with the id that the directory belongs to, or with another directory.".to_owned()),
         ),
-        ServeError::Start(StartError::LogCorrupted { .. } | StartError::PagesUnreadable(_)) => {
-            (DATA_DAMAGED, Some(rejoin(dir)))
-        }
+        ServeError::Start(
+            StartError::LogCorrupted { .. } | StartError::PagesUnreadable(_) | StartError::WentBack { .. },
+        ) => (DATA_DAMAGED, Some(rejoin(dir))),
         ServeError::Start(StartError::Config(_)) => (CONFIG, None),
         ServeError::Ended(..) | ServeError::Start(StartError::Io { .. }) => (FAILED, None),
     };

@@ -133,18 +133,13 @@ const GROUPS: &[(&str, &[&str])] = &[
             "disk-full",
             "disk-lost-unsynced",
             "disk-lost-unsynced-all",
+            "disk-rolled-back",
         ],
     ),
     ("clock", &["clock-jump", "clock-strobe", "clock-drift"]),
     ("packet", &["packet-loss", "packet-duplicate", "packet-reorder"]),
     ("load", &["load-hot-key", "load-huge-value"]),
 ];
-
-/// In no group and no suite: nodes do not bear it yet. A node comes back with an older copy of its disk
-/// (FAILING-INPUTS 2); it must be refused, or nothing that was acknowledged may be lost, and nothing in the server notices it
-/// up to now.
-#[cfg(test)]
-pub(crate) const ONLY_ASKED_FOR: &[&str] = &["disk-rolled-back"];
 
 /// After these, and while they last, no majority need be there: what is not done then is no fault of the server.
 const OF_MAJORITIES: &[&str] = &[

@@ -1,12 +1,18 @@
 //! A node comes back with an older copy of its disk, as a virtual machine does that was restored. It has forgotten what it
-//! acknowledged and voted for. It must be refused, or nothing that was acknowledged may be lost.
+//! acknowledged and voted for. The others have met it since, so it must be refused.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::{Env, disk};
+use super::{Env, disk, process::READY_PATIENCE};
+
+const POLL: Duration = Duration::from_millis(50);
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).context("cannot create a directory for the copy")?;
@@ -35,6 +41,13 @@ pub(super) fn rolled_back(env: &Env, random: &mut fastrand::Rng, hold: Duration)
     env.cluster.kill(id)?;
     copy(&data, &kept)?;
     env.cluster.start_node(id)?;
+    let deadline = Instant::now() + READY_PATIENCE;
+    while !env.cluster.is_ready(id) {
+        if Instant::now() > deadline || env.is_stopped() {
+            bail!("node {id} was not ready in time with the disk that it had");
+        }
+        std::thread::sleep(POLL);
+    }
     env.sleep(hold);
     env.cluster.kill(id)?;
     fs::remove_dir_all(&data).context("cannot remove a node's data")?;
@@ -43,6 +56,8 @@ pub(super) fn rolled_back(env: &Env, random: &mut fastrand::Rng, hold: Duration)
     env.cluster.start_node(id)?;
     let mut what = json!({"node": id, "older_by_ms": hold.as_millis() as u64});
     if disk::is_repaired(env, id, &mut what)? {
+        let detail = format!("nobody has noticed the older disk of node {id}: {what}");
+        env.record("finding", json!({"anomaly": "older disk accepted", "detail": detail}));
         return Ok(what);
     }
     disk::replace(env, random, id, &mut what)?;

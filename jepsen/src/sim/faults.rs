@@ -63,13 +63,8 @@ pub(super) const KINDS: &[&str] = &[
     "shrink",
     "transfer-amid-change",
     "forsaken-change",
+    "disk-rolled-back",
 ];
-
-/// Those that only happen when they are asked for: nodes do not bear them yet.
-///
-/// `disk-rolled-back` is the fault of FAILING-INPUTS 2: a node comes back with an older copy of its disk, as restored virtual
-/// machines do. It must be refused, or nothing that was acknowledged may be lost. Nothing in the server notices it up to now.
-pub(super) const ONLY_ASKED_FOR: &[&str] = &["disk-rolled-back"];
 
 /// The faults of one simulation.
 pub(super) struct Faults {
@@ -107,7 +102,16 @@ impl Faults {
         let (due, rest) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= world.now);
         self.later = rest;
         for (_, action) in due {
-            world.perform(&action)?;
+            match action {
+                Action::PutBackDisk(id) if !world.is_known(id) => world.forget_copies(),
+                Action::PutBackDisk(id) => {
+                    for action in [Action::Kill(id), action, Action::Start(id)] {
+                        world.perform(&action)?;
+                    }
+                    world.forget_copies();
+                }
+                action => drop(world.perform(&action)?),
+            }
         }
         if world.now >= self.next_at {
             self.next_at = world.now + self.chance.u64(1..=PAUSE_MS_MAX);
@@ -375,15 +379,14 @@ impl Faults {
         }
     }
 
-    /// A node comes back with an older copy of its disk.
+    /// A node comes back with an older copy of its disk, as restored virtual machines do, once all others have met a life that
+    /// came after the copy: it must be refused.
     fn roll_back(&mut self, world: &mut World, id: u64) -> Result<bool> {
         world.perform(&Action::Kill(id))?;
         world.perform(&Action::CopyDisk(id))?;
         world.perform(&Action::Start(id))?;
         let at = self.chance.u64(ROLLED_BACK_MS);
-        self.after(world, at, Action::Kill(id));
         self.after(world, at, Action::PutBackDisk(id));
-        self.after(world, at, Action::Start(id));
         Ok(true)
     }
 }

@@ -73,6 +73,14 @@ pub(super) struct Kept {
     files: Vec<(PathBuf, Vec<u8>)>,
 }
 
+impl Kept {
+    /// The number of the life that the disk was in.
+    pub(super) fn life(&self) -> Option<u64> {
+        let (_, identity) = self.files.iter().find(|(path, _)| path.ends_with("identity.json"))?;
+        serde_json::from_slice::<serde_json::Value>(identity).ok()?["lives"]["number"].as_u64()
+    }
+}
+
 pub(super) struct Node {
     pub(super) id: u64,
     pub(super) storage: Storage,
@@ -165,10 +173,15 @@ impl Node {
                 locked(&told).get_or_insert(why);
             },
         );
-        let result = started.clone();
+        let (result, ended) = (started.clone(), fatal.clone());
         runtime.spawn(async move {
             let server = Server::start(platform, &config).await;
+            let node = server.as_ref().ok().map(|server| server.node().clone());
             *locked(&result) = Some(server);
+            if let Some(node) = node {
+                let why = node.among_strangers().await;
+                locked(&ended).get_or_insert(why.to_string());
+            }
         });
         let since = runtime.block_on(async { Instant::now() });
         self.running = Some(Running { runtime, since, age_ms: 0.0, started, fatal, stopping: None });
@@ -276,6 +289,12 @@ impl Node {
     /// Has it start with that copy.
     pub(super) fn put_back_disk(&mut self, copy: &Kept) -> Result<()> {
         self.storage.put_back(&copy.disk);
+        for entry in std::fs::read_dir(&self.dir).context("cannot list a node's directory")? {
+            let path = entry.context("cannot list a node's directory")?.path();
+            if path.is_file() {
+                std::fs::remove_file(path).context("cannot remove a node's file")?;
+            }
+        }
         for (path, bytes) in &copy.files {
             std::fs::write(path, bytes).context("cannot write a node's file")?;
         }

@@ -58,7 +58,11 @@ pub(crate) fn run_one(options: &One) -> Result<bool> {
     let of_script = script.as_ref().and_then(|(head, _)| head.seed);
     let seed = options.seed.or(of_script).unwrap_or(1);
     let world = match &script {
-        Some((head, _)) => &head.options(&options.world.out)?,
+        Some((head, _)) => {
+            let of_head = head.options(&options.world.out)?;
+            let without = options.world.without.or(of_head.without);
+            &World { without, ..of_head }
+        }
         None => &options.world,
     };
     let script = script.map(|(_, script)| script);

@@ -16,10 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, builder::PossibleValuesParser};
 use kvorum_raft::safeguard::Safeguard;
 
-use super::{
-    faults::{KINDS, ONLY_ASKED_FOR},
-    one::Summary,
-};
+use super::{faults::KINDS, one::Summary};
 
 /// The time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -36,7 +33,7 @@ pub(crate) struct World {
     #[arg(long, value_name = "NAME")]
     pub(super) workload: Option<String>,
     /// What goes wrong, and nothing else [default: all that can]
-    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = PossibleValuesParser::new([KINDS, ONLY_ASKED_FOR].concat()))]
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
     pub(super) faults: Vec<String>,
     /// Nodes at first [default: the seed's choice]
     #[arg(long, value_name = "N")]

@@ -213,6 +213,19 @@ impl World {
         }
     }
 
+    /// Whether all others have met a life of this node's disk that came after its copy.
+    pub(super) fn is_known(&self, id: u64) -> bool {
+        let peek = |node: &Node| node.look(|server| server.node().peek());
+        let Some(life) = self.nodes.get(&id).and_then(peek).map(|peek| peek.life) else { return false };
+        let is_later = self.copies.get(&id).and_then(Kept::life).is_some_and(|copied| copied < life);
+        let mut others = self.nodes.values().filter(|node| node.id != id);
+        is_later && others.all(|node| peek(node).is_some_and(|peek| peek.met.get(&id) == Some(&life)))
+    }
+
+    pub(super) fn forget_copies(&mut self) {
+        self.copies.clear();
+    }
+
     /// Whether there is a copy of any disk.
     pub(super) fn has_copies(&self) -> bool {
         !self.copies.is_empty()

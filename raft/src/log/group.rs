@@ -5,13 +5,17 @@
 use std::{
     collections::VecDeque,
     ops::Range,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use openraft::EntryPayload;
 use parking_lot::Mutex;
 
 use crate::{
+    fatal,
     machine::GroupId,
     types::{Entry, LogId, Vote},
 };
@@ -36,6 +40,20 @@ pub(super) struct Position {
 pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) log: Mutex<GroupLog>,
+    /// What watches over what is applied, once there is something that applies.
+    pub(super) guard: OnceLock<Guard>,
+}
+
+impl Group {
+    pub(super) fn new(id: GroupId, log: GroupLog) -> Group {
+        Group { id, log: Mutex::new(log), guard: OnceLock::new() }
+    }
+}
+
+/// Knows up to where the log is applied, and is told when it is to be cut below that.
+pub(super) struct Guard {
+    pub(super) applied: Box<dyn Fn() -> u64 + Send + Sync>,
+    pub(super) contradiction: fatal::Handler,
 }
 
 /// The log of one group.
@@ -51,6 +69,9 @@ pub(crate) struct GroupLog {
     cached: VecDeque<Entry>,
     /// The vote, as last given: it may not be durable yet.
     pub(super) vote: Option<Vote>,
+    /// The last vote that is durable, and the last entry.
+    pub(super) durable_vote: Option<Vote>,
+    pub(super) durable: Option<LogId>,
     /// The commit mark, as last given.
     pub(super) committed: Option<LogId>,
     /// The last entry purged.
@@ -114,13 +135,14 @@ impl GroupLog {
         self.positions.push_back(position);
     }
 
-    /// Says where an entry is. Ignored when the entry is gone, or another has taken its index: by Raft's log
+    /// Says where an entry is, which is durable. Ignored when the entry is gone, or another has taken its index: by Raft's log
     /// matching one with the same index and term is the same entry.
     pub(super) fn place(&mut self, index: u64, term: u64, segment: u32, offset: u32) {
         let position = index.checked_sub(self.first).and_then(|at| self.positions.get_mut(at as usize));
         if let Some(position) = position.filter(|position| position.term == term) {
             position.segment = segment;
             position.offset = offset;
+            self.durable = Some(LogId::new_term_index(term, index));
         }
     }
 
@@ -149,6 +171,9 @@ impl GroupLog {
                 cache_used.fetch_sub(cost(&entry), Ordering::Relaxed);
             }
         }
+        if self.durable > last {
+            self.durable = last;
+        }
     }
 
     /// Drops all entries up to `upto`, inclusive.
@@ -163,6 +188,7 @@ impl GroupLog {
         if self.purged.is_none_or(|purged| purged.index < upto.index) {
             self.purged = Some(upto);
         }
+        self.durable = self.durable.max(self.purged);
     }
 
     /// Finds the entries of `range` that exist, from its beginning to about `bytes_max`, at least one.

@@ -178,7 +178,7 @@ impl Log {
         let files: BTreeMap<u64, Arc<dyn DiskFile>> =
             recovered.segments.iter().map(|(number, segment)| (*number, segment.file.clone())).collect();
         let groups = recovered.logs.into_iter();
-        let groups = groups.map(|(id, log)| (id, Arc::new(Group { id, log: Mutex::new(log) }))).collect();
+        let groups = groups.map(|(id, log)| (id, Arc::new(Group::new(id, log)))).collect();
         let spares = Spares::new(disk.clone(), config.segment_bytes, config.spare_segments, recovered.spares);
         let counters = Counters::default();
         counters.segments.store(files.len() as u64, Ordering::Relaxed);
@@ -233,9 +233,7 @@ impl Log {
     /// One group's log. Any number of handles may exist; one of them appends.
     pub(crate) fn store(&self, group: GroupId) -> LogStore {
         let mut groups = self.shared.groups.lock();
-        let group = groups
-            .entry(group)
-            .or_insert_with(|| Arc::new(Group { id: group, log: Mutex::new(GroupLog::default()) }));
+        let group = groups.entry(group).or_insert_with(|| Arc::new(Group::new(group, GroupLog::default())));
         LogStore { shared: self.shared.clone(), group: group.clone() }
     }
 

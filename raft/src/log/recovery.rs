@@ -394,6 +394,7 @@ impl Recovered {
         for (group, log) in &mut self.logs {
             let state = self.states.get(group).cloned().unwrap_or_default();
             (log.vote, log.committed, log.purged) = (state.vote, state.committed, state.purged);
+            (log.durable_vote, log.durable) = (log.vote, log.last_log_id());
         }
         Ok(())
     }

@@ -21,11 +21,11 @@ use super::{
     Shared,
     disk::DiskFile,
     frame::{self, Kind},
-    group::{Group, Position},
+    group::{Group, Guard, Position},
     queue::{BatchEntry, Change},
 };
 use crate::{
-    codec,
+    codec, fatal,
     safeguard::{self, Safeguard},
     types::{Entry, LogId, TypeConfig, Vote},
 };
@@ -93,6 +93,48 @@ impl LogStore {
     /// The vote as last given, which may not be durable yet: never an earlier one than anybody was told.
     pub(crate) fn vote(&self) -> Option<Vote> {
         self.group.log.lock().vote
+    }
+
+    /// Has the log watched: it is never cut below what is applied.
+    pub(crate) fn guard(
+        &self,
+        applied: impl Fn() -> u64 + Send + Sync + 'static,
+        contradiction: fatal::Handler,
+    ) {
+        self.group.guard.get_or_init(|| Guard { applied: Box::new(applied), contradiction });
+    }
+
+    /// Whether the log may be cut behind this entry.
+    fn check_cut(&self, last: Option<LogId>) -> io::Result<()> {
+        let Some(guard) = self.group.guard.get().filter(|_| !safeguard::is_off(Safeguard::AppliedStays))
+        else {
+            return Ok(());
+        };
+        let committed = self.group.log.lock().committed.map_or(0, |id| id.index);
+        let applied = (guard.applied)().max(committed);
+        if last.map_or(0, |id| id.index) >= applied {
+            return Ok(());
+        }
+        let why = format!("the log is to be cut after {last:?}, and this node has applied up to {applied}");
+        (guard.contradiction)(why.clone());
+        Err(io::Error::other(why))
+    }
+
+    /// The term of an entry, if it is known: that of the last purged one is.
+    pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
+        let log = self.group.log.lock();
+        let purged = log.purged.filter(|purged| purged.index == index);
+        log.term_at(index).or(purged.map(|purged| purged.leader_id.term))
+    }
+
+    /// The last entry that is on the disk for good; the purged one's id when there are no entries.
+    pub(crate) fn durable_entry(&self) -> Option<LogId> {
+        self.group.log.lock().durable
+    }
+
+    /// The last vote that is on the disk for good.
+    pub(crate) fn durable_vote(&self) -> Option<Vote> {
+        self.group.log.lock().durable_vote
     }
 
     /// Reads existing entries from the range's beginning to about `bytes_max`, at least one if there is one.
@@ -250,6 +292,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        self.check_cut(last_log_id)?;
         let mut log = self.group.log.lock();
         let change = Change::TruncateAfter { group: self.group.clone(), last: last_log_id };
         let write = |out: &mut Vec<u8>| codec::put_log_id_option(out, last_log_id.as_ref());

@@ -234,6 +234,7 @@ impl Writer {
                 Change::Flushed(done) => done.io_completed(Ok(())),
                 Change::Vote { group, vote, done } => {
                     self.states.entry(group.id).or_default().vote = Some(vote);
+                    group.log.lock().durable_vote = Some(vote);
                     // Who waited may have gone; the vote is durable all the same.
                     let _ = done.send(());
                 }

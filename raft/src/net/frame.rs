@@ -50,10 +50,12 @@ pub(crate) enum Kind {
     Confirm = 15,
     /// Whether the other side is there at all.
     Ping = 16,
+    /// What members tell each other twice a second.
+    Report = 17,
 }
 
 impl Kind {
-    const ALL: [Kind; 16] = [
+    const ALL: [Kind; 17] = [
         Kind::Hello,
         Kind::Stream,
         Kind::StreamEnd,
@@ -70,6 +72,7 @@ impl Kind {
         Kind::FetchPages,
         Kind::Confirm,
         Kind::Ping,
+        Kind::Report,
     ];
 
     /// Whether what it asks or how it is answered can take a connection for long.
@@ -90,7 +93,8 @@ impl Kind {
             | Kind::ReadIndex
             | Kind::Admin
             | Kind::Confirm
-            | Kind::Ping => false,
+            | Kind::Ping
+            | Kind::Report => false,
         }
     }
 

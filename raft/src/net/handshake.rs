@@ -4,10 +4,18 @@
 use crate::{
     NodeId,
     codec::{CodecError, Reader, put_bool, put_str, put_u32, put_u64},
+    lives::Lives,
+    witness::{Begun, Held},
 };
 
 /// The peer protocol that this version speaks. A later one that can still speak this one says so (`protocol_oldest`).
-pub(crate) const PROTOCOL_VERSION: u32 = 3;
+pub(crate) const PROTOCOL_VERSION: u32 = 4;
+
+/// The oldest that it can speak: to a peer of protocol 3 nothing is reported (`report.rs`).
+pub(crate) const PROTOCOL_OLDEST: u32 = 3;
+
+/// The first protocol with reports.
+pub(crate) const PROTOCOL_REPORTS: u32 = 4;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"KVPN");
 
@@ -37,6 +45,12 @@ pub(crate) struct Hello {
     /// The level by which this node applies entries, 0 before the first, and the highest that it knows.
     pub apply_level: u32,
     pub apply_level_max: u32,
+    /// The life of the disk, and with what it has begun.
+    pub begun: Begun,
+    /// Where peers reach this node; empty if it does not say.
+    pub address: String,
+    /// From the callee that refuses: how it knows that the caller's disk went back to an older copy; empty if it did not.
+    pub went_back: String,
 }
 
 impl Hello {
@@ -63,10 +77,14 @@ impl Hello {
         }
         put_u32(&mut out, self.apply_level);
         put_u32(&mut out, self.apply_level_max);
+        put_begun(&mut out, &self.begun);
+        put_str(&mut out, &self.address);
+        put_str(&mut out, &self.went_back);
         out
     }
 
-    /// Trailing bytes are of a later version and ignored; earlier ones end before the former clusters, or behind them.
+    /// Trailing bytes are of a later version and ignored; earlier ones end before the former clusters, behind them, or before
+    /// the life of the disk.
     pub(crate) fn decode(body: &[u8]) -> Result<Hello, CodecError> {
         let mut reader = Reader::new(body);
         if reader.u32()? != MAGIC {
@@ -98,6 +116,9 @@ impl Hello {
             first_members: Vec::new(),
             apply_level: 0,
             apply_level_max: 1,
+            begun: Begun::default(),
+            address: String::new(),
+            went_back: String::new(),
         };
         if reader.remaining() > 0 {
             hello.protocol_oldest = reader.u32()?;
@@ -107,8 +128,38 @@ impl Hello {
             }
             (hello.apply_level, hello.apply_level_max) = (reader.u32()?, reader.u32()?);
         }
+        if reader.remaining() > 0 {
+            hello.begun = begun(&mut reader)?;
+            hello.address = reader.str()?.to_owned();
+            hello.went_back = reader.str()?.to_owned();
+        }
         Ok(hello)
     }
+}
+
+fn put_begun(out: &mut Vec<u8>, begun: &Begun) {
+    put_u64(out, begun.lives.number);
+    put_u32(out, begun.lives.names.len() as u32);
+    for name in &begun.lives.names {
+        put_u64(out, *name);
+    }
+    put_u64(out, begun.boot);
+    put_bool(out, begun.with.last.is_some());
+    let (term, index) = begun.with.last.unwrap_or_default();
+    put_u64(out, term);
+    put_u64(out, index);
+    put_u64(out, begun.with.voted);
+}
+
+fn begun(reader: &mut Reader<'_>) -> Result<Begun, CodecError> {
+    let mut lives = Lives { number: reader.u64()?, ..Lives::default() };
+    for _ in 0..reader.u32()? {
+        lives.names.push(reader.u64()?);
+    }
+    let boot = reader.u64()?;
+    let (has_last, term, index) = (reader.bool()?, reader.u64()?, reader.u64()?);
+    let with = Held { last: has_last.then_some((term, index)), voted: reader.u64()? };
+    Ok(Begun { lives, boot, with })
 }
 
 /// Why `ours` must not talk to `theirs`; None when it may. `known_disk` is the disk id that the membership
@@ -152,7 +203,7 @@ pub(crate) fn outgrown(node: &Hello, by: &Hello) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Hello, PROTOCOL_VERSION, objection};
+    use super::{Begun, Held, Hello, Lives, PROTOCOL_VERSION, objection};
 
     fn hello(node_id: u64, cluster: &str, disk: &str) -> Hello {
         Hello {
@@ -169,6 +220,13 @@ mod tests {
             first_members: vec![1, 2, 3],
             apply_level: 2,
             apply_level_max: 4,
+            begun: Begun {
+                lives: Lives { number: 7, names: vec![5, 6, 7], is_met: false },
+                boot: 8,
+                with: Held { last: Some((3, 9)), voted: 4 },
+            },
+            address: "host:7379".into(),
+            went_back: "why".into(),
         }
     }
 
@@ -177,13 +235,22 @@ mod tests {
         let one = hello(3, "c", "d");
         let bytes = one.encode();
         assert_eq!(Hello::decode(&bytes).unwrap(), one);
-        let version_2 = bytes.len() - 4 - 1 - (4 + 3 * 8) - 8;
+        let version_3 = bytes.len() - (8 + 4 + 3 * 8) - 8 - (1 + 3 * 8) - (4 + 9) - (4 + 3);
+        let version_2 = version_3 - 4 - 1 - (4 + 3 * 8) - 8;
         let version_1 = version_2 - 4 - (4 + 3) - (4 + 5);
-        for len in (0..bytes.len()).filter(|len| *len != version_1 && *len != version_2) {
+        for len in (0..bytes.len()).filter(|len| ![version_1, version_2, version_3].contains(len)) {
             assert!(Hello::decode(&bytes[..len]).is_err());
         }
         let earlier =
-            Hello { has_log: false, first_members: Vec::new(), apply_level: 0, apply_level_max: 1, ..one };
+            Hello { begun: Begun::default(), address: String::new(), went_back: String::new(), ..one };
+        assert_eq!(Hello::decode(&bytes[..version_3]).unwrap(), earlier);
+        let earlier = Hello {
+            has_log: false,
+            first_members: Vec::new(),
+            apply_level: 0,
+            apply_level_max: 1,
+            ..earlier
+        };
         assert_eq!(Hello::decode(&bytes[..version_2]).unwrap(), earlier);
         let earlier = Hello { former_clusters: Vec::new(), ..earlier };
         assert_eq!(Hello::decode(&bytes[..version_1]).unwrap(), earlier);

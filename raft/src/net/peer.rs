@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWriteExt},
@@ -31,7 +32,7 @@ pub(crate) trait Greeter: Send + Sync + 'static {
     /// What this node says to `to`.
     fn hello(&self, to: NodeId) -> Hello;
     /// Judges the other side's answer, which may be a refusal, and learns from it. Err is the reason not to talk to it.
-    fn greeted(&self, answer: &Hello) -> Result<(), String>;
+    fn greeted<'a>(&'a self, answer: &'a Hello) -> BoxFuture<'a, Result<(), String>>;
     /// Changes when somebody who was welcome may not be any more.
     fn judgement(&self) -> u64;
     /// Why not to talk to the one who said this.
@@ -269,7 +270,7 @@ impl Remote {
             return Err(io::Error::other(format!("{address} does not speak the peer protocol")));
         };
         if !answer.refusal.is_empty() {
-            self.greeter.greeted(&answer).map_err(io::Error::other)?;
+            self.greeter.greeted(&answer).await.map_err(io::Error::other)?;
         }
         if answer.node_id != self.id {
             return Err(io::Error::other(format!(
@@ -277,7 +278,7 @@ impl Remote {
                 answer.node_id, self.id
             )));
         }
-        self.greeter.greeted(&answer).map_err(io::Error::other)?;
+        self.greeter.greeted(&answer).await.map_err(io::Error::other)?;
         Ok(Greeted { link: Link::start(connection, buffer, is_bulk), answer, judgement })
     }
 }

@@ -24,6 +24,9 @@ fn hello(node_id: NodeId) -> Hello {
         apply_level: 0,
         apply_level_max: 1,
         former_clusters: Vec::new(),
+        begun: Default::default(),
+        address: String::new(),
+        went_back: String::new(),
     }
 }
 
@@ -38,8 +41,8 @@ impl Greeter for Polite {
         hello(1)
     }
 
-    fn greeted(&self, _: &Hello) -> Result<(), String> {
-        Ok(())
+    fn greeted<'a>(&'a self, _: &'a Hello) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn judgement(&self) -> u64 {

@@ -27,7 +27,7 @@ pub(crate) trait Handler: Send + Sync + 'static {
     /// Judges and answers a greeting; the answer holds the refusal.
     fn greet(&self, hello: &Hello) -> Hello;
     /// The peer has read the answer and goes on: it has no objection either. Err closes the connection.
-    fn accepted(&self, hello: &Hello) -> Result<(), String>;
+    fn accepted(&self, hello: &Hello) -> impl Future<Output = Result<(), String>> + Send;
     /// Changes when somebody who was welcome may not be any more.
     fn judgement(&self) -> u64;
     /// Why not to listen any more to the one who said this.
@@ -43,7 +43,7 @@ pub(crate) trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
     /// Feeds a stream of append requests to the group.
     fn append_stream(
-        &self,
+        self: &Arc<Self>,
         group: GroupId,
         requests: impl Stream<Item = AppendRequest> + Send + 'static,
     ) -> impl Stream<Item = AppendResult> + Send + 'static;
@@ -105,7 +105,7 @@ async fn serve_connection<H: Handler>(
         return Ok(());
     }
     let second = frame::read(&mut connection, &mut buffer).await?;
-    handler.accepted(&hello).map_err(io::Error::other)?;
+    handler.accepted(&hello).await.map_err(io::Error::other)?;
     let (mut reader, writer) = tokio::io::split(connection);
     let (frames, outgoing) = mpsc::unbounded_channel();
     // Everything started for this connection ends with it.

@@ -15,6 +15,7 @@ pub fn duplicable(piece: &[u8]) -> Vec<&[u8]> {
                     | Kind::TransferLeader
                     | Kind::ReadIndex
                     | Kind::Confirm
+                    | Kind::Report
             )
         })
         .map(|(_, whole)| whole)

@@ -15,7 +15,7 @@ pub use self::{
     peek::{Peek, Position},
     storage::{DiskCopy, SYNC_MS_MAX, Storage},
 };
-use crate::{Platform, transport::Transport};
+use crate::{Machine, Node, Platform, fatal, transport::Transport};
 
 impl Platform {
     /// A simulated machine. `wall_us` is its wall clock; `fatal` is told when the node must end and the node goes on, so
@@ -26,6 +26,20 @@ impl Platform {
         wall_us: impl Fn() -> u64 + Send + Sync + 'static,
         fatal: impl Fn(String) + Send + Sync + 'static,
     ) -> Platform {
-        Platform { transport, wall: Arc::new(wall_us), fatal: Arc::new(fatal), storage: Some(storage) }
+        let fatal: fatal::Handler = Arc::new(fatal);
+        let contradiction = fatal.clone();
+        Platform { transport, wall: Arc::new(wall_us), fatal, contradiction, storage: Some(storage) }
+    }
+
+    /// Tells why the cluster contradicts the node, instead of ending the process.
+    pub fn told_of_contradictions(self, told: impl Fn(String) + Send + Sync + 'static) -> Platform {
+        Platform { contradiction: Arc::new(told), ..self }
+    }
+}
+
+impl<M: Machine> Node<M> {
+    /// Makes as if this node had applied something else than it has.
+    pub fn mislead(&self) {
+        self.core.applier.mislead();
     }
 }

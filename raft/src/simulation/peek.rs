@@ -1,8 +1,10 @@
 //! A node as an observer outside of the simulated world sees it.
 
+use std::collections::BTreeMap;
+
 use openraft::{ServerState, async_runtime::watch::WatchReceiver};
 
-use crate::{Machine, Node, core::GROUP};
+use crate::{Machine, Node, NodeId, core::GROUP};
 
 /// Where an entry stands in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +29,10 @@ pub struct Peek {
     pub clock_ms: u64,
     /// How many sets of voters must agree: more than one while the membership changes.
     pub configurations: usize,
+    /// The number of the life that its disk is in.
+    pub life: u64,
+    /// The newest lives of other nodes' disks that it has met.
+    pub met: BTreeMap<NodeId, u64>,
 }
 
 impl<M: Machine> Node<M> {
@@ -45,6 +51,8 @@ impl<M: Machine> Node<M> {
             applied: applied.map(position),
             clock_ms: self.clock_ms(),
             configurations: metrics.membership_config.membership().get_joint_config().len(),
+            life: self.core.identity.life(),
+            met: self.core.identity.met(),
         }
     }
 

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use counter::Counter;
 use kvorum_raft::{Node, NodeConfig, NodeId, Platform, ReadLevel, Role, StartError};
 use network::Network;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 /// How long anything may take to come about.
@@ -19,6 +20,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<NodeId, (Node<Counter>, Arc<Counter>)>,
     /// The highest apply level that nodes know that are started from here on.
     pub level_max: u32,
+    /// Nodes that the cluster contradicted, and how.
+    pub contradicted: Arc<Mutex<BTreeMap<NodeId, String>>>,
     dir: TempDir,
     tune: fn(&mut NodeConfig),
 }
@@ -51,7 +54,14 @@ impl Cluster {
             .with_test_writer()
             .try_init();
         let dir = tempfile::tempdir().expect("a directory for the test");
-        Cluster { network: Network::default(), nodes: BTreeMap::new(), level_max: 2, dir, tune }
+        Cluster {
+            network: Network::default(),
+            nodes: BTreeMap::new(),
+            level_max: 2,
+            contradicted: Arc::default(),
+            dir,
+            tune,
+        }
     }
 
     pub async fn start_node(&mut self, id: NodeId, bootstrap: Option<BTreeMap<NodeId, String>>) {
@@ -79,7 +89,13 @@ impl Cluster {
         (self.tune)(&mut config);
         let machine = counter::machine(self.level_max);
         let port = self.network.port(&name(id));
-        let node = Node::start_on(Platform::over(port), config, machine.clone()).await?;
+        let platform = Platform::over(port);
+        #[cfg(feature = "simulation")]
+        let platform = {
+            let contradicted = self.contradicted.clone();
+            platform.told_of_contradictions(move |why| drop(contradicted.lock().insert(id, why)))
+        };
+        let node = Node::start_on(platform, config, machine.clone()).await?;
         self.nodes.insert(id, (node, machine));
         Ok(())
     }

@@ -1,0 +1,143 @@
+//! Whether the members have applied the same log, as their reports show (`trail.rs`). Nodes whose logs differ at an index that
+//! both have applied serve different data, for ever. That must not be served: the one that a majority contradicts takes no part
+//! any more, and where no majority agrees nobody writes.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+
+use crate::{
+    Machine, NodeId,
+    core::Core,
+    safeguard::{self, Safeguard},
+    trail::Mark,
+};
+
+/// Said while no majority agrees.
+const SPLIT: &str = "the members have applied different logs, and no majority agrees";
+
+/// What the last comparison with a member has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Compared {
+    index: u64,
+    is_same: bool,
+}
+
+/// How this node stands to the other members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nobody is known to differ.
+    Agreed,
+    /// These differ, and a majority agrees with this node.
+    Others(BTreeMap<NodeId, u64>),
+    /// A majority differs from this node.
+    Apart(BTreeMap<NodeId, u64>),
+    /// These differ, and no majority is known to agree.
+    Split(BTreeMap<NodeId, u64>),
+}
+
+/// All comparisons.
+#[derive(Default)]
+pub(crate) struct Agreement(Mutex<BTreeMap<NodeId, Compared>>);
+
+impl Agreement {
+    /// Compares what a member tells with what this node has at the same index. The highest index counts: a member that took
+    /// the state anew agrees from there on.
+    pub(crate) fn compare(&self, id: NodeId, told: &[Mark], own: impl Fn(u64) -> Option<u64>) {
+        let newest =
+            told.iter().filter_map(|mark| Some((mark, own(mark.index)?))).max_by_key(|(mark, _)| mark.index);
+        let Some((mark, hash)) = newest else { return };
+        let mut compared = self.0.lock();
+        let before = compared.get(&id).map_or(0, |compared| compared.index);
+        // Reports may overtake each other.
+        if mark.index >= before {
+            compared.insert(id, Compared { index: mark.index, is_same: mark.hash == hash });
+        }
+    }
+
+    /// What follows for node `own` among these voters.
+    pub(crate) fn standing(&self, own: NodeId, voters: &[NodeId]) -> Standing {
+        let compared = self.0.lock();
+        let others = || voters.iter().filter(|id| **id != own);
+        let differing: BTreeMap<NodeId, u64> = others()
+            .filter_map(|id| compared.get(id).filter(|compared| !compared.is_same).map(|it| (*id, it.index)))
+            .collect();
+        if differing.is_empty() {
+            return Standing::Agreed;
+        }
+        let agreeing =
+            others().filter(|id| compared.get(id).is_some_and(|compared| compared.is_same)).count();
+        let is_voter = usize::from(voters.contains(&own));
+        if agreeing + is_voter > voters.len() / 2 {
+            Standing::Others(differing)
+        } else if differing.len() > voters.len() / 2 {
+            Standing::Apart(differing)
+        } else {
+            Standing::Split(differing)
+        }
+    }
+}
+
+impl<M: Machine> Core<M> {
+    /// Does what follows from how this node stands to the others.
+    pub(crate) fn take_stand(&self) {
+        if safeguard::is_off(Safeguard::Agreement) {
+            return;
+        }
+        let voters: Vec<NodeId> = self.metrics().membership_config.membership().voter_ids().collect();
+        let standing = self.agreement.standing(self.config.id, &voters);
+        if std::mem::replace(&mut *self.standing.lock(), standing.clone()) == standing {
+            return;
+        }
+        self.proposer.refuse(matches!(standing, Standing::Split(_)).then_some(SPLIT));
+        match standing {
+            Standing::Agreed => tracing::warn!("all members have applied the same log again"),
+            Standing::Others(others) => tracing::error!(
+                "these members have applied another log than a majority with this node, at these indexes: {others:?}"
+            ),
+            Standing::Split(others) => tracing::error!(
+                "these members have applied another log than this node, at these indexes, and no majority agrees: \
+                 {others:?}. Nothing is written before that is settled: stop all nodes, keep their data directories, and \
+                 see docs/recovery.md"
+            ),
+            Standing::Apart(others) => (self.table.platform.contradiction)(format!(
+                "a majority has applied another log than this node, at these indexes: {others:?}"
+            )),
+        }
+    }
+
+    /// Why nothing may be served; None if it may.
+    pub(crate) fn is_split(&self) -> Option<&'static str> {
+        matches!(*self.standing.lock(), Standing::Split(_)).then_some(SPLIT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Agreement, Standing};
+    use crate::trail::Mark;
+
+    fn tell(agreement: &Agreement, id: u64, index: u64, is_same: bool) {
+        agreement.compare(id, &[Mark { index, hash: u64::from(is_same) }], |_| Some(1));
+    }
+
+    #[test]
+    fn a_majority_is_right_and_without_one_nobody_is() {
+        let agreement = Agreement::default();
+        let standing = || agreement.standing(1, &[1, 2, 3]);
+        assert_eq!(standing(), Standing::Agreed);
+        tell(&agreement, 2, 50, false);
+        assert_eq!(standing(), Standing::Split([(2, 50)].into()));
+        tell(&agreement, 3, 60, true);
+        assert_eq!(standing(), Standing::Others([(2, 50)].into()));
+        tell(&agreement, 3, 70, false);
+        assert_eq!(standing(), Standing::Apart([(2, 50), (3, 70)].into()));
+        // Of late news, and of what is not comparable, nothing follows.
+        tell(&agreement, 3, 65, true);
+        agreement.compare(3, &[Mark { index: 90, hash: 1 }], |_| None);
+        assert_eq!(standing(), Standing::Apart([(2, 50), (3, 70)].into()));
+        tell(&agreement, 2, 80, true);
+        tell(&agreement, 3, 80, true);
+        assert_eq!(standing(), Standing::Agreed);
+    }
+}

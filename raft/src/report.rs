@@ -1,0 +1,114 @@
+//! What members tell each other twice a second, each to each: how far their disks are, and what they know of the others'.
+//! Nobody waits for it. All of it stays true, however late it comes. JSON, like administrative requests.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Machine, NodeId,
+    core::{Core, GROUP},
+    net::{
+        frame::Kind,
+        handshake::{Hello, PROTOCOL_REPORTS},
+    },
+    trail::Mark,
+    types::LogId,
+    witness::{Held, Known},
+};
+
+/// The time between two reports.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// How long a member may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many reports pass between two writes of the witness's file.
+const SAVED_EVERY: u32 = 2;
+
+/// What one member says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Report {
+    /// Who says it.
+    from: NodeId,
+    /// What is known of disks, its own among them.
+    disks: Vec<(NodeId, Known)>,
+    /// What it has applied, as a running hash at some indexes.
+    trail: Vec<Mark>,
+}
+
+impl<M: Machine> Core<M> {
+    /// The last entry that is committed and on this node's disk for good.
+    fn acknowledged(&self) -> Option<LogId> {
+        let applied = self.applier.paused(|_, progress| progress.last)?;
+        let durable = self.votes.durable_entry()?;
+        Some(if durable.index < applied.index { durable } else { applied })
+    }
+
+    fn report(&self) -> Report {
+        let voted = self.votes.durable_vote().map_or(0, |vote| vote.leader_id.term);
+        let own = self.identity.known(Held::new(self.acknowledged(), voted));
+        let own = own.map(|known| (self.config.id, known));
+        let disks = self.identity.witness.all().into_iter().chain(own).collect();
+        Report { from: self.config.id, disks, trail: self.applier.told() }
+    }
+
+    /// Answers a member's report with this node's.
+    pub(crate) fn answer_report(&self, body: &[u8]) -> Result<Vec<u8>, String> {
+        let heard = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        self.take_report(&heard);
+        Ok(self.encoded_report())
+    }
+
+    fn encoded_report(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.report()).expect("a report has no maps with other keys than strings")
+    }
+
+    fn take_report(&self, heard: &Report) {
+        for (id, known) in &heard.disks {
+            self.identity.hear_of_disk(heard.from, *id, known);
+        }
+        self.agreement.compare(heard.from, &heard.trail, |index| self.applier.hash_at(index));
+        self.take_stand();
+    }
+
+    async fn exchange(&self, id: NodeId, report: &[u8]) {
+        let Some(peer) = self.peer(id) else { return };
+        let speaks = |hello: Hello| hello.protocol_version >= PROTOCOL_REPORTS;
+        if peer.link().await.is_err() || !self.identity.seen(id).is_some_and(speaks) {
+            return;
+        }
+        if let Ok(answer) = peer.call(Kind::Report, GROUP, report, PATIENCE).await
+            && let Ok(heard) = serde_json::from_slice(&answer)
+        {
+            self.take_report(&heard);
+        }
+    }
+}
+
+/// Exchanges reports with all other members, for ever.
+pub(crate) async fn exchange_reports<M: Machine>(core: Arc<Core<M>>) {
+    let mut turn = 0_u32;
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let others: Vec<NodeId> = {
+            let metrics = core.metrics();
+            metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()
+        };
+        let report = core.encoded_report();
+        let exchanges = others.into_iter().filter(|id| *id != core.config.id).map(|id| {
+            // Whoever does not answer is asked again.
+            tokio::time::timeout(PATIENCE, core.exchange(id, &report))
+        });
+        futures::future::join_all(exchanges).await;
+        turn = turn.wrapping_add(1);
+        if turn.is_multiple_of(SAVED_EVERY) {
+            let identity = core.identity.clone();
+            let saved = core.table.platform.block(move || identity.witness.save()).await.flatten();
+            if let Err(error) = saved {
+                tracing::debug!(%error, "what is known of the peers' disks could not be saved");
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What a node remembers of its peers' disks: the newest life that it has met of each, and how far it had acknowledged and
+//! voted in its lives, as of a moment ago. A disk that is put back to an older copy has forgotten promises, as an empty one
+//! has. Whoever remembers more than it holds refuses it.
+//!
+//! A greeting tells with what a life has begun, so a life can be judged at any time, also by what becomes known later. Marks
+//! are only of entries that are committed: others may be cut off from a log that is well.
+//!
+//! Lives stand in the identity file and are durable before a peer is listened to. Marks are written now and then, to a file
+//! that nobody waits for: after a power cut they may be some seconds older.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    NodeId,
+    lives::{Life, Lives},
+    types::LogId,
+};
+
+const FILE: &str = "witness.json";
+
+/// Of how many starts of a disk marks are kept: an older one's bind all that follow.
+const STARTS_MARKED: usize = 3;
+
+/// The newest life of a peer's disk that was met.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Met {
+    pub(crate) disk_id: String,
+    pub(crate) life: Life,
+}
+
+/// What is on a disk: its last entry, and the term of its vote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    pub(crate) last: Option<(u64, u64)>,
+    pub(crate) voted: u64,
+}
+
+/// A start of a node, in which life of its disk, and with what it has begun.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Begun {
+    pub(crate) lives: Lives,
+    /// The process: a life that nobody has met may have several.
+    pub(crate) boot: u64,
+    pub(crate) with: Held,
+}
+
+/// What is known of a peer's disk in one of its starts: at least this was on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    pub(crate) disk_id: String,
+    pub(crate) life: Life,
+    pub(crate) boot: u64,
+    pub(crate) held: Held,
+}
+
+/// By node, the newest starts with their marks, oldest first.
+type Memory = BTreeMap<NodeId, Vec<Known>>;
+
+/// A node's memory of its peers' disks.
+pub(crate) struct Witness {
+    file: PathBuf,
+    memory: Mutex<Memory>,
+    /// What the file has.
+    saved: Mutex<Memory>,
+}
+
+impl Held {
+    /// An entry, and a vote's term.
+    pub(crate) fn new(last: Option<LogId>, voted: u64) -> Held {
+        Held { last: last.map(|id| (id.leader_id.term, id.index)), voted }
+    }
+
+    /// What it lacks of `known`, in words.
+    fn lacks(&self, known: &Held) -> Option<String> {
+        let (term, index) = self.last.unwrap_or_default();
+        if let Some((known_term, known_index)) = known.last
+            && (index < known_index || term < known_term)
+        {
+            return Some(format!(
+                "its log ends at {index} (term {term}), and it had acknowledged {known_index} (term {known_term})"
+            ));
+        }
+        let (voted, known) = (self.voted, known.voted);
+        (voted < known).then(|| format!("its vote is of term {voted}, and it had voted in term {known}"))
+    }
+
+    fn add(&mut self, other: &Held) {
+        // Entries that are committed lie in the order of their indexes.
+        if other.last.map(|(_, index)| index) > self.last.map(|(_, index)| index) {
+            self.last = other.last;
+        }
+        self.voted = self.voted.max(other.voted);
+    }
+}
+
+/// Why a life is not one that follows the one that was met; None if it may be.
+fn not_from(begun: &Lives, met: Life) -> Option<String> {
+    let present = begun.present()?;
+    match begun.name_of(met.number) {
+        _ if present.number < met.number => {
+            Some(format!("it is in life {}, and was met in life {}", present.number, met.number))
+        }
+        Some(name) if name != met.name => Some(format!("it was met in another life {}", met.number)),
+        _ => None,
+    }
+}
+
+impl Witness {
+    /// Opens the memory of a data directory. Marks that cannot be read are forgotten: they were not durable.
+    pub(crate) fn open(dir: &Path) -> Witness {
+        let file = dir.join(FILE);
+        let read = std::fs::read(&file).and_then(|bytes| Ok(serde_json::from_slice::<Memory>(&bytes)?));
+        let memory = read.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(%error, "what was known of the peers' disks is lost");
+            }
+            Memory::default()
+        });
+        Witness { file, saved: Mutex::new(memory.clone()), memory: Mutex::new(memory) }
+    }
+
+    /// Why the disk `disk_id` of a peer went back: to before the life that was met, or to less than is known to have been
+    /// on it. None if nothing says so.
+    pub(crate) fn objection(
+        &self,
+        id: NodeId,
+        disk_id: &str,
+        begun: &Begun,
+        met: Option<&Met>,
+    ) -> Option<String> {
+        let present = begun.lives.present()?;
+        if let Some(met) = met.filter(|met| met.disk_id == disk_id)
+            && let Some(why) = not_from(&begun.lives, met.life)
+        {
+            return Some(why);
+        }
+        let memory = self.memory.lock();
+        let known = memory.get(&id).into_iter().flatten().filter(|known| known.disk_id == disk_id);
+        let mut reasons = known.filter_map(|known| {
+            let is_older = known.life.number < present.number || known.boot != begun.boot;
+            not_from(&begun.lives, known.life)
+                .or_else(|| is_older.then(|| begun.with.lacks(&known.held)).flatten())
+        });
+        reasons.next()
+    }
+
+    /// Takes what is said of a peer's disk.
+    pub(crate) fn hear(&self, id: NodeId, heard: &Known) {
+        let mut memory = self.memory.lock();
+        let starts = memory.entry(id).or_default();
+        // An id's disk is another one only if the one before was never a member's.
+        starts.retain(|known| known.disk_id == heard.disk_id);
+        let of_life = |known: &&mut Known| known.life.number == heard.life.number;
+        if starts.iter_mut().filter(of_life).any(|known| known.life.name != heard.life.name) {
+            // Two lives of one number: the one that was met first is right.
+            return;
+        }
+        match starts.iter_mut().filter(of_life).find(|known| known.boot == heard.boot) {
+            Some(known) => known.held.add(&heard.held),
+            None => {
+                starts.push(heard.clone());
+                starts.sort_by_key(|known| known.life.number);
+                let superfluous = starts.len().saturating_sub(STARTS_MARKED);
+                starts.drain(..superfluous);
+            }
+        }
+    }
+
+    /// The newest start of a peer's disk that is known of.
+    pub(crate) fn newest(&self, id: NodeId) -> Option<Known> {
+        self.memory.lock().get(&id)?.last().cloned()
+    }
+
+    /// All that is known, to tell others.
+    pub(crate) fn all(&self) -> Vec<(NodeId, Known)> {
+        let memory = self.memory.lock();
+        memory.iter().flat_map(|(id, starts)| starts.iter().map(|known| (*id, known.clone()))).collect()
+    }
+
+    /// Writes what is new to the file, without waiting for the disk. Blocks.
+    pub(crate) fn save(&self) -> io::Result<()> {
+        let memory = self.memory.lock().clone();
+        let mut saved = self.saved.lock();
+        if *saved == memory {
+            return Ok(());
+        }
+        let new = self.file.with_extension("json.new");
+        std::fs::write(&new, serde_json::to_vec(&memory)?)?;
+        std::fs::rename(&new, &self.file)?;
+        *saved = memory;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "witness_tests.rs"]
+mod tests;
