@@ -4,6 +4,7 @@
 //! openraft, sled and the log files are named nowhere outside this crate. The public face is the [`Machine`]
 //! trait and the [`Node`] handle.
 
+mod address;
 pub mod chance;
 mod checkpoint;
 mod clock;
@@ -44,6 +45,7 @@ mod supervised;
 mod tasks;
 mod types;
 
+pub use address::{NODE_ID_MAX, check_address, check_id};
 pub use config::{NodeConfig, StartError};
 pub use machine::{
     Batch, Entropy, GroupId, Loader, Local, Machine, NodeId, PageWrite, Proposal, ProposeError, Unavailable,

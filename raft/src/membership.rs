@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AdminError, Machine, NodeId,
+    address::{NODE_ID_MAX, check_address, check_endpoints, check_id},
     core::{Core, GROUP, Leader, Metrics},
     identity::DISK_ENDPOINT,
     level,
@@ -111,6 +112,23 @@ pub(crate) enum Refusal {
 
 fn conflict(text: impl Into<String>) -> Refusal {
     Refusal::Error(AdminError::Conflict(text.into()))
+}
+
+fn invalid(text: String) -> Refusal {
+    Refusal::Error(AdminError::Invalid(text))
+}
+
+/// Why a member cannot stand in the log so.
+fn check_node(node: &MemberNode) -> Result<(), String> {
+    check_address(&node.peer).and_then(|()| check_endpoints(&node.endpoints))
+}
+
+/// An id that none of these is, and higher than all of them if there is such a one.
+fn free_id(used: impl Iterator<Item = NodeId>) -> NodeId {
+    let used: BTreeSet<NodeId> = used.collect();
+    let next = used.last().map_or(1, |highest| highest.saturating_add(1));
+    let lowest = || (1..).find(|id| !used.contains(id)).expect("not all ids are used");
+    if next <= NODE_ID_MAX { next } else { lowest() }
 }
 
 fn refusal(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Refusal {
@@ -252,16 +270,14 @@ impl<M: Machine> Core<M> {
     }
 
     async fn add(&self, id: NodeId, peer: String, disk: Option<String>) -> Result<(), Refusal> {
-        if id == 0 || !peer.contains(':') {
-            let text = "a member needs an id that is not 0 and a peer address host:port";
-            return Err(Refusal::Error(AdminError::Invalid(text.into())));
-        }
+        let endpoints = disk.iter().map(|disk| (DISK_ENDPOINT.to_owned(), disk.clone())).collect();
+        let node = MemberNode { peer, endpoints };
+        check_id(id).and_then(|()| check_node(&node)).map_err(invalid)?;
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         let (applied, retired) =
             self.applier.paused(|_, progress| (*progress.membership.log_id(), progress.retired.clone()));
-        let highest = membership.nodes().map(|(id, _)| *id).chain(retired.last().copied()).max();
-        let free = highest.unwrap_or(0).max(id) + 1;
+        let free = free_id(membership.nodes().map(|(id, _)| *id).chain(retired.iter().copied()).chain([id]));
         if let Some(present) = membership.get_node(&id) {
             let known = present.endpoints.get(DISK_ENDPOINT);
             if known.is_some() && disk.is_some() && known != disk.as_ref() {
@@ -270,7 +286,7 @@ impl<M: Machine> Core<M> {
                      and join with an id that was never used, such as {free}"
                 )));
             }
-            if present.peer == peer {
+            if present.peer == node.peer {
                 return Ok(());
             }
             return Err(conflict(format!("node {id} is a member already, at {}", present.peer)));
@@ -284,16 +300,16 @@ impl<M: Machine> Core<M> {
                 "id {id} was a member's that was removed, and is never given again, to no disk; {free} is free"
             )));
         }
-        if let Some((other, _)) = membership.nodes().find(|(_, node)| node.peer == peer) {
-            return Err(conflict(format!("{peer} is the address of node {other}")));
+        if let Some((other, _)) = membership.nodes().find(|(_, other)| other.peer == node.peer) {
+            return Err(conflict(format!("{} is the address of node {other}", node.peer)));
         }
-        let endpoints = disk.map(|disk| (DISK_ENDPOINT.to_owned(), disk)).into_iter().collect();
-        let (raft, node) = (self.raft.clone(), MemberNode { peer, endpoints });
+        let raft = self.raft.clone();
         self.committed(async move { raft.add_learner(id, node, false).await }).await
     }
 
     /// A member's own addresses. Who is no member, or has another disk, does not become one by telling where it is.
     async fn publish(&self, id: NodeId, node: MemberNode) -> Result<(), Refusal> {
+        check_node(&node).map_err(invalid)?;
         let metrics = self.metrics();
         let Some(present) = metrics.membership_config.membership().get_node(&id) else {
             return Err(Refusal::Error(AdminError::NotFound(format!("node {id} is not a member"))));
@@ -511,4 +527,19 @@ impl<M: Machine> Core<M> {
 pub(crate) fn last_contact_ms(metrics: &Metrics, id: NodeId) -> Option<u64> {
     let contact = metrics.heartbeat.as_ref()?.get(&id)?.as_ref()?;
     Some(contact.elapsed().as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::free_id;
+    use crate::address::NODE_ID_MAX;
+
+    #[test]
+    fn an_id_that_is_free_was_never_used() {
+        assert_eq!(free_id([].into_iter()), 1);
+        assert_eq!(free_id([1, 2, 7].into_iter()), 8);
+        assert_eq!(free_id([1, 2, NODE_ID_MAX].into_iter()), 3);
+        // As members of earlier versions may be called.
+        assert_eq!(free_id([1, u64::MAX].into_iter()), 2);
+    }
 }
