@@ -17,6 +17,7 @@ mod directory;
 mod fatal;
 mod formation;
 mod group;
+mod handover;
 mod identity;
 #[cfg(test)]
 mod kill;

@@ -1,5 +1,5 @@
-//! Changes of the membership and of the leadership. Any member may be asked; what only the leader can do
-//! travels to it as an administrative request (JSON: rare, and easy to read in a trace).
+//! Changes of the membership. Any member may be asked; what only the leader can do travels to it as an administrative
+//! request (JSON: rare, and easy to read in a trace). `handover.rs` has those of the leadership.
 //!
 //! An id belongs to one disk: the disk's id stands in the membership before the node votes, and an id that was removed
 //! is never given again. One change at a time; what could leave the group without a majority is refused.
@@ -110,7 +110,7 @@ pub(crate) enum Refusal {
     Error(AdminError),
 }
 
-fn conflict(text: impl Into<String>) -> Refusal {
+pub(crate) fn conflict(text: impl Into<String>) -> Refusal {
     Refusal::Error(AdminError::Conflict(text.into()))
 }
 
@@ -178,18 +178,9 @@ impl<M: Machine> Core<M> {
         if outcome.is_ok()
             && let Request::Transfer { to } = request
         {
-            self.wait_for_leader(to).await?;
+            self.wait_for_leader(to, self.timeout()).await?;
         }
         outcome
-    }
-
-    async fn wait_for_leader(&self, to: NodeId) -> Result<(), AdminError> {
-        let mut leader = self.leader.subscribe();
-        let known = tokio::time::timeout(self.timeout(), leader.wait_for(|leader| *leader == Some(to))).await;
-        match known {
-            Ok(_) => Ok(()),
-            Err(_) => Err(AdminError::Unknown(format!("node {to} has not become the leader in time"))),
-        }
     }
 
     /// Answers another member's request.
@@ -349,20 +340,6 @@ impl<M: Machine> Core<M> {
         self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await
     }
 
-    /// A leader does not remove itself: openraft's would go on to lead for a while, and fail at the next change of the
-    /// members. It hands the leadership over, and whoever leads next removes it.
-    async fn step_aside(&self) -> Refusal {
-        let target = self.target();
-        let moved = match self.successor_among(&target) {
-            Some(successor) => self.transfer(successor).await.is_ok(),
-            None => false,
-        };
-        if moved {
-            return Refusal::NotLeader;
-        }
-        conflict("this leader could not hand over before its removal; it is still a member")
-    }
-
     /// Whether a member answers, and has the log but for what is on its way.
     fn is_able(&self, id: NodeId, metrics: &Metrics) -> bool {
         let matched =
@@ -372,14 +349,14 @@ impl<M: Machine> Core<M> {
         id == self.config.id || has_log && self.is_in_contact(id, metrics)
     }
 
-    fn is_in_contact(&self, id: NodeId, metrics: &Metrics) -> bool {
+    pub(crate) fn is_in_contact(&self, id: NodeId, metrics: &Metrics) -> bool {
         id == self.config.id
             || last_contact_ms(metrics, id)
                 .is_some_and(|age_ms| age_ms <= 2 * self.config.election_timeout_ms.1)
     }
 
     /// Whether there is `enough` contact, now or soon: a leader that was just elected has heard from nobody yet.
-    async fn in_contact(&self, enough: impl Fn(&Metrics) -> bool) -> bool {
+    pub(crate) async fn in_contact(&self, enough: impl Fn(&Metrics) -> bool) -> bool {
         let limit = Duration::from_millis(self.config.election_timeout_ms.1);
         let deadline = tokio::time::Instant::now() + limit;
         while !enough(&self.metrics()) {
@@ -400,57 +377,6 @@ impl<M: Machine> Core<M> {
             alive += usize::from(self.is_in_contact(id, metrics));
         }
         alive > voters / 2
-    }
-
-    async fn transfer(&self, to: NodeId) -> Result<(), Refusal> {
-        let metrics = self.metrics();
-        let membership = metrics.membership_config.membership();
-        if membership.get_node(&to).is_none() {
-            return Err(Refusal::Error(AdminError::NotFound(format!("node {to} is not a member"))));
-        }
-        if !membership.voter_ids().any(|voter| voter == to) {
-            return Err(conflict(format!("node {to} is a learner and cannot lead")));
-        }
-        if to == self.config.id {
-            return Ok(());
-        }
-        // Since this was asked for: one that died a moment ago would depose this leader for nothing, and one that has just come
-        // back does not take over before it has heard from this leader, which falls silent then.
-        let asked = tokio::time::Instant::now();
-        let answers_now = |metrics: &Metrics| {
-            let age_ms = last_contact_ms(metrics, to).unwrap_or(u64::MAX);
-            Duration::from_millis(age_ms) < asked.elapsed()
-        };
-        if !self.in_contact(answers_now).await {
-            return Err(conflict(format!("node {to} cannot be reached")));
-        }
-        let fatal = |error| Refusal::Error(AdminError::Unknown(format!("{error}")));
-        self.raft.trigger().transfer_leader(to).await.map_err(fatal)?;
-        self.wait_for_leader(to).await.map_err(Refusal::Error)
-    }
-
-    /// The voter that should take over: the one with the most of the log.
-    pub(crate) fn successor(&self) -> Option<NodeId> {
-        let voters = self.metrics().membership_config.membership().voter_ids().collect();
-        self.successor_among(&voters)
-    }
-
-    /// The voters that the membership is to have when a change under way is over.
-    fn target(&self) -> BTreeSet<NodeId> {
-        let metrics = self.metrics();
-        metrics.membership_config.membership().get_joint_config().last().cloned().unwrap_or_default()
-    }
-
-    /// Whether this node is one of them.
-    fn stays(&self) -> bool {
-        self.target().contains(&self.config.id)
-    }
-
-    fn successor_among(&self, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
-        let metrics = self.metrics();
-        let replication = metrics.replication.as_ref()?;
-        let others = voters.iter().filter(|id| **id != self.config.id && self.is_in_contact(**id, &metrics));
-        others.copied().max_by_key(|id| replication.get(id).copied().flatten())
     }
 
     /// As the leader: finishes a change of the voters whose first entry is committed and that nobody goes on with: while two
