@@ -40,6 +40,7 @@ pub mod safeguard;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod snapshot;
+mod sparse;
 mod state;
 mod status;
 mod supervised;

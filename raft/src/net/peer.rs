@@ -24,7 +24,7 @@ use super::{
     handshake::Hello,
     transport::{Connection, Transport},
 };
-use crate::{GroupId, NodeId};
+use crate::{GroupId, NodeId, sparse::Sparse};
 
 /// What a peer connection needs to know of its node.
 pub(crate) trait Greeter: Send + Sync + 'static {
@@ -60,8 +60,14 @@ struct Remote {
     address: Mutex<String>,
     transport: Arc<dyn Transport>,
     greeter: Arc<dyn Greeter>,
-    /// The last error that was logged, so that a peer that stays away is reported once.
-    reported: Mutex<String>,
+    reports: Mutex<Reports>,
+}
+
+/// What was logged, so that a peer that stays away does not fill the log.
+#[derive(Default)]
+struct Reports {
+    errors: Sparse<String>,
+    is_away: bool,
 }
 
 /// A connection, and what it was made on the strength of.
@@ -126,8 +132,8 @@ impl Peer {
         transport: Arc<dyn Transport>,
         greeter: Arc<dyn Greeter>,
     ) -> Peer {
-        let (address, reported) = (Mutex::new(address), Mutex::default());
-        let remote = Arc::new(Remote { id, address, transport, greeter, reported });
+        let (address, reports) = (Mutex::new(address), Mutex::default());
+        let remote = Arc::new(Remote { id, address, transport, greeter, reports });
         Peer { remote, lanes: Default::default(), next_id: AtomicU64::new(1) }
     }
 
@@ -237,18 +243,18 @@ impl Remote {
     async fn connect(&self, is_bulk: bool) -> io::Result<Greeted> {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.greet(is_bulk)).await;
         let connected = connected.unwrap_or_else(|_| Err(timed_out()));
-        let mut reported = self.reported.lock();
+        let mut reports = self.reports.lock();
         match &connected {
-            Ok(_) if !reported.is_empty() => {
-                tracing::info!(peer = self.id, "connected to the peer again");
-                reported.clear();
+            Ok(_) => {
+                if std::mem::take(&mut reports.is_away) {
+                    tracing::info!(peer = self.id, "connected to the peer again");
+                }
             }
-            Ok(_) => {}
             Err(error) => {
-                let (address, text) = (self.address.lock(), error.to_string());
-                if *reported != text {
-                    tracing::warn!(peer = self.id, address = *address, error = text, "cannot reach the peer");
-                    *reported = text;
+                if let Some(times) = reports.errors.say(error.to_string()) {
+                    let address = self.address.lock();
+                    tracing::warn!(peer = self.id, address = *address, %error, times, "cannot reach the peer");
+                    reports.is_away = true;
                 }
             }
         }
