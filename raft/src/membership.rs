@@ -20,12 +20,15 @@ use openraft::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdminError, Machine, NodeId,
+    AdminError, Machine, NodeId, Unavailable,
     address::{NODE_ID_MAX, check_address, check_endpoints, check_id},
     core::{Core, GROUP, Leader, Metrics},
     identity::DISK_ENDPOINT,
     level,
-    net::{frame::Kind, peer::CallError},
+    net::{
+        frame::Kind,
+        peer::{CallError, Peer},
+    },
     types::{MemberNode, TypeConfig},
 };
 
@@ -61,6 +64,29 @@ pub(crate) enum Request {
         peer: String,
         endpoints: BTreeMap<String, String>,
     },
+    /// Whether the leader has a majority.
+    Majority,
+}
+
+/// What a leader says of its majority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HasMajority {
+    Yes,
+    No,
+    /// It does not lead any more, or is of a version that does not know the question.
+    Unknown,
+}
+
+/// Asks the leader. None if it does not answer.
+pub(crate) async fn ask_for_majority(leader: &Peer, time: Duration) -> Option<HasMajority> {
+    let body =
+        serde_json::to_vec(&Request::Majority).expect("a request has no maps with other keys than strings");
+    let answer = leader.call(Kind::Admin, GROUP, &body, time).await.ok()?;
+    Some(match serde_json::from_slice(&answer) {
+        Ok(Answer::Done) => HasMajority::Yes,
+        Ok(Answer::NoMajority) => HasMajority::No,
+        _ => HasMajority::Unknown,
+    })
 }
 
 /// The leader's answer.
@@ -69,6 +95,7 @@ pub(crate) enum Request {
 enum Answer {
     Done,
     NotLeader,
+    NoMajority,
     Busy,
     Conflict { detail: String },
     NotFound { detail: String },
@@ -93,6 +120,7 @@ impl Answer {
         Err(Refusal::Error(match self {
             Answer::Done => return Ok(()),
             Answer::NotLeader => return Err(Refusal::NotLeader),
+            Answer::NoMajority => AdminError::Unavailable(Unavailable::NoQuorum),
             Answer::Busy => return Err(Refusal::Busy),
             Answer::Conflict { detail } => AdminError::Conflict(detail),
             Answer::NotFound { detail } => AdminError::NotFound(detail),
@@ -187,6 +215,8 @@ impl<M: Machine> Core<M> {
     pub(crate) async fn answer_admin(self: &Arc<Self>, body: &[u8]) -> Vec<u8> {
         let answer = match serde_json::from_slice(body) {
             Ok(_) if !self.is_leader() => Answer::NotLeader,
+            Ok(Request::Majority) if self.has_majority(&self.metrics()) => Answer::Done,
+            Ok(Request::Majority) => Answer::NoMajority,
             Ok(request) => {
                 // The peer's connection may end; what it asked for must not end half way.
                 let this = self.clone();
@@ -206,7 +236,7 @@ impl<M: Machine> Core<M> {
         let deadline = tokio::time::Instant::now() + self.timeout() / 2;
         // What is checked before a change must still hold when it is made.
         let turn = match request {
-            Request::Transfer { .. } => None,
+            Request::Transfer { .. } | Request::Majority => None,
             Request::Publish { .. } => Some(self.changing.try_acquire().map_err(|_| Refusal::Busy)?),
             Request::Add { .. } | Request::Remove { .. } => {
                 let turn = tokio::time::timeout_at(deadline, self.changing.acquire()).await;
@@ -236,6 +266,7 @@ impl<M: Machine> Core<M> {
             Request::Publish { id, peer, endpoints } => {
                 self.publish(id, MemberNode { peer, endpoints }).await
             }
+            Request::Majority => Ok(()),
         }
     }
 
@@ -350,9 +381,8 @@ impl<M: Machine> Core<M> {
     }
 
     pub(crate) fn is_in_contact(&self, id: NodeId, metrics: &Metrics) -> bool {
-        id == self.config.id
-            || last_contact_ms(metrics, id)
-                .is_some_and(|age_ms| age_ms <= 2 * self.config.election_timeout_ms.1)
+        let is_recent = |age_ms| Duration::from_millis(age_ms) <= self.contact_max();
+        id == self.config.id || last_contact_ms(metrics, id).is_some_and(is_recent)
     }
 
     /// Whether there is `enough` contact, now or soon: a leader that was just elected has heard from nobody yet.
@@ -366,17 +396,6 @@ impl<M: Machine> Core<M> {
             tokio::time::sleep(BUSY_PAUSE).await;
         }
         true
-    }
-
-    /// Whether a majority of the voters was in contact with this leader lately.
-    pub(crate) fn has_majority(&self, metrics: &Metrics) -> bool {
-        let membership = metrics.membership_config.membership();
-        let (mut voters, mut alive) = (0, 0);
-        for id in membership.voter_ids() {
-            voters += 1;
-            alive += usize::from(self.is_in_contact(id, metrics));
-        }
-        alive > voters / 2
     }
 
     /// As the leader: finishes a change of the voters whose first entry is committed and that nobody goes on with: while two

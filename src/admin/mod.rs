@@ -97,7 +97,7 @@ async fn healthz() -> &'static str {
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
     match shared.router.status().not_ready {
         None => "ready\n".into_response(),
-        Some(why) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+        Some(not_ready) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, not_ready.why).into_response(),
     }
 }
 

@@ -154,6 +154,16 @@ impl Peer {
         self.lane(false).await
     }
 
+    /// Makes a connection for nothing but the greetings.
+    pub(crate) async fn greet_anew(&self) -> io::Result<()> {
+        let greeted = self.link().await.map(|_| ());
+        // Whoever connects holds it, and what it makes then is of no use.
+        if let Ok(mut lane) = self.lanes[0].try_lock() {
+            *lane = None;
+        }
+        greeted
+    }
+
     /// The connection for what may be huge, made now if there is none.
     pub(crate) async fn bulk_link(&self) -> io::Result<Link> {
         self.lane(true).await
