@@ -2,7 +2,10 @@
 //! finding. Unlike seeds they do not age: a build that draws other chances is shown the same thing.
 #![allow(clippy::unwrap_used)]
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The times of single pieces and syncs are the seed's; what happens is the script's.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=6;
@@ -18,10 +21,14 @@ fn found(name: &str) -> Vec<String> {
 
 /// The same with other seeds: a script that needs the times of one, as it was found.
 fn found_by(name: &str, seeds: std::ops::RangeInclusive<u64>) -> Vec<String> {
+    found_in(&script(name), seeds)
+}
+
+fn found_in(script: &Path, seeds: std::ops::RangeInclusive<u64>) -> Vec<String> {
     let out = tempfile::tempdir().unwrap();
     let of_seed = |seed: u64| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvorum-jepsen"));
-        command.args(["sim-one", "--seed", &seed.to_string(), "--script"]).arg(script(name));
+        command.args(["sim-one", "--seed", &seed.to_string(), "--script"]).arg(script);
         let output = command.arg("--out").arg(out.path()).output().unwrap();
         let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert!(said.contains("\"findings\":"), "seed {seed}: {said}");
@@ -63,6 +70,18 @@ fn a_wait_that_is_given_up_is_not_called_refused() {
 #[test]
 fn a_leader_that_is_removed_survives_the_next_change() {
     assert_eq!(found("a-leader-that-is-removed-survives-the-next-change"), [""; 0]);
+}
+
+#[test]
+fn a_node_that_is_cut_off_is_not_ready() {
+    let script = script("a-node-that-is-cut-off-is-not-ready");
+    assert_eq!(found_in(&script, 1..=2), [""; 0]);
+    // Its followers take the leader that they heard last for the present one.
+    let unaware = tempfile::NamedTempFile::new().unwrap();
+    let text = format!("without contact\n{}", std::fs::read_to_string(&script).unwrap());
+    std::fs::write(unaware.path(), text).unwrap();
+    let found = found_in(unaware.path(), 1..=1);
+    assert!(found.iter().any(|said| said.contains("ready without a majority")), "{found:?}");
 }
 
 /// The server does not notice a disk that went back, and loses what others have acknowledged with it: FAILING-INPUTS 2. The

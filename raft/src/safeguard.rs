@@ -1,7 +1,8 @@
 //! Safeguards that the simulation switches off, one at a time, to show that it finds what is then wrong. In a server all
 //! are on, and asking costs nothing: only with the feature `simulation` can one be off.
 
-/// Something without which an acknowledged write is lost, a read is stale, or replicas differ.
+/// Something without which an acknowledged write is lost, a read is stale, replicas differ, or a node says of itself what is
+/// not true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Safeguard {
     /// A linearizable read waits until a majority has confirmed the leader.
@@ -25,6 +26,8 @@ pub enum Safeguard {
     ReplicatedChance,
     /// A read is confirmed by answers to messages that were sent for it, not by openraft's clock.
     OwnConfirmation,
+    /// A leader that is silent, has no majority or does not answer is none.
+    Contact,
 }
 
 #[cfg(feature = "simulation")]
@@ -41,6 +44,7 @@ impl Safeguard {
         ("log-clock", Safeguard::LogClock),
         ("replicated-chance", Safeguard::ReplicatedChance),
         ("own-confirmation", Safeguard::OwnConfirmation),
+        ("contact", Safeguard::Contact),
     ];
 }
 

@@ -187,7 +187,8 @@ fn replication(_: &Shared, status: &Status, out: &mut String) {
         field(out, "connected_slaves", 0);
     }
     if let Some(NotReady { why, .. }) = &status.not_ready {
-        field(out, "not_ready_reason", why);
+        // It may be what a peer has said.
+        field(out, "not_ready_reason", why.replace(['\r', '\n'], " "));
     }
     field(out, "master_failover_state", "no-failover");
     let replid: String =

@@ -20,7 +20,7 @@ const SILENCE_MS_MAX: u64 = 5_000;
 const STANDSTILL_MS_MAX: u64 = 5_000;
 /// How long a node may take to know that it is cut off, by its own clock: it knows within two seconds, but for what was on its
 /// way when it was.
-const CUT_OFF_MS_MAX: f64 = 4_000.0;
+const CUT_OFF_MS_MAX: f64 = 3_000.0;
 /// The probe's key is not among those of any workload.
 const PROBE: [&str; 3] = ["SET", "probe", "1"];
 
