@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::Args;
-use kvorum_raft::{NodeConfig, NodeId, ReadLevel};
+use kvorum_raft::{NODE_ID_MAX, NodeConfig, NodeId, ReadLevel, check_address, check_id};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -30,7 +30,7 @@ const LOCK_DELAY_MS_MAX: u64 = 24 * 3600 * 1000;
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Options {
-    /// This node's number, 1 or more; never that of another node, past or present
+    /// This node's number, from 1 to 9007199254740991; never that of another node, past or present
     #[arg(long, env = "KVORUM_ID", value_name = "N")]
     pub id: Option<u64>,
     /// Directory of the log, the pages and the node's identity; created when missing
@@ -272,12 +272,24 @@ impl Options {
 
     /// Fills in the defaults and checks all.
     pub fn validate(self) -> Result<Config, ConfigError> {
-        let id = self.id.filter(|&id| id > 0).ok_or_else(|| invalid("id", "a number from 1 on is needed"))?;
+        let id =
+            self.id.ok_or_else(|| invalid("id", format!("a number from 1 to {NODE_ID_MAX} is needed")))?;
+        check_id(id).map_err(|why| invalid("id", why))?;
         let dir = self.data.clone().ok_or_else(|| invalid("data", "a directory is needed"))?;
         let resp = address("resp", self.resp.as_deref().unwrap_or("127.0.0.1:6379"))?;
         let http = address("http", self.http.as_deref().unwrap_or("127.0.0.1:8379"))?;
         let peer_listen = self.peer.clone().unwrap_or_else(|| "127.0.0.1:7379".to_owned());
         address("peer", &peer_listen)?;
+        for (key, advertised) in [
+            ("advertise-resp", &self.advertise_resp),
+            ("advertise-http", &self.advertise_http),
+            ("advertise-peer", &self.advertise_peer),
+        ] {
+            advertised
+                .iter()
+                .try_for_each(|address| check_address(address))
+                .map_err(|why| invalid(key, why))?;
+        }
         let bootstrap = self.peers.as_deref().map(|list| peers(list, id)).transpose()?;
         if let Some(join) = &self.join
             && !join.starts_with("http://")
@@ -444,10 +456,8 @@ fn peers(list: &str, id: NodeId) -> Result<BTreeMap<NodeId, String>, ConfigError
     for peer in list.split(',').map(str::trim).filter(|peer| !peer.is_empty()) {
         let wrong = |reason: &str| invalid("peers", format!("{peer:?}: {reason}"));
         let (id, address) = peer.split_once('=').ok_or_else(|| wrong("it should be ID=HOST:PORT"))?;
-        let id: NodeId =
-            id.parse().ok().filter(|&id| id > 0).ok_or_else(|| wrong("the id is a number from 1 on"))?;
-        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        port.filter(|&port| port > 0).ok_or_else(|| wrong("the address should be HOST:PORT"))?;
+        let id: NodeId = id.parse().map_err(|_| wrong("the id is a number"))?;
+        check_id(id).and_then(|()| check_address(address)).map_err(|why| wrong(&why))?;
         if peers.values().any(|other| other == address) {
             return Err(wrong("another node has this address"));
         }
@@ -499,8 +509,15 @@ mod tests {
 
     #[test]
     fn contradictions_name_their_key() {
-        let cases: [(&str, Options); 9] = [
+        let cases: [(&str, Options); 16] = [
             ("id", Options { id: None, ..least() }),
+            ("id", Options { id: Some(0), ..least() }),
+            ("id", Options { id: Some(u64::MAX), ..least() }),
+            ("peers", Options { peers: Some("1=a:1,9007199254740992=b:1".into()), ..least() }),
+            ("peers", Options { peers: Some("1=a:1,2=b c:1".into()), ..least() }),
+            ("advertise-peer", Options { advertise_peer: Some("nowhere".into()), ..least() }),
+            ("advertise-resp", Options { advertise_resp: Some("a:0".into()), ..least() }),
+            ("advertise-http", Options { advertise_http: Some("a:1\n".into()), ..least() }),
             ("peers", Options { peers: Some("2=a:1".into()), ..least() }),
             ("peers", Options { peers: Some("1=a:1,1=b:1".into()), ..least() }),
             ("peers", Options { peers: Some("1=a:1,2=a:1".into()), ..least() }),

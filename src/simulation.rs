@@ -1,7 +1,7 @@
 //! A whole server in a simulation: consensus, log, machine and sessions as in `server`, without sockets. It runs on the
 //! runtime of its caller, who holds its network, disk and clocks (`kvorum_raft::simulation`).
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use kvorum_raft::{
     Node, Platform, StartError,
@@ -29,8 +29,8 @@ impl Server {
         let (wakes, notices) = Wakes::new(config.node.id, server::wake_limits(config));
         // Nobody asks it to stop.
         let (_, stopping) = watch::channel(false);
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let shared = server::start(platform, config, nowhere, nowhere, wakes, stopping).await?;
+        // Nobody listens there.
+        let shared = server::start(platform, config, config.resp, config.http, wakes, stopping).await?;
         shared.wakes.started_with(shared.router.status().last_log_index);
         let waking = shared.clone();
         tokio::spawn(async move { waking.wakes.run(notices, &waking.router).await });

@@ -258,16 +258,24 @@ impl Wakes {
         tokio::join!(self.tell(notices, router), self.watch_nodes(router), self.watch_contact(router));
     }
 
-    /// Gives up all waits when this node is out of contact for as long as other requests wait for that to end. Nothing
-    /// tells: who leads, as a node knows, may be gone for long. So it is asked for, while somebody waits.
+    /// Gives up all waits when this node is out of contact for as long as a request may take. Nothing tells: who leads, as a
+    /// node knows, may be gone for long. So it is asked for, while somebody waits.
     async fn watch_contact(&self, router: &Router) {
+        let mut lost_since = None;
         loop {
             tokio::time::sleep(CONTACT_STEP).await;
             if self.is_empty() {
+                lost_since = None;
                 continue;
             }
+            let asked = Instant::now();
             let answer = router.node().barrier(ReadLevel::Linearizable).await;
-            if let Err(Unavailable::NoLeader | Unavailable::NoQuorum) = answer {
+            if !matches!(answer, Err(Unavailable::NoLeader | Unavailable::NoQuorum)) {
+                lost_since = None;
+                continue;
+            }
+            // Asked again: it is refused at once where the loss is known, and may be over soon.
+            if lost_since.get_or_insert(asked).elapsed() >= self.limits.request_timeout {
                 tracing::info!(
                     waits = self.len(),
                     "out of contact: this node's clients do not wait any more"

@@ -101,6 +101,20 @@ fn what_cannot_be_done_is_a_problem_with_a_reason() {
     refused("POST", "/v1/cluster/members", Some("{\"id\":4}"), 422, "peer");
     refused("POST", "/v1/cluster/members", Some("{\"id\":0,\"peer\":\"a:1\"}"), 422, "from 1 on");
     refused("POST", "/v1/cluster/members", Some("{\"id\":4,\"peer\":\"nowhere\"}"), 422, "HOST:PORT");
+    for (id, peer, disk, why) in [
+        ("18446744073709551615", "a:1", "0f", "up to 9007199254740991"),
+        ("9007199254740992", "a:1", "0f", "up to 9007199254740991"),
+        ("4", "a:0", "0f", "between 1 and 65535"),
+        ("4", "a\\nb:1", "0f", "HOST:PORT"),
+        ("4", "a b:1", "0f", "HOST:PORT"),
+        ("4", "::1:7379", "0f", "brackets"),
+        ("4", &format!("{}:1", "x".repeat(60_000)), "0f", "between 1 and 255"),
+        ("4", "a:1", "0\\nf", "no endpoint"),
+        ("4", "a:1", &"0".repeat(60_000), "no endpoint"),
+    ] {
+        let body = format!("{{\"id\":{id},\"peer\":\"{peer}\",\"disk\":\"{disk}\"}}");
+        refused("POST", "/v1/cluster/members", Some(&body), 422, why);
+    }
     refused("POST", "/v1/cluster/members", Some("{\"id\":1,\"peer\":\"a:1\"}"), 409, "is a member already");
     refused("DELETE", "/v1/cluster/members/1", None, 409, "last voter");
     refused("DELETE", "/v1/cluster/members/9", None, 404, "not a member");

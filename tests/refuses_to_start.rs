@@ -45,6 +45,10 @@ fn configurations_that_make_no_sense_are_refused_with_file_line_and_key() {
         ("id = 1\n\nproto-max-bulk-len = \"5xb\"\n", &["line 3", "proto-max-bulk-len", "5xb"]),
         ("id = 1\nresp = \"nowhere\"\n", &["line 2", "resp"]),
         ("id = 1\npeers = \"1=a:1,2=a:1\"\n", &["line 2", "peers", "another node has this address"]),
+        ("id = 1\npeers = \"1=a:1,9007199254740992=b:1\"\n", &["line 2", "peers", "up to 9007199254740991"]),
+        ("id = 9007199254740992\n", &["line 1", "id", "up to 9007199254740991"]),
+        ("id = 1\nadvertise-peer = \"10.0.0.1\"\n", &["line 2", "advertise-peer", "the port is missing"]),
+        ("id = 1\nadvertise-resp = \"a b:1\"\n", &["line 2", "advertise-resp", "HOST:PORT"]),
     ] {
         let file = dir.path().join("kvorum.toml");
         fs::write(&file, format!("{text}\ndata = \"d\"\n")).unwrap();

@@ -2,7 +2,10 @@
 //! finding. Unlike seeds they do not age: a build that draws other chances is shown the same thing.
 #![allow(clippy::unwrap_used)]
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The times of single pieces and syncs are the seed's; what happens is the script's.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=6;
@@ -18,14 +21,14 @@ fn found(name: &str) -> Vec<String> {
 
 /// The same with other seeds: a script that needs the times of one, as it was found.
 fn found_by(name: &str, seeds: std::ops::RangeInclusive<u64>) -> Vec<String> {
-    found_with(name, seeds, &[])
+    found_in(&script(name), seeds, &[])
 }
 
-fn found_with(name: &str, seeds: std::ops::RangeInclusive<u64>, options: &[&str]) -> Vec<String> {
+fn found_in(script: &Path, seeds: std::ops::RangeInclusive<u64>, options: &[&str]) -> Vec<String> {
     let out = tempfile::tempdir().unwrap();
     let of_seed = |seed: u64| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvorum-jepsen"));
-        command.args(["sim-one", "--seed", &seed.to_string(), "--script"]).arg(script(name)).args(options);
+        command.args(["sim-one", "--seed", &seed.to_string(), "--script"]).arg(script).args(options);
         let output = command.arg("--out").arg(out.path()).output().unwrap();
         let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert!(said.contains("\"findings\":"), "seed {seed}: {said}");
@@ -70,6 +73,15 @@ fn a_leader_that_is_removed_survives_the_next_change() {
 }
 
 #[test]
+fn a_node_that_is_cut_off_is_not_ready() {
+    let script = script("a-node-that-is-cut-off-is-not-ready");
+    assert_eq!(found_in(&script, 1..=2, &[]), [""; 0]);
+    // Its followers take the leader that they heard last for the present one.
+    let found = found_in(&script, 1..=1, &["--without", "contact"]);
+    assert!(found.iter().any(|said| said.contains("ready without a majority")), "{found:?}");
+}
+
+#[test]
 fn an_older_disk_loses_nothing() {
     assert_eq!(found("an-older-disk-loses-nothing"), [""; 0]);
 }
@@ -77,7 +89,7 @@ fn an_older_disk_loses_nothing() {
 /// Without the memory of what was on it, what others have acknowledged with it is lost.
 #[test]
 fn an_older_disk_that_goes_unnoticed_is_found() {
-    let found = found_with("an-older-disk-loses-nothing", SEEDS, &["--without", "disk-witness"]);
+    let found = found_in(&script("an-older-disk-loses-nothing"), SEEDS, &["--without", "disk-witness"]);
     assert_eq!(found.len(), SEEDS.count());
     assert!(found.iter().all(|said| said.contains("committed entry lost")), "{found:?}");
 }

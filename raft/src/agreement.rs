@@ -2,9 +2,10 @@
 //! both have applied serve different data, for ever. That must not be served: the one that a majority contradicts takes no part
 //! any more, and where no majority agrees nobody writes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::{
     Machine, NodeId,
@@ -13,6 +14,9 @@ use crate::{
     trail::Mark,
 };
 
+/// How long no majority is known to agree before nobody serves.
+const SPLIT_MIN: Duration = Duration::from_secs(2);
+
 /// Said while no majority agrees.
 const SPLIT: &str = "the members have applied different logs, and no majority agrees";
 
@@ -20,7 +24,8 @@ const SPLIT: &str = "the members have applied different logs, and no majority ag
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Compared {
     index: u64,
-    is_same: bool,
+    /// The first index at which the logs were seen to differ; None if they are the same up to `index`.
+    differs_at: Option<u64>,
 }
 
 /// How this node stands to the other members.
@@ -38,7 +43,11 @@ pub(crate) enum Standing {
 
 /// All comparisons.
 #[derive(Default)]
-pub(crate) struct Agreement(Mutex<BTreeMap<NodeId, Compared>>);
+pub(crate) struct Agreement {
+    compared: Mutex<BTreeMap<NodeId, Compared>>,
+    /// Since when no majority is known to agree.
+    split_since: Mutex<Option<Instant>>,
+}
 
 impl Agreement {
     /// Compares what a member tells with what this node has at the same index. The highest index counts: a member that took
@@ -47,26 +56,27 @@ impl Agreement {
         let newest =
             told.iter().filter_map(|mark| Some((mark, own(mark.index)?))).max_by_key(|(mark, _)| mark.index);
         let Some((mark, hash)) = newest else { return };
-        let mut compared = self.0.lock();
-        let before = compared.get(&id).map_or(0, |compared| compared.index);
+        let mut compared = self.compared.lock();
+        let before = compared.get(&id).copied();
         // Reports may overtake each other.
-        if mark.index >= before {
-            compared.insert(id, Compared { index: mark.index, is_same: mark.hash == hash });
+        if before.is_none_or(|before| mark.index >= before.index) {
+            let since = before.and_then(|before| before.differs_at).unwrap_or(mark.index);
+            let differs_at = (mark.hash != hash).then_some(since);
+            compared.insert(id, Compared { index: mark.index, differs_at });
         }
     }
 
     /// What follows for node `own` among these voters.
     pub(crate) fn standing(&self, own: NodeId, voters: &[NodeId]) -> Standing {
-        let compared = self.0.lock();
-        let others = || voters.iter().filter(|id| **id != own);
-        let differing: BTreeMap<NodeId, u64> = others()
-            .filter_map(|id| compared.get(id).filter(|compared| !compared.is_same).map(|it| (*id, it.index)))
-            .collect();
-        if differing.is_empty() {
-            return Standing::Agreed;
-        }
-        let agreeing =
-            others().filter(|id| compared.get(id).is_some_and(|compared| compared.is_same)).count();
+        let compared = self.compared.lock();
+        let others =
+            || voters.iter().filter(|id| **id != own).filter_map(|id| Some((*id, *compared.get(id)?)));
+        let differing: BTreeMap<NodeId, u64> =
+            others().filter_map(|(id, compared)| Some((id, compared.differs_at?))).collect();
+        let Some(last) = differing.values().max() else { return Standing::Agreed };
+        // Whoever agreed before that says nothing about it.
+        let agrees = |compared: &Compared| compared.differs_at.is_none() && compared.index >= *last;
+        let agreeing = others().filter(|(_, compared)| agrees(compared)).count();
         let is_voter = usize::from(voters.contains(&own));
         if agreeing + is_voter > voters.len() / 2 {
             Standing::Others(differing)
@@ -78,6 +88,19 @@ impl Agreement {
     }
 }
 
+impl Agreement {
+    /// The same, but for a split that has not lasted: the others are heard one after the other.
+    fn settled(&self, standing: Standing) -> Standing {
+        let mut since = self.split_since.lock();
+        if !matches!(standing, Standing::Split(_)) {
+            *since = None;
+            return standing;
+        }
+        let is_new = since.get_or_insert_with(Instant::now).elapsed() < SPLIT_MIN;
+        if is_new { Standing::Agreed } else { standing }
+    }
+}
+
 impl<M: Machine> Core<M> {
     /// Does what follows from how this node stands to the others.
     pub(crate) fn take_stand(&self) {
@@ -85,7 +108,7 @@ impl<M: Machine> Core<M> {
             return;
         }
         let voters: Vec<NodeId> = self.metrics().membership_config.membership().voter_ids().collect();
-        let standing = self.agreement.standing(self.config.id, &voters);
+        let standing = self.agreement.settled(self.agreement.standing(self.config.id, &voters));
         if std::mem::replace(&mut *self.standing.lock(), standing.clone()) == standing {
             return;
         }
@@ -128,10 +151,13 @@ mod tests {
         assert_eq!(standing(), Standing::Agreed);
         tell(&agreement, 2, 50, false);
         assert_eq!(standing(), Standing::Split([(2, 50)].into()));
+        tell(&agreement, 3, 40, true);
+        assert_eq!(standing(), Standing::Split([(2, 50)].into()), "node 3 was not asked about 50");
         tell(&agreement, 3, 60, true);
         assert_eq!(standing(), Standing::Others([(2, 50)].into()));
         tell(&agreement, 3, 70, false);
         assert_eq!(standing(), Standing::Apart([(2, 50), (3, 70)].into()));
+        tell(&agreement, 2, 75, false);
         // Of late news, and of what is not comparable, nothing follows.
         tell(&agreement, 3, 65, true);
         agreement.compare(3, &[Mark { index: 90, hash: 1 }], |_| None);

@@ -4,21 +4,24 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use thiserror::Error;
 
-use crate::NodeId;
+use crate::{
+    NodeId,
+    address::{check_address, check_id},
+};
 
 /// Everything a node needs to know at its start. Validated by `Node::start`, immutable afterwards.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// This node's id, not 0.
+    /// This node's id, as `check_id` allows it.
     pub id: NodeId,
     /// Holds `log/`, `pages/` and the identity file. Created when missing; locked while the node runs.
     pub dir: PathBuf,
     /// The address to listen on for peers, `host:port`; port 0 takes a free one.
     pub peer_listen: String,
-    /// The address that peers connect to; the bound address when None.
+    /// The address that peers connect to, as `check_address` allows it; the bound address when None.
     pub peer_advertise: Option<String>,
-    /// Other addresses of this node that every node should know, by name (`resp`, `http`): opaque here,
-    /// published through the log.
+    /// Other addresses of this node that every node should know, by name (`resp`, `http`): published through the
+    /// log, and not used here.
     pub endpoints: BTreeMap<String, String>,
     /// The first members' peer addresses, this node among them. Used once, by a node without any state.
     pub bootstrap: Option<BTreeMap<NodeId, String>>,
@@ -171,8 +174,8 @@ impl NodeConfig {
     /// Refuses what contradicts itself.
     pub fn validate(&self) -> Result<(), StartError> {
         let (low, high) = self.election_timeout_ms;
-        let contradiction = if self.id == 0 {
-            Some("the node id must not be 0".to_owned())
+        let contradiction = if let Err(why) = self.check_names() {
+            Some(why)
         } else if self.heartbeat_ms == 0 || low >= high {
             Some("election-timeout must be two rising numbers, and heartbeat not 0".to_owned())
         } else if self.heartbeat_ms * 2 > low {
@@ -191,5 +194,36 @@ impl NodeConfig {
             }
         };
         contradiction.map_or(Ok(()), |text| Err(StartError::Config(text)))
+    }
+
+    /// What of this stands in the log, or is told to others.
+    fn check_names(&self) -> Result<(), String> {
+        let peers = self.bootstrap.iter().flatten();
+        peers.clone().map(|(id, _)| *id).chain([self.id]).try_for_each(check_id)?;
+        let addresses = self.peer_advertise.iter().chain(self.endpoints.values());
+        addresses.chain(peers.map(|(_, address)| address)).try_for_each(|address| check_address(address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NodeConfig;
+
+    #[test]
+    fn names_that_make_no_sense_are_refused() {
+        let config = || NodeConfig::new(1, "data");
+        assert!(config().validate().is_ok());
+        let peers =
+            |peers: &[(u64, &str)]| Some(peers.iter().map(|(id, peer)| (*id, (*peer).to_owned())).collect());
+        for wrong in [
+            NodeConfig { id: 0, ..config() },
+            NodeConfig { id: u64::MAX, ..config() },
+            NodeConfig { peer_advertise: Some("nowhere".into()), ..config() },
+            NodeConfig { endpoints: [("resp".to_owned(), "a:1\n".to_owned())].into(), ..config() },
+            NodeConfig { bootstrap: peers(&[(1, "a:1"), (1 << 53, "b:1")]), ..config() },
+            NodeConfig { bootstrap: peers(&[(1, "a:1"), (2, "b:0")]), ..config() },
+        ] {
+            assert!(wrong.validate().is_err(), "{wrong:?}");
+        }
     }
 }

@@ -88,6 +88,16 @@ impl<M: Machine> Core<M> {
         self.votes.vote().is_some_and(|vote| vote.leader_id == lead.vote.leader_id)
     }
 
+    /// Whether a voter answers, after the call, that it follows this leader.
+    pub(crate) async fn follows(&self, id: NodeId) -> bool {
+        let Some(vote) = self.votes.vote() else { return false };
+        let mut body = Vec::with_capacity(17);
+        codec::put_vote(&mut body, &vote);
+        let limit = std::time::Duration::from_millis(self.config.election_timeout_ms.1);
+        let answer = tokio::time::timeout(limit, self.ask_for_vote(id, &body, vote)).await;
+        answer.is_ok_and(|follower| follower.is_some())
+    }
+
     /// The peer, if it answers that its vote is this one.
     async fn ask_for_vote(&self, id: NodeId, body: &[u8], vote: Vote) -> Option<NodeId> {
         let peer = self.peer(id)?;

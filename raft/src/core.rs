@@ -24,6 +24,7 @@ use crate::{
     checkpoint::Checkpointer,
     clock::Clock,
     codec::put_vote,
+    contact::Contact,
     group::{Group, Responder},
     identity::Identity,
     level,
@@ -81,16 +82,28 @@ impl PeerTable {
         peer.clone()
     }
 
-    /// Greets all members that are known from before.
-    pub(crate) async fn greet_all(&self) {
-        let own = self.identity.node_id();
-        let peers = self.identity.peers().into_iter().filter(|(id, _)| *id != own);
-        let greetings = peers.map(|(id, address)| {
-            let peer = self.at(id, &address);
-            // Whoever does not answer says nothing.
-            async move { drop(peer.link().await) }
-        });
-        futures::future::join_all(greetings).await;
+    /// Greets all other nodes, over connections of their own, and waits for their answers for so long. Who does not answer
+    /// says nothing; what the others say is learnt. `acquaintances` are kept from one time to the next.
+    pub(crate) async fn greet_all(
+        &self,
+        acquaintances: &mut BTreeMap<NodeId, Peer>,
+        addresses: &BTreeMap<NodeId, String>,
+        time: Duration,
+    ) -> BTreeMap<NodeId, std::io::Result<()>> {
+        let own_id = self.identity.node_id();
+        for (id, address) in addresses.iter().filter(|(id, _)| **id != own_id) {
+            let (transport, identity) = (&self.platform.transport, &self.identity);
+            let peer = acquaintances
+                .entry(*id)
+                .or_insert_with(|| Peer::new(*id, address.clone(), transport.clone(), identity.clone()));
+            peer.set_address(address);
+        }
+        let greetings =
+            acquaintances.iter().filter(|(id, _)| addresses.contains_key(id)).map(|(id, peer)| async move {
+                let greeted = tokio::time::timeout(time, peer.greet_anew()).await;
+                (*id, greeted.unwrap_or_else(|_| Err(std::io::Error::other("it does not answer"))))
+            });
+        futures::future::join_all(greetings).await.into_iter().collect()
     }
 
     fn known(&self, id: NodeId) -> Option<Arc<Peer>> {
@@ -130,11 +143,13 @@ pub(crate) struct Core<M: Machine> {
     /// Whether the members have applied the same log, and what follows for this node.
     pub agreement: Agreement,
     pub standing: Mutex<Standing>,
-    /// The leader as openraft last said.
+    /// The leader as openraft last said, if it was heard lately.
     pub leader: watch::Sender<Option<NodeId>>,
-    /// Whether any member has sent a Raft message since the start: before, openraft takes the leader that this node
-    /// last followed for the present one.
-    pub heard: watch::Sender<bool>,
+    /// When the leader was last heard: openraft takes the one that this node last followed for the present one, whether it
+    /// is there or not.
+    pub contact: Arc<Contact>,
+    /// What the forming of the cluster waits for.
+    pub forming: Mutex<Option<String>>,
     /// Counts changes of role, leader and membership.
     pub changes: watch::Sender<u64>,
     /// Whether a linearizable read has succeeded since the leader was last unknown.
@@ -145,10 +160,6 @@ pub(crate) struct Core<M: Machine> {
 }
 
 impl<M: Machine> Core<M> {
-    fn heard_of_leader(&self) {
-        self.heard.send_if_modified(|heard| !std::mem::replace(heard, true));
-    }
-
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_millis(self.config.request_timeout_ms)
     }
@@ -183,6 +194,14 @@ impl<M: Machine> Core<M> {
 
     /// One tick: an entry without proposals, which moves the clock. Its index.
     pub(crate) async fn tick_round(&self) -> Result<u64, Unavailable> {
+        tokio::select! {
+            biased;
+            why = self.contact.refused() => Err(why),
+            index = self.tick_somewhere() => index,
+        }
+    }
+
+    async fn tick_somewhere(&self) -> Result<u64, Unavailable> {
         let mut search = self.search_leader();
         loop {
             let index = match search.next().await? {
@@ -252,6 +271,9 @@ impl<M: Machine> LeaderSearch<'_, M> {
     pub(crate) async fn next(&mut self) -> Result<Leader, Unavailable> {
         let mut wait = self.answered;
         loop {
+            if let Some(why) = self.core.contact.refusal() {
+                return Err(why);
+            }
             if wait {
                 // News, or a moment: the refusal may have come from a node that lags.
                 let _ = tokio::time::timeout(Duration::from_millis(20), self.leader.changed()).await;
@@ -358,16 +380,15 @@ impl<M: Machine> Handler for Core<M> {
         if group != GROUP {
             return Err(format!("there is no group {group}"));
         }
-        match kind {
-            Kind::Forward | Kind::ReadIndex => self.interest.shown(),
-            Kind::Append | Kind::SnapshotEnd => self.heard_of_leader(),
-            _ => {}
+        if matches!(kind, Kind::Forward | Kind::ReadIndex) {
+            self.interest.shown();
         }
         let mut answer = Vec::new();
         match kind {
             Kind::Append => {
                 let request = messages::append_request(&body).map_err(text)?;
                 self.check_history(&request);
+                self.contact.heard(&request.vote);
                 let response: AppendEntriesResponse<TypeConfig> =
                     self.raft.append_entries(request).await.map_err(text)?;
                 messages::put_append_response(&mut answer, &response);
@@ -421,9 +442,11 @@ impl<M: Machine> Handler for Core<M> {
         _group: GroupId,
         requests: impl Stream<Item = AppendRequest> + Send + 'static,
     ) -> impl Stream<Item = AppendResult> + Send + 'static {
-        self.heard_of_leader();
         let this = self.clone();
-        let requests = requests.inspect(move |request| this.check_history(request));
+        let requests = requests.inspect(move |request| {
+            this.check_history(request);
+            this.contact.heard(&request.vote);
+        });
         // A fatal error ends the stream; the node is stopping then.
         self.raft.stream_append(requests).filter_map(|result| std::future::ready(result.ok()))
     }

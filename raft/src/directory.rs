@@ -83,14 +83,14 @@ impl Content {
 pub(crate) struct IdentityFile {
     dir: PathBuf,
     content: Mutex<Content>,
-    /// Held while the file is written. Nobody who only reads waits for the disk.
-    saving: Mutex<()>,
+    /// Held while the file is written: whether that is over for good. Nobody who only reads waits for the disk.
+    is_closed: Mutex<bool>,
 }
 
 impl IdentityFile {
     /// What the directory has.
     pub(crate) fn new(dir: &Path, content: Content) -> IdentityFile {
-        IdentityFile { dir: dir.to_owned(), content: Mutex::new(content), saving: Mutex::default() }
+        IdentityFile { dir: dir.to_owned(), content: Mutex::new(content), is_closed: Mutex::default() }
     }
 
     /// Looks at what it holds.
@@ -98,9 +98,17 @@ impl IdentityFile {
         look(&self.content.lock())
     }
 
+    /// Writes nothing more: what a node that has stopped still hears is no longer its own. Blocks.
+    pub(crate) fn close(&self) {
+        *self.is_closed.lock() = true;
+    }
+
     /// Changes it, durably. Blocks.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Content)) -> io::Result<()> {
-        let _turn = self.saving.lock();
+        let is_closed = self.is_closed.lock();
+        if *is_closed {
+            return Err(io::Error::other("the node has stopped"));
+        }
         let before = self.content.lock().clone();
         let mut changed = before.clone();
         change(&mut changed);

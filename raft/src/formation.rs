@@ -1,4 +1,5 @@
-//! A cluster is formed once, by the node with the lowest id of the list that all were started with.
+//! A cluster is formed once, by the node with the lowest id of the list that all were started with. The others look who is missing,
+//! too, to be able to tell.
 //!
 //! It needs all of them: each says which disk it has, which stands in the first membership, that it has no log, and that it
 //! was started with the same list. So nodes that were wiped can never form a cluster anew behind the back of one that was not,
@@ -12,14 +13,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use openraft::errors::{InitializeError, RaftError};
 
 use crate::{
-    Machine, NodeId, core::Core, identity::DISK_ENDPOINT, level, net::handshake::Hello, net::peer::Peer,
-    types::MemberNode,
+    Machine, NodeId, core::Core, identity::DISK_ENDPOINT, level, net::peer::Peer, types::MemberNode,
 };
 
 /// How long a peer may take to answer.
 const GREETING: Duration = Duration::from_millis(500);
-/// The time between two attempts.
+/// The time between two attempts, and between two looks of those who wait for the cluster to be formed.
 const PAUSE: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(500);
 /// How many attempts pass without a word about who is missing.
 const SILENT_ATTEMPTS: u32 = 50;
 
@@ -39,13 +40,20 @@ pub(crate) async fn form_cluster<M: Machine>(core: Arc<Core<M>>) {
     if core.raft.is_initialized().await.unwrap_or(true) || core.identity.has_log() {
         return;
     }
-    if peers.keys().next() != Some(&core.config.id) {
-        tracing::info!(by = peers.keys().next(), "waiting for the cluster to be formed");
-        return;
+    let Some(former) = peers.keys().next().copied() else { return };
+    if former == core.config.id {
+        form(&core, &peers).await;
+    } else {
+        tracing::info!(by = former, "waiting for the cluster to be formed");
+        look_who_is_missing(&core, &peers, former).await;
     }
-    let mut attempts = 0;
+    *core.forming.lock() = None;
+}
+
+async fn form<M: Machine>(core: &Core<M>, peers: &BTreeMap<NodeId, String>) {
+    let (mut attempts, mut acquaintances) = (0, BTreeMap::new());
     loop {
-        match gather(&core, &peers).await {
+        match gather(core, peers, &mut acquaintances).await {
             Gathered::Formed(by) => {
                 tracing::warn!(
                     peer = by,
@@ -54,7 +62,7 @@ pub(crate) async fn form_cluster<M: Machine>(core: Arc<Core<M>>) {
                 return;
             }
             Gathered::All(members) => {
-                if initialize(&core, members).await {
+                if initialize(core, members).await {
                     return;
                 }
             }
@@ -63,10 +71,29 @@ pub(crate) async fn form_cluster<M: Machine>(core: Arc<Core<M>>) {
                 if attempts % SILENT_ATTEMPTS == 1 {
                     tracing::info!(?missing, "the cluster is formed when all of its nodes are there");
                 }
+                *core.forming.lock() = Some(waits_for(&missing));
             }
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Until the cluster is formed, by another node.
+async fn look_who_is_missing<M: Machine>(core: &Core<M>, peers: &BTreeMap<NodeId, String>, former: NodeId) {
+    let mut acquaintances = BTreeMap::new();
+    while !core.raft.is_initialized().await.unwrap_or(true) {
+        let waits_for = match gather(core, peers, &mut acquaintances).await {
+            Gathered::Formed(_) => return,
+            Gathered::All(_) => format!("the cluster is not formed yet: node {former} is about to form it"),
+            Gathered::Missing(missing) => waits_for(&missing),
+        };
+        *core.forming.lock() = Some(waits_for);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn waits_for(missing: &[String]) -> String {
+    format!("the cluster is not formed yet: it waits for {}", missing.join("; "))
 }
 
 /// Gives the cluster its id, and its first entry. False when that has to be tried again.
@@ -93,26 +120,41 @@ async fn initialize<M: Machine>(core: &Core<M>, members: BTreeMap<NodeId, Member
     }
 }
 
-async fn gather<M: Machine>(core: &Core<M>, peers: &BTreeMap<NodeId, String>) -> Gathered {
+async fn gather<M: Machine>(
+    core: &Core<M>,
+    peers: &BTreeMap<NodeId, String>,
+    acquaintances: &mut BTreeMap<NodeId, Peer>,
+) -> Gathered {
     let ids: Vec<NodeId> = peers.keys().copied().collect();
+    let mut greeted = core.table.greet_all(acquaintances, peers, GREETING).await;
     let (mut members, mut missing) = (BTreeMap::new(), Vec::new());
     for (id, address) in peers {
         let (disk, level_max) = if *id == core.config.id {
             (core.identity.disk_id(), core.applier.machine.apply_level_max())
         } else {
-            match greet(core, *id, address).await {
-                Err(why) => {
-                    missing.push(format!("node {id}: {why}"));
+            let seen = core.identity.seen(*id);
+            let greeted =
+                greeted.remove(id).unwrap_or_else(|| Err(std::io::Error::other("it was not asked")));
+            // Also from one that refuses this node for it.
+            if seen.as_ref().is_some_and(|hello| hello.has_log) {
+                return Gathered::Formed(*id);
+            }
+            match (greeted, seen) {
+                (Err(why), _) => {
+                    missing.push(format!("node {id} ({address}): {why}"));
                     continue;
                 }
-                Ok(hello) if hello.has_log => return Gathered::Formed(*id),
-                Ok(hello) if hello.first_members != ids => {
+                (Ok(()), None) => {
+                    missing.push(format!("node {id} ({address}): it has not said who it is"));
+                    continue;
+                }
+                (Ok(()), Some(hello)) if hello.first_members != ids => {
                     let theirs = hello.first_members;
                     missing
                         .push(format!("node {id}: its --peers are {theirs:?}, those of this node {ids:?}"));
                     continue;
                 }
-                Ok(hello) => (hello.disk_id, hello.apply_level_max),
+                (Ok(()), Some(hello)) => (hello.disk_id, hello.apply_level_max),
             }
         };
         let mut endpoints = BTreeMap::from([(DISK_ENDPOINT.to_owned(), disk)]);
@@ -120,14 +162,4 @@ async fn gather<M: Machine>(core: &Core<M>, peers: &BTreeMap<NodeId, String>) ->
         members.insert(*id, MemberNode { peer: address.clone(), endpoints });
     }
     if missing.is_empty() { Gathered::All(members) } else { Gathered::Missing(missing) }
-}
-
-/// What the peer says of itself now.
-async fn greet<M: Machine>(core: &Core<M>, id: NodeId, address: &str) -> Result<Hello, String> {
-    let peer: Arc<Peer> = core.table.at(id, address);
-    match tokio::time::timeout(GREETING, peer.link()).await {
-        Ok(Ok(_)) => core.identity.seen(id).ok_or_else(|| "it has not said who it is".to_owned()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("it does not answer".to_owned()),
-    }
 }

@@ -234,6 +234,12 @@ impl Identity {
         self.apply_level.clone()
     }
 
+    /// Writes nothing more into the directory. Blocks.
+    pub(crate) fn close(&self) {
+        self.file.close();
+        self.witness.close();
+    }
+
     /// Says where peers reach this node.
     pub(crate) fn set_address(&self, address: &str) {
         self.address.get_or_init(|| address.to_owned());

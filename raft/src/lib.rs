@@ -4,6 +4,7 @@
 //! openraft, sled and the log files are named nowhere outside this crate. The public face is the [`Machine`]
 //! trait and the [`Node`] handle.
 
+mod address;
 mod agreement;
 pub mod chance;
 mod checkpoint;
@@ -12,12 +13,14 @@ mod codec;
 mod company;
 mod config;
 mod confirm;
+mod contact;
 mod contradiction;
 mod core;
 mod directory;
 mod fatal;
 mod formation;
 mod group;
+mod handover;
 mod identity;
 #[cfg(test)]
 mod kill;
@@ -34,6 +37,7 @@ mod packet;
 mod pages;
 mod platform;
 mod propose;
+mod readiness;
 mod reads;
 mod recover;
 mod report;
@@ -42,6 +46,7 @@ pub mod safeguard;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod snapshot;
+mod sparse;
 mod state;
 mod status;
 mod supervised;
@@ -50,6 +55,7 @@ mod trail;
 mod types;
 mod witness;
 
+pub use address::{NODE_ID_MAX, check_address, check_id};
 pub use config::{NodeConfig, StartError};
 pub use fatal::EXIT_CONTRADICTED;
 pub use machine::{
@@ -58,4 +64,4 @@ pub use machine::{
 pub use net::transport;
 pub use node::Node;
 pub use platform::Platform;
-pub use status::{AdminError, Counters, Member, ReadLevel, Role, Status};
+pub use status::{AdminError, Cause, Counters, Member, NotReady, ReadLevel, Role, Status};

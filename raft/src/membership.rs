@@ -1,5 +1,5 @@
-//! Changes of the membership and of the leadership. Any member may be asked; what only the leader can do
-//! travels to it as an administrative request (JSON: rare, and easy to read in a trace).
+//! Changes of the membership. Any member may be asked; what only the leader can do travels to it as an administrative
+//! request (JSON: rare, and easy to read in a trace). `handover.rs` has those of the leadership.
 //!
 //! An id belongs to one disk: the disk's id stands in the membership before the node votes, and an id that was removed
 //! is never given again. One change at a time; what could leave the group without a majority is refused.
@@ -21,11 +21,15 @@ use openraft::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdminError, Machine, NodeId,
+    AdminError, Machine, NodeId, Unavailable,
+    address::{NODE_ID_MAX, check_address, check_endpoints, check_id},
     core::{Core, GROUP, Leader, Metrics},
     identity::DISK_ENDPOINT,
     level,
-    net::{frame::Kind, peer::CallError},
+    net::{
+        frame::Kind,
+        peer::{CallError, Peer},
+    },
     types::{LogId, MemberNode, TypeConfig},
 };
 
@@ -61,6 +65,29 @@ pub(crate) enum Request {
         peer: String,
         endpoints: BTreeMap<String, String>,
     },
+    /// Whether the leader has a majority.
+    Majority,
+}
+
+/// What a leader says of its majority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HasMajority {
+    Yes,
+    No,
+    /// It does not lead any more, or is of a version that does not know the question.
+    Unknown,
+}
+
+/// Asks the leader. None if it does not answer.
+pub(crate) async fn ask_for_majority(leader: &Peer, time: Duration) -> Option<HasMajority> {
+    let body =
+        serde_json::to_vec(&Request::Majority).expect("a request has no maps with other keys than strings");
+    let answer = leader.call(Kind::Admin, GROUP, &body, time).await.ok()?;
+    Some(match serde_json::from_slice(&answer) {
+        Ok(Answer::Done) => HasMajority::Yes,
+        Ok(Answer::NoMajority) => HasMajority::No,
+        _ => HasMajority::Unknown,
+    })
 }
 
 /// The leader's answer.
@@ -69,6 +96,7 @@ pub(crate) enum Request {
 enum Answer {
     Done,
     NotLeader,
+    NoMajority,
     Busy,
     Conflict { detail: String },
     NotFound { detail: String },
@@ -93,6 +121,7 @@ impl Answer {
         Err(Refusal::Error(match self {
             Answer::Done => return Ok(()),
             Answer::NotLeader => return Err(Refusal::NotLeader),
+            Answer::NoMajority => AdminError::Unavailable(Unavailable::NoQuorum),
             Answer::Busy => return Err(Refusal::Busy),
             Answer::Conflict { detail } => AdminError::Conflict(detail),
             Answer::NotFound { detail } => AdminError::NotFound(detail),
@@ -110,8 +139,25 @@ pub(crate) enum Refusal {
     Error(AdminError),
 }
 
-fn conflict(text: impl Into<String>) -> Refusal {
+pub(crate) fn conflict(text: impl Into<String>) -> Refusal {
     Refusal::Error(AdminError::Conflict(text.into()))
+}
+
+fn invalid(text: String) -> Refusal {
+    Refusal::Error(AdminError::Invalid(text))
+}
+
+/// Why a member cannot stand in the log so.
+fn check_node(node: &MemberNode) -> Result<(), String> {
+    check_address(&node.peer).and_then(|()| check_endpoints(&node.endpoints))
+}
+
+/// An id that none of these is, and higher than all of them if there is such a one.
+fn free_id(used: impl Iterator<Item = NodeId>) -> NodeId {
+    let used: BTreeSet<NodeId> = used.collect();
+    let next = used.last().map_or(1, |highest| highest.saturating_add(1));
+    let lowest = || (1..).find(|id| !used.contains(id)).expect("not all ids are used");
+    if next <= NODE_ID_MAX { next } else { lowest() }
 }
 
 fn refusal(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Refusal {
@@ -161,24 +207,17 @@ impl<M: Machine> Core<M> {
         if outcome.is_ok()
             && let Request::Transfer { to } = request
         {
-            self.wait_for_leader(to).await?;
+            self.wait_for_leader(to, self.timeout()).await?;
         }
         outcome
-    }
-
-    async fn wait_for_leader(&self, to: NodeId) -> Result<(), AdminError> {
-        let mut leader = self.leader.subscribe();
-        let known = tokio::time::timeout(self.timeout(), leader.wait_for(|leader| *leader == Some(to))).await;
-        match known {
-            Ok(_) => Ok(()),
-            Err(_) => Err(AdminError::Unknown(format!("node {to} has not become the leader in time"))),
-        }
     }
 
     /// Answers another member's request.
     pub(crate) async fn answer_admin(self: &Arc<Self>, body: &[u8]) -> Vec<u8> {
         let answer = match serde_json::from_slice(body) {
             Ok(_) if !self.is_leader() => Answer::NotLeader,
+            Ok(Request::Majority) if self.has_majority(&self.metrics()) => Answer::Done,
+            Ok(Request::Majority) => Answer::NoMajority,
             Ok(request) => {
                 // The peer's connection may end; what it asked for must not end half way.
                 let this = self.clone();
@@ -198,7 +237,7 @@ impl<M: Machine> Core<M> {
         let deadline = tokio::time::Instant::now() + self.timeout() / 2;
         // What is checked before a change must still hold when it is made.
         let turn = match request {
-            Request::Transfer { .. } => None,
+            Request::Transfer { .. } | Request::Majority => None,
             Request::Publish { .. } => Some(self.changing.try_acquire().map_err(|_| Refusal::Busy)?),
             Request::Add { .. } | Request::Remove { .. } => {
                 let turn = tokio::time::timeout_at(deadline, self.changing.acquire()).await;
@@ -228,6 +267,7 @@ impl<M: Machine> Core<M> {
             Request::Publish { id, peer, endpoints } => {
                 self.publish(id, MemberNode { peer, endpoints }).await
             }
+            Request::Majority => Ok(()),
         }
     }
 
@@ -253,16 +293,14 @@ impl<M: Machine> Core<M> {
     }
 
     async fn add(&self, id: NodeId, peer: String, disk: Option<String>) -> Result<(), Refusal> {
-        if id == 0 || !peer.contains(':') {
-            let text = "a member needs an id that is not 0 and a peer address host:port";
-            return Err(Refusal::Error(AdminError::Invalid(text.into())));
-        }
+        let endpoints = disk.iter().map(|disk| (DISK_ENDPOINT.to_owned(), disk.clone())).collect();
+        let node = MemberNode { peer, endpoints };
+        check_id(id).and_then(|()| check_node(&node)).map_err(invalid)?;
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         let (applied, retired) =
             self.applier.paused(|_, progress| (*progress.membership.log_id(), progress.retired.clone()));
-        let highest = membership.nodes().map(|(id, _)| *id).chain(retired.last().copied()).max();
-        let free = highest.unwrap_or(0).max(id) + 1;
+        let free = free_id(membership.nodes().map(|(id, _)| *id).chain(retired.iter().copied()).chain([id]));
         if let Some(present) = membership.get_node(&id) {
             let known = present.endpoints.get(DISK_ENDPOINT);
             if known.is_some() && disk.is_some() && known != disk.as_ref() {
@@ -271,7 +309,7 @@ impl<M: Machine> Core<M> {
                      and join with an id that was never used, such as {free}"
                 )));
             }
-            if present.peer == peer {
+            if present.peer == node.peer {
                 return Ok(());
             }
             return Err(conflict(format!("node {id} is a member already, at {}", present.peer)));
@@ -285,16 +323,16 @@ impl<M: Machine> Core<M> {
                 "id {id} was a member's that was removed, and is never given again, to no disk; {free} is free"
             )));
         }
-        if let Some((other, _)) = membership.nodes().find(|(_, node)| node.peer == peer) {
-            return Err(conflict(format!("{peer} is the address of node {other}")));
+        if let Some((other, _)) = membership.nodes().find(|(_, other)| other.peer == node.peer) {
+            return Err(conflict(format!("{} is the address of node {other}", node.peer)));
         }
-        let endpoints = disk.map(|disk| (DISK_ENDPOINT.to_owned(), disk)).into_iter().collect();
-        let (raft, node) = (self.raft.clone(), MemberNode { peer, endpoints });
+        let raft = self.raft.clone();
         self.committed(async move { raft.add_learner(id, node, false).await }).await
     }
 
     /// A member's own addresses. Who is no member, or has another disk, does not become one by telling where it is.
     async fn publish(&self, id: NodeId, node: MemberNode) -> Result<(), Refusal> {
+        check_node(&node).map_err(invalid)?;
         let metrics = self.metrics();
         let Some(present) = metrics.membership_config.membership().get_node(&id) else {
             return Err(Refusal::Error(AdminError::NotFound(format!("node {id} is not a member"))));
@@ -334,20 +372,6 @@ impl<M: Machine> Core<M> {
         self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await
     }
 
-    /// A leader does not remove itself: openraft's would go on to lead for a while, and fail at the next change of the
-    /// members. It hands the leadership over, and whoever leads next removes it.
-    async fn step_aside(&self) -> Refusal {
-        let target = self.target();
-        let moved = match self.successor_among(&target) {
-            Some(successor) => self.transfer(successor).await.is_ok(),
-            None => false,
-        };
-        if moved {
-            return Refusal::NotLeader;
-        }
-        conflict("this leader could not hand over before its removal; it is still a member")
-    }
-
     /// Tells, while this node leads, which entries that are committed a member has.
     pub(crate) fn matched(&self) -> impl Fn(NodeId) -> Option<LogId> + Send + Sync + 'static {
         let (metrics, applier) = (self.raft.metrics(), self.applier.clone());
@@ -367,14 +391,13 @@ impl<M: Machine> Core<M> {
         id == self.config.id || has_log && self.is_in_contact(id, metrics)
     }
 
-    fn is_in_contact(&self, id: NodeId, metrics: &Metrics) -> bool {
-        id == self.config.id
-            || last_contact_ms(metrics, id)
-                .is_some_and(|age_ms| age_ms <= 2 * self.config.election_timeout_ms.1)
+    pub(crate) fn is_in_contact(&self, id: NodeId, metrics: &Metrics) -> bool {
+        let is_recent = |age_ms| Duration::from_millis(age_ms) <= self.contact_max();
+        id == self.config.id || last_contact_ms(metrics, id).is_some_and(is_recent)
     }
 
     /// Whether there is `enough` contact, now or soon: a leader that was just elected has heard from nobody yet.
-    async fn in_contact(&self, enough: impl Fn(&Metrics) -> bool) -> bool {
+    pub(crate) async fn in_contact(&self, enough: impl Fn(&Metrics) -> bool) -> bool {
         let limit = Duration::from_millis(self.config.election_timeout_ms.1);
         let deadline = tokio::time::Instant::now() + limit;
         while !enough(&self.metrics()) {
@@ -384,68 +407,6 @@ impl<M: Machine> Core<M> {
             tokio::time::sleep(BUSY_PAUSE).await;
         }
         true
-    }
-
-    /// Whether a majority of the voters was in contact with this leader lately.
-    pub(crate) fn has_majority(&self, metrics: &Metrics) -> bool {
-        let membership = metrics.membership_config.membership();
-        let (mut voters, mut alive) = (0, 0);
-        for id in membership.voter_ids() {
-            voters += 1;
-            alive += usize::from(self.is_in_contact(id, metrics));
-        }
-        alive > voters / 2
-    }
-
-    async fn transfer(&self, to: NodeId) -> Result<(), Refusal> {
-        let metrics = self.metrics();
-        let membership = metrics.membership_config.membership();
-        if membership.get_node(&to).is_none() {
-            return Err(Refusal::Error(AdminError::NotFound(format!("node {to} is not a member"))));
-        }
-        if !membership.voter_ids().any(|voter| voter == to) {
-            return Err(conflict(format!("node {to} is a learner and cannot lead")));
-        }
-        if to == self.config.id {
-            return Ok(());
-        }
-        // Since this was asked for: one that died a moment ago would depose this leader for nothing, and one that has just come
-        // back does not take over before it has heard from this leader, which falls silent then.
-        let asked = tokio::time::Instant::now();
-        let answers_now = |metrics: &Metrics| {
-            let age_ms = last_contact_ms(metrics, to).unwrap_or(u64::MAX);
-            Duration::from_millis(age_ms) < asked.elapsed()
-        };
-        if !self.in_contact(answers_now).await {
-            return Err(conflict(format!("node {to} cannot be reached")));
-        }
-        let fatal = |error| Refusal::Error(AdminError::Unknown(format!("{error}")));
-        self.raft.trigger().transfer_leader(to).await.map_err(fatal)?;
-        self.wait_for_leader(to).await.map_err(Refusal::Error)
-    }
-
-    /// The voter that should take over: the one with the most of the log.
-    pub(crate) fn successor(&self) -> Option<NodeId> {
-        let voters = self.metrics().membership_config.membership().voter_ids().collect();
-        self.successor_among(&voters)
-    }
-
-    /// The voters that the membership is to have when a change under way is over.
-    fn target(&self) -> BTreeSet<NodeId> {
-        let metrics = self.metrics();
-        metrics.membership_config.membership().get_joint_config().last().cloned().unwrap_or_default()
-    }
-
-    /// Whether this node is one of them.
-    fn stays(&self) -> bool {
-        self.target().contains(&self.config.id)
-    }
-
-    fn successor_among(&self, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
-        let metrics = self.metrics();
-        let replication = metrics.replication.as_ref()?;
-        let others = voters.iter().filter(|id| **id != self.config.id && self.is_in_contact(**id, &metrics));
-        others.copied().max_by_key(|id| replication.get(id).copied().flatten())
     }
 
     /// As the leader: finishes a change of the voters whose first entry is committed and that nobody goes on with: while two
@@ -522,4 +483,19 @@ impl<M: Machine> Core<M> {
 pub(crate) fn last_contact_ms(metrics: &Metrics, id: NodeId) -> Option<u64> {
     let contact = metrics.heartbeat.as_ref()?.get(&id)?.as_ref()?;
     Some(contact.elapsed().as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::free_id;
+    use crate::address::NODE_ID_MAX;
+
+    #[test]
+    fn an_id_that_is_free_was_never_used() {
+        assert_eq!(free_id([].into_iter()), 1);
+        assert_eq!(free_id([1, 2, 7].into_iter()), 8);
+        assert_eq!(free_id([1, 2, NODE_ID_MAX].into_iter()), 3);
+        // As members of earlier versions may be called.
+        assert_eq!(free_id([1, u64::MAX].into_iter()), 2);
+    }
 }

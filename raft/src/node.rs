@@ -1,6 +1,7 @@
 //! The handle: start a node, propose, read barriers, status, membership.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -22,16 +23,17 @@ use crate::{
     agreement::{Agreement, Standing},
     checkpoint::Checkpointer,
     clock::Clock,
+    contact::{self, Contact},
     core::{Core, GROUP, Metrics, PeerTable},
     formation,
     identity::{Identity, Introduction},
     membership::{Request, last_contact_ms},
-    net::{interest::Interest, peer::Peer, raft_network::Factory, serve, transport::Listener},
+    net::{interest::Interest, raft_network::Factory, serve, transport::Listener},
     opening::{held, io_error, listen, open_log, open_pages, wait_for_promises},
     pages::PageStore,
     platform::Platform,
     propose::{Limits, Proposer},
-    report,
+    readiness, report,
     rounds::{Pace, Rounds},
     snapshot::{Receiver, Sender},
     state::{Applier, Progress, StateMachine},
@@ -75,10 +77,7 @@ impl<M: Machine> Node<M> {
         let started = Instant::now();
         config.validate()?;
         let clock = Arc::new(Clock::new(platform.wall.clone()));
-        let introduction = Introduction {
-            first_members: config.bootstrap.iter().flat_map(|peers| peers.keys().copied()).collect(),
-            apply_level_max: machine.apply_level_max(),
-        };
+        let introduction = introduction(&config, &*machine);
         let parts = (clock.clone(), platform.clone());
         let identity = Arc::new(Identity::open(&config.dir, config.id, introduction, parts.0, parts.1)?);
         let listener = listen(&platform, &config).await?;
@@ -88,13 +87,15 @@ impl<M: Machine> Node<M> {
         let log = open_log(&platform, &config, &identity).await?;
         let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
         identity.begin_with(held(&log, &progress));
-        let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone()));
+        wait_for_promises(&config, &log, &table, started).await?;
+        let contact = Arc::new(Contact::new(&config, log.store(GROUP)));
+        let refusal = contact.watch_refusal();
+        let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone(), refusal));
         let parts = (clock.clone(), proposer.clone(), identity.apply_level());
         let checkpointer = Arc::new(checkpointer(&config, platform, machine, parts, (pages, progress)));
         let applier = checkpointer.applier.clone();
         let snapshots =
             Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
-        wait_for_promises(&config, &log, &table, started).await?;
         let receiver = Receiver::new(&checkpointer, config.dir.join("pages.received"), log.store(GROUP));
         let interest = Arc::new(Interest::new());
         let factory = Factory {
@@ -129,7 +130,8 @@ impl<M: Machine> Node<M> {
             agreement: Agreement::default(),
             standing: Mutex::new(Standing::Agreed),
             leader: watch::Sender::new(None),
-            heard: watch::Sender::new(false),
+            contact,
+            forming: Mutex::default(),
             changes: watch::Sender::new(0),
             caught_up: AtomicBool::new(false),
             stop: watch::Sender::new(false),
@@ -171,6 +173,9 @@ impl<M: Machine> Node<M> {
         tasks.spawn("deadlines", tasks::tick_for_deadlines(core.clone()));
         tasks.spawn("disk", tasks::watch_disk(core.clone()));
         tasks.spawn("reports", report::exchange_reports(core.clone()));
+        tasks.spawn("contact", contact::watch(core.clone()));
+        tasks.spawn("questions to the leader", contact::ask_leader(core.clone()));
+        tasks.spawn("readiness", readiness::watch(core.clone()));
         let reading = core.clone();
         tasks.spawn("reads", async move {
             reading.reads.run(Pace::Every(READ_PAUSE), || reading.read_round()).await
@@ -204,6 +209,7 @@ impl<M: Machine> Node<M> {
     /// given up, or to be of a version that cannot follow its cluster, or to have an older copy of its disk.
     pub async fn among_strangers(&self) -> StartError {
         let (core, config) = (&self.core, &self.core.config);
+        let (mut acquaintances, mut leader) = (BTreeMap::new(), core.leader.subscribe());
         loop {
             let peers = config.bootstrap.clone().unwrap_or_else(|| core.identity.peers());
             let others = peers.keys().filter(|id| **id != config.id).count();
@@ -226,21 +232,10 @@ impl<M: Machine> Node<M> {
                     return StartError::Recovered { dir: config.dir.clone(), ours, peer, theirs };
                 }
                 // Nobody may have a reason to talk to it.
-                let greetings = peers.iter().filter(|(id, _)| **id != config.id).map(|(id, address)| {
-                    let table = &core.table;
-                    let peer = Peer::new(
-                        *id,
-                        address.clone(),
-                        table.platform.transport.clone(),
-                        core.identity.clone(),
-                    );
-                    async move { peer.link().await.is_ok() }
-                });
-                let greetings = futures::future::join_all(greetings);
-                // Who does not answer says nothing.
-                let _ = tokio::time::timeout(STRANGERS_STEP, greetings).await;
+                core.table.greet_all(&mut acquaintances, &peers, STRANGERS_STEP).await;
             }
-            tokio::time::sleep(STRANGERS_STEP).await;
+            // At once when the leader falls silent: the others say if they do not want this node any more. The sender lives in `core`.
+            let _ = tokio::time::timeout(STRANGERS_STEP, leader.changed()).await;
         }
     }
 
@@ -298,6 +293,11 @@ impl<M: Machine> Node<M> {
             role,
             term: metrics.current_term,
             leader_id,
+            leader_heard_ms: if leader_id == Some(id) {
+                Some(0)
+            } else {
+                self.core.contact.silence().map(|silence| silence.as_millis() as u64)
+            },
             last_log_index: metrics.last_log_index.unwrap_or(0),
             // openraft does not know of commits before it hears of one; what is applied was committed.
             committed_index: metrics.cluster_committed.map_or(0, |id| id.index).max(applied_index),
@@ -305,7 +305,7 @@ impl<M: Machine> Node<M> {
             checkpoint_index: self.core.checkpointer.last().last_log_id.map_or(0, |id| id.index),
             purged_index: metrics.purged.map_or(0, |id| id.index),
             members,
-            not_ready: self.not_ready(&metrics),
+            not_ready: self.core.not_ready(&metrics),
             clock_ms: self.clock_ms(),
         }
     }
@@ -325,35 +325,7 @@ impl<M: Machine> Node<M> {
             endpoints: node.endpoints.clone(),
             matched_index: if leads && is_self { metrics.last_log_index } else { matched.map(|id| id.index) },
             last_contact_ms: if leads && is_self { Some(0) } else { last_contact_ms(metrics, id) },
-        }
-    }
-
-    fn not_ready(&self, metrics: &Metrics) -> Option<String> {
-        if metrics.membership_config.membership().get_node(&self.core.config.id).is_none() {
-            return Some(self.with_refusal("this node is not a member of a cluster"));
-        }
-        if let Some(why) = self.core.is_split() {
-            return Some(why.into());
-        }
-        if self.core.leader.borrow().is_none() {
-            return Some(self.with_refusal("no leader is known"));
-        }
-        let leads = metrics.state == ServerState::Leader;
-        if leads && !self.core.has_majority(metrics) {
-            return Some("a majority of the members cannot be reached".into());
-        }
-        if !leads && self.core.clock.live_ms().is_none() {
-            return Some("this node has not heard the log's clock yet".into());
-        }
-        let caught_up = self.core.caught_up.load(Ordering::Acquire);
-        (!caught_up).then(|| "this node has not caught up with the leader yet".into())
-    }
-
-    /// The reason, with what a peer says against this node.
-    fn with_refusal(&self, why: &str) -> String {
-        match self.core.identity.refusal() {
-            Some((peer, refusal)) => format!("{why}; node {peer} refuses it: {refusal}"),
-            None => why.into(),
+            is_in_contact: leads && self.core.is_in_contact(id, metrics),
         }
     }
 
@@ -458,6 +430,15 @@ impl<M: Machine> Node<M> {
         }
         core.checkpointer.store().close();
         core.log.close();
+        core.identity.close();
+    }
+}
+
+/// What this node tells its peers of itself.
+fn introduction(config: &NodeConfig, machine: &impl Machine) -> Introduction {
+    Introduction {
+        first_members: config.bootstrap.iter().flat_map(|peers| peers.keys().copied()).collect(),
+        apply_level_max: machine.apply_level_max(),
     }
 }
 

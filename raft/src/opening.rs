@@ -1,6 +1,6 @@
 //! What a node opens before it takes part: its address, its log, its pages; and what it refuses to start with.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use tokio::time::Instant;
@@ -182,7 +182,8 @@ pub(crate) async fn wait_for_promises(
         let lease = Duration::from_millis(config.election_timeout_ms.1);
         let left = lease.saturating_sub(started.elapsed());
         // Peers that start at the same time do not answer yet.
-        let _ = tokio::time::timeout(left.max(ASKING_MIN), table.greet_all()).await;
+        let peers = table.identity.peers();
+        table.greet_all(&mut BTreeMap::new(), &peers, left.max(ASKING_MIN)).await;
         tokio::time::sleep(lease.saturating_sub(started.elapsed())).await;
     }
     match table.identity.went_back() {

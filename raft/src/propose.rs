@@ -3,7 +3,8 @@
 //! An entry waits for company as `company.rs` says.
 //!
 //! The outcome table, which everything here serves:
-//! - never sent, or the leader answered that it had not appended it: retried, then *not applied*;
+//! - never sent, or the leader answered that it had not appended it: retried, then *not applied*; at once where the group has
+//!   been out of reach for longer than a failover takes;
 //! - sent, and the connection or the leader was lost before `apply` came: never retried, *unknown*.
 
 use std::{
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use openraft::{errors::ClientWriteError, impls::ProgressResponder};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch},
     time::Instant,
 };
 
@@ -30,6 +31,8 @@ use crate::{
     safeguard::{self, Safeguard},
     types::Payload,
 };
+
+mod give_up;
 
 /// The pause before a refused packet is offered again.
 const REFUSED_PAUSE: Duration = Duration::from_millis(5);
@@ -64,6 +67,8 @@ pub(crate) struct Proposer<L> {
     boot: u64,
     limits: Limits,
     clock: Arc<Clock>,
+    /// Why nothing waits any more: the group has been out of reach for longer than a failover takes.
+    refusal: watch::Receiver<Option<Unavailable>>,
     queue: Mutex<Queue<L>>,
     pending: Mutex<BTreeMap<u64, Pending<L>>>,
     wake: Notify,
@@ -154,13 +159,19 @@ impl<L> Queue<L> {
 }
 
 impl<L: Local> Proposer<L> {
-    pub(crate) fn new(node: NodeId, limits: Limits, clock: Arc<Clock>) -> Proposer<L> {
+    pub(crate) fn new(
+        node: NodeId,
+        limits: Limits,
+        clock: Arc<Clock>,
+        refusal: watch::Receiver<Option<Unavailable>>,
+    ) -> Proposer<L> {
         let in_flight = Arc::new(Semaphore::new(limits.in_flight_max));
         Proposer {
             node,
             boot: chance::id(),
             limits,
             clock,
+            refusal,
             queue: Mutex::new(Queue {
                 drafts: VecDeque::new(),
                 retries: VecDeque::new(),
@@ -181,6 +192,10 @@ impl<L: Local> Proposer<L> {
         }
     }
 
+    fn refusal(&self) -> Option<Unavailable> {
+        self.refusal.borrow().clone()
+    }
+
     /// Queues a proposal. Never blocks; a refusal goes to `local`.
     pub(crate) fn propose(&self, bytes: &[u8], local: L) {
         if let Err((local, why)) = self.enqueue(bytes, local) {
@@ -192,6 +207,9 @@ impl<L: Local> Proposer<L> {
         let limits = &self.limits;
         if bytes.len() > limits.proposal_bytes_max {
             return Err((local, Unavailable::TooLarge(limits.proposal_bytes_max)));
+        }
+        if let Some(why) = self.refusal() {
+            return Err((local, why));
         }
         let mut queue = self.queue.lock();
         if queue.stopped {
@@ -274,8 +292,10 @@ impl<L: Local> Proposer<L> {
                 continue;
             }
             self.refuse_incoming();
+            // Before the leader: one of a later term than this leader's would be waited beyond.
+            let (term, _) = group.terms();
             match group.leader() {
-                Some(leader) => self.forward_next(&group, leader, permit),
+                Some(leader) => self.forward_next(&group, (leader, term), permit),
                 None => {
                     drop(permit);
                     // Everything waits; `sweep` fails what waits too long.
@@ -366,6 +386,9 @@ impl<L: Local> Proposer<L> {
         // Gone when `sweep` has given it up meanwhile.
         let pending = self.pending.lock().remove(&sequence);
         if let Some(Pending { locals, since, .. }) = pending {
+            if let Some(why) = self.refusal() {
+                return fail_all(locals, &ProposeError::NotApplied(why));
+            }
             let mut queue = self.queue.lock();
             queue.waiting += locals.len();
             queue.retries.push_back(Packed { sequence, bytes, locals, since });
@@ -392,9 +415,7 @@ impl<L: Local> Proposer<L> {
 
     fn fail(&self, sequence: u64, error: &ProposeError) {
         let pending = self.pending.lock().remove(&sequence);
-        for local in pending.into_iter().flat_map(|pending| pending.locals) {
-            local.failed(error.clone());
-        }
+        fail_all(pending.into_iter().flat_map(|pending| pending.locals), error);
     }
 
     /// As the leader: one entry of this node's next packet and all packets of others that fit.
@@ -487,9 +508,13 @@ impl<L: Local> Proposer<L> {
         }
     }
 
-    /// As a follower: sends this node's next packet to the leader.
-    fn forward_next(self: &Arc<Self>, group: &Arc<impl Group>, leader: NodeId, permit: OwnedSemaphorePermit) {
-        let (term, _) = group.terms();
+    /// As a follower: sends this node's next packet to the leader of a term.
+    fn forward_next(
+        self: &Arc<Self>,
+        group: &Arc<impl Group>,
+        (leader, term): (NodeId, u64),
+        permit: OwnedSemaphorePermit,
+    ) {
         let Some(Own { sequence, bytes, count }) = self.take_own(term, false) else { return };
         self.sent(count);
         let (this, group) = (self.clone(), group.clone());
@@ -513,78 +538,8 @@ impl<L: Local> Proposer<L> {
             this.landed(count);
         });
     }
+}
 
-    /// Gives up what has waited too long, and what a new leader has settled. Runs for ever.
-    pub(crate) async fn sweep(self: Arc<Self>, group: Arc<impl Group>) {
-        loop {
-            tokio::time::sleep(SWEEP).await;
-            let (_, applied_term) = group.terms();
-            self.give_up(self.limits.timeout, applied_term);
-        }
-    }
-
-    fn give_up(&self, timeout: Duration, applied_term: u64) {
-        let (mut unknown, mut not_applied) = (Vec::new(), Vec::new());
-        self.pending.lock().retain(|_, pending| {
-            let settled = pending.in_doubt && applied_term > pending.term;
-            let keep = !settled && pending.since.elapsed() < timeout;
-            if !keep {
-                let given_up = if pending.sent { &mut unknown } else { &mut not_applied };
-                given_up.append(&mut pending.locals);
-            }
-            keep
-        });
-        // Those in `pending` are not counted as waiting.
-        let mut waited = 0;
-        let mut refused = Vec::new();
-        {
-            let mut queue = self.queue.lock();
-            queue.retries.retain_mut(|packed| {
-                let keep = packed.since.elapsed() < timeout;
-                if !keep {
-                    waited += packed.locals.len();
-                    not_applied.append(&mut packed.locals);
-                }
-                keep
-            });
-            while queue.drafts.front().is_some_and(|draft| draft.since.elapsed() >= timeout) {
-                let draft = queue.drafts.pop_front().expect("there is a front");
-                waited += draft.locals.len();
-                not_applied.extend(draft.locals);
-            }
-            if queue.drafts.is_empty() {
-                queue.waiting_bytes = 0;
-            }
-            // Their clients have been told that the outcome is unknown: it must not be decided long after.
-            while queue.incoming.front().is_some_and(|incoming| incoming.since.elapsed() >= timeout) {
-                let incoming = queue.incoming.pop_front().expect("there is a front");
-                waited += packet::proposals_of(&incoming.packet);
-                refused.push(incoming);
-            }
-            queue.waiting = queue.waiting.saturating_sub(waited);
-        }
-        for incoming in refused {
-            let _ = incoming.answer.send(Forwarded::NotAppended);
-        }
-        for local in unknown {
-            local.failed(ProposeError::Unknown);
-        }
-        for local in not_applied {
-            local.failed(ProposeError::NotApplied(Unavailable::NoLeader));
-        }
-    }
-
-    /// A snapshot has replaced entries that would have been applied: whoever waited for one of them, and
-    /// nobody can tell who, must not wait for ever.
-    pub(crate) fn skipped(&self) {
-        self.give_up(Duration::ZERO, 0);
-    }
-
-    /// Refuses new proposals from here on and fails those that wait; what is in flight becomes unknown.
-    pub(crate) fn stop(&self) {
-        self.queue.lock().stopped = true;
-        self.in_flight.close();
-        self.refuse_incoming();
-        self.give_up(Duration::ZERO, 0);
-    }
+fn fail_all<L: Local>(locals: impl IntoIterator<Item = L>, error: &ProposeError) {
+    locals.into_iter().for_each(|local| local.failed(error.clone()));
 }

@@ -75,6 +75,14 @@ impl<M: Machine> Core<M> {
     /// One read-index round: the index up to which a linearizable read must see.
     pub(crate) async fn read_round(&self) -> Result<u64, Unavailable> {
         self.read_rounds.fetch_add(1, Ordering::Relaxed);
+        tokio::select! {
+            biased;
+            why = self.contact.refused() => Err(why),
+            index = self.confirm_somewhere() => index,
+        }
+    }
+
+    async fn confirm_somewhere(&self) -> Result<u64, Unavailable> {
         let mut search = self.search_leader();
         loop {
             let leader = search.next().await?;

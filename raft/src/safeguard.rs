@@ -1,7 +1,8 @@
 //! Safeguards that the simulation switches off, one at a time, to show that it finds what is then wrong. In a server all
 //! are on, and asking costs nothing: only with the feature `simulation` can one be off.
 
-/// Something without which an acknowledged write is lost, a read is stale, or replicas differ.
+/// Something without which an acknowledged write is lost, a read is stale, replicas differ, or a node says of itself what is
+/// not true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Safeguard {
     /// A linearizable read waits until a majority has confirmed the leader.
@@ -31,6 +32,8 @@ pub enum Safeguard {
     AppliedStays,
     /// Members that have applied different logs do not go on.
     Agreement,
+    /// A leader that is silent, has no majority or does not answer is none.
+    Contact,
 }
 
 #[cfg(feature = "simulation")]
@@ -50,6 +53,7 @@ impl Safeguard {
         ("disk-witness", Safeguard::DiskWitness),
         ("applied-stays", Safeguard::AppliedStays),
         ("agreement", Safeguard::Agreement),
+        ("contact", Safeguard::Contact),
     ];
 }
 

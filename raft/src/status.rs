@@ -48,6 +48,66 @@ pub struct Member {
     pub matched_index: Option<u64>,
     /// Milliseconds since it last answered; only the leader knows.
     pub last_contact_ms: Option<u64>,
+    /// Whether it has answered lately; only the leader knows.
+    pub is_in_contact: bool,
+}
+
+/// Why a node is not ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotReady {
+    /// The kind of reason.
+    pub cause: Cause,
+    /// The reason in words.
+    pub why: String,
+}
+
+/// The kinds of reasons for which a node is not ready, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The disk does not answer.
+    Disk,
+    /// The cluster is not formed yet: some of its first nodes are missing.
+    NotFormed,
+    /// It waits to be made a member.
+    NotMember,
+    /// Its peers refuse it: it was removed, or has another disk.
+    Refused,
+    /// The members have applied different logs, and no majority agrees.
+    Diverged,
+    /// It knows no leader.
+    NoLeader,
+    /// The leader has no majority.
+    NoMajority,
+    /// It has not caught up with the leader.
+    Behind,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Cause; 8] = [
+        Cause::Disk,
+        Cause::NotFormed,
+        Cause::NotMember,
+        Cause::Refused,
+        Cause::Diverged,
+        Cause::NoLeader,
+        Cause::NoMajority,
+        Cause::Behind,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Disk => "disk",
+            Cause::NotFormed => "not-formed",
+            Cause::NotMember => "not-member",
+            Cause::Refused => "refused",
+            Cause::Diverged => "diverged",
+            Cause::NoLeader => "no-leader",
+            Cause::NoMajority => "no-majority",
+            Cause::Behind => "behind",
+        }
+    }
 }
 
 /// A node's view of itself and the group, at one moment.
@@ -61,8 +121,10 @@ pub struct Status {
     pub role: Role,
     /// Its term.
     pub term: u64,
-    /// The leader it knows of.
+    /// The leader it knows of: one that it has heard lately.
     pub leader_id: Option<NodeId>,
+    /// Milliseconds since it last heard a leader: 0 on the leader itself, None if it has heard none since its start.
+    pub leader_heard_ms: Option<u64>,
     /// The last entry in its log.
     pub last_log_index: u64,
     /// The last entry it knows to be on a majority.
@@ -76,7 +138,7 @@ pub struct Status {
     /// All members.
     pub members: Vec<Member>,
     /// None when the node can serve linearizable requests; else why not.
-    pub not_ready: Option<String>,
+    pub not_ready: Option<NotReady>,
     /// The log clock, estimated at this moment, in milliseconds since the Unix epoch.
     pub clock_ms: u64,
 }

@@ -20,7 +20,6 @@ const DEADLINE_CHECK_MS: u64 = 50;
 /// Follows openraft's view of leader, role and membership.
 pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
     let mut metrics = core.raft.server_metrics();
-    let mut heard = core.heard.subscribe();
     let mut leader = None;
     let mut members = None;
     loop {
@@ -29,8 +28,9 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
             let present = metrics.borrow_watched();
             (present.current_leader, present.vote.leader_id.term, present.membership_config.clone())
         };
-        let is_heard_of = *heard.borrow_and_update() || present == Some(core.config.id);
-        let current = present.filter(|_| is_heard_of);
+        let leads = present == Some(core.config.id);
+        let is_heard = leads || core.contact.is_heard();
+        let current = present.filter(|_| is_heard);
         if leader != current {
             leader = current;
             match leader {
@@ -57,8 +57,8 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
                 }
                 return;
             },
-            // The sender lives in `core`.
-            _ = heard.changed() => {}
+            () = core.contact.silent(), if is_heard && !leads => {}
+            () = core.contact.heard_again(), if !is_heard => {}
         }
     }
 }
@@ -132,8 +132,9 @@ pub(crate) async fn tick_for_deadlines<M: Machine>(core: Arc<Core<M>>) {
             let now_ms = core.clock.estimate_ms();
             if now_ms > deadline_ms {
                 // Without a majority nothing dies; tried again.
-                let _ = core.ticks.join().await;
-                wait_ms = 1;
+                if core.ticks.join().await.is_ok() {
+                    wait_ms = 1;
+                }
             } else {
                 wait_ms = (deadline_ms - now_ms + 1).min(DEADLINE_CHECK_MS);
             }

@@ -67,8 +67,8 @@ type Memory = BTreeMap<NodeId, Vec<Known>>;
 pub(crate) struct Witness {
     file: PathBuf,
     memory: Mutex<Memory>,
-    /// What the file has.
-    saved: Mutex<Memory>,
+    /// What the file has; None when it is written no more.
+    saved: Mutex<Option<Memory>>,
 }
 
 impl Held {
@@ -123,7 +123,7 @@ impl Witness {
             }
             Memory::default()
         });
-        Witness { file, saved: Mutex::new(memory.clone()), memory: Mutex::new(memory) }
+        Witness { file, saved: Mutex::new(Some(memory.clone())), memory: Mutex::new(memory) }
     }
 
     /// Why the disk `disk_id` of a peer went back: to before the life that was met, or to less than is known to have been
@@ -188,14 +188,19 @@ impl Witness {
     pub(crate) fn save(&self) -> io::Result<()> {
         let memory = self.memory.lock().clone();
         let mut saved = self.saved.lock();
-        if *saved == memory {
+        if saved.as_ref().is_none_or(|saved| *saved == memory) {
             return Ok(());
         }
         let new = self.file.with_extension("json.new");
         std::fs::write(&new, serde_json::to_vec(&memory)?)?;
         std::fs::rename(&new, &self.file)?;
-        *saved = memory;
+        *saved = Some(memory);
         Ok(())
+    }
+
+    /// Writes nothing more. Blocks.
+    pub(crate) fn close(&self) {
+        *self.saved.lock() = None;
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use kvorum_raft::{AdminError, ProposeError, ReadLevel, StartError, Unavailable};
+use kvorum_raft::{AdminError, Cause, ProposeError, ReadLevel, StartError, Unavailable};
 use support::{
     Cluster,
     counter::{propose, propose_all},
@@ -404,7 +404,8 @@ async fn a_restarted_member_that_is_alone_knows_no_leader_and_applies_nothing() 
     let status = cluster.node(alone).status();
     assert_eq!(status.leader_id, None);
     assert!(status.committed_index >= status.applied_index);
-    assert_eq!(status.not_ready.as_deref(), Some("no leader is known"));
+    let why = status.not_ready.unwrap();
+    assert_eq!((why.cause, why.why.as_str()), (Cause::NoLeader, "no leader is known"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -94,7 +94,12 @@ async fn a_cluster_is_not_formed_again_by_nodes_that_lost_their_disks() {
     nobody_leads(&cluster, &[1, 2, 3]).await;
     assert_eq!(cluster.node(3).status().cluster_id, old);
     let why = eventually("a reason", async || {
-        cluster.node(1).status().not_ready.filter(|why| why.contains("another disk"))
+        cluster
+            .node(1)
+            .status()
+            .not_ready
+            .map(|not_ready| not_ready.why)
+            .filter(|why| why.contains("another disk"))
     })
     .await;
     assert!(why.contains("node 3 refuses"), "{why}");
@@ -182,7 +187,12 @@ async fn an_id_that_was_removed_is_never_given_again() {
     cluster.stop_node(gone).await;
     cluster.start_node(gone, None).await;
     eventually("the node to be told", async || {
-        cluster.node(gone).status().not_ready.filter(|why| why.contains("was removed"))
+        cluster
+            .node(gone)
+            .status()
+            .not_ready
+            .map(|not_ready| not_ready.why)
+            .filter(|why| why.contains("was removed"))
     })
     .await;
     nobody_leads(&cluster, &[gone]).await;

@@ -16,7 +16,14 @@ pub struct Cluster {
     /// `leader`, `follower`, `candidate`, `learner` or `none`.
     pub role: String,
     pub term: u64,
+    /// The leader, if this node has heard it lately.
     pub leader_id: Option<NodeId>,
+    /// Milliseconds since this node last heard a leader; null if it has heard none since its start.
+    #[serde(default)]
+    pub leader_heard_ms: Option<u64>,
+    /// Why this node does not serve; null when it does.
+    #[serde(default)]
+    pub not_ready: Option<String>,
     pub last_log_index: u64,
     pub committed_index: u64,
     pub applied_index: u64,
@@ -48,6 +55,8 @@ impl From<Status> for Cluster {
             role: role_name(status.role).to_owned(),
             term: status.term,
             leader_id: status.leader_id,
+            leader_heard_ms: status.leader_heard_ms,
+            not_ready: status.not_ready.map(|not_ready| not_ready.why),
             last_log_index: status.last_log_index,
             committed_index: status.committed_index,
             applied_index: status.applied_index,

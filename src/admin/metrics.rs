@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use kvorum_raft::Role;
+use kvorum_raft::{Cause, Role};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text::encode},
@@ -75,6 +75,7 @@ impl Collected {
         for (name, help, value) in gauges {
             in_group(encoder, &format!("kvorum_raft_{name}"), help, &ConstGauge::new(value as i64))?;
         }
+        not_ready(encoder, status.not_ready.map(|not_ready| not_ready.cause))?;
         let counters = self.0.router.node().counters();
         let totals = [
             ("log_fsyncs", "Syncs of the log", counters.log_fsyncs),
@@ -175,6 +176,17 @@ impl EncodeMetric for Latency<'_> {
     fn metric_type(&self) -> MetricType {
         MetricType::Histogram
     }
+}
+
+fn not_ready(encoder: &mut DescriptorEncoder<'_>, present: Option<Cause>) -> Result<(), std::fmt::Error> {
+    let help = "Why this node does not serve linearizable requests: 1 at the reason, if there is one";
+    let mut reasons = encoder.encode_descriptor("kvorum_raft_not_ready", help, None, MetricType::Gauge)?;
+    for cause in Cause::ALL {
+        let labels = [("group", "0"), ("reason", cause.name())];
+        let value = i64::from(present == Some(cause));
+        ConstGauge::new(value).encode(reasons.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 fn in_group(

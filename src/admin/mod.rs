@@ -97,7 +97,7 @@ async fn healthz() -> &'static str {
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
     match shared.router.status().not_ready {
         None => "ready\n".into_response(),
-        Some(why) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+        Some(not_ready) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, not_ready.why).into_response(),
     }
 }
 
@@ -115,13 +115,6 @@ async fn add_member(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
     let member: NewMember = json_of(body)?;
-    let is_address = member
-        .peer
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    if member.id == 0 || !is_address {
-        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "id is from 1 on and peer is HOST:PORT"));
-    }
     let node = shared.router.node();
     match member.disk {
         Some(disk) => node.admit(member.id, member.peer, disk).await?,

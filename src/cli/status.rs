@@ -1,4 +1,5 @@
-//! `kvorum status`: a table of the members, as the one that is asked knows them, and as each tells of itself.
+//! `kvorum status`: a table of the members, as the one that is asked knows them, and as each tells of itself; and which of
+//! them do not serve, and why.
 
 use std::time::Duration;
 
@@ -26,11 +27,19 @@ pub(super) fn run(status: Status) -> Result<()> {
     let url = url_of(&status.http);
     let asked = cluster(&url).with_context(|| format!("cannot ask {url}"))?;
     println!("cluster {}", asked.cluster_id.as_deref().unwrap_or("(not formed yet)"));
-    let rows: Vec<[String; 10]> = asked.members.iter().map(|member| row(&asked, member)).collect();
+    let told = own_views(&asked);
+    let members = asked.members.iter().zip(&told);
+    let rows: Vec<[String; 10]> = members.map(|(member, own)| row(&asked, member, own.as_ref())).collect();
     print!("{}", table(&HEADER, &rows));
-    // A member may take one for the leader that is gone: what counts is who says so of itself.
-    let leader = role_name(Role::Leader);
-    if !rows.iter().any(|row| row[1] == leader) {
+    let is_listed = asked.members.iter().any(|member| member.id == asked.node_id);
+    for cluster in told.iter().flatten().chain((!is_listed).then_some(&asked)) {
+        if let Some(why) = &cluster.not_ready {
+            println!("node {} is not ready: {why}", cluster.node_id);
+        }
+    }
+    // A member may take one for the leader that is gone: what counts is who says so of itself, and serves.
+    let leads = |cluster: &Cluster| cluster.role == role_name(Role::Leader) && cluster.not_ready.is_none();
+    if !told.iter().flatten().any(leads) {
         bail!(
             "no member that answers leads: nothing can be written, and LAG is only what node {} knows",
             asked.node_id
@@ -54,14 +63,26 @@ pub(super) fn cluster(url: &str) -> Result<Cluster> {
 const HEADER: [&str; 10] =
     ["ID", "ROLE", "TERM", "LOG", "COMMITTED", "APPLIED", "CHECKPOINT", "LAG", "RESP", "HTTP"];
 
-fn row(asked: &Cluster, member: &Member) -> [String; 10] {
+/// What each member tells of itself. All are asked at once: one that is gone may keep whoever asks it waiting.
+fn own_views(asked: &Cluster) -> Vec<Option<Cluster>> {
+    std::thread::scope(|scope| {
+        let asking: Vec<_> =
+            asked.members.iter().map(|member| scope.spawn(|| own_view(asked, member))).collect();
+        asking.into_iter().map(|asking| asking.join().ok().flatten()).collect()
+    })
+}
+
+/// What a member tells of itself, if it answers.
+fn own_view(asked: &Cluster, member: &Member) -> Option<Cluster> {
+    if member.id == asked.node_id {
+        return Some(asked.clone());
+    }
+    cluster(&format!("http://{}", member.addresses.get("http")?)).ok()
+}
+
+fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 10] {
     let unknown = || "-".to_owned();
     let address = |name: &str| member.addresses.get(name).cloned().unwrap_or_else(unknown);
-    let own = if member.id == asked.node_id {
-        Some(asked.clone())
-    } else {
-        member.addresses.get("http").and_then(|http| cluster(&format!("http://{http}")).ok())
-    };
     let Some(own) = own else {
         let role = if member.role == "learner" { "learner, unreachable" } else { "unreachable" };
         return [
@@ -79,7 +100,7 @@ fn row(asked: &Cluster, member: &Member) -> [String; 10] {
     };
     [
         member.id.to_string(),
-        own.role,
+        own.role.clone(),
         own.term.to_string(),
         own.last_log_index.to_string(),
         own.committed_index.to_string(),

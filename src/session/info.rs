@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, sync::atomic::Ordering::Relaxed, time::SystemTime};
 
-use kvorum_raft::{Role, Status};
+use kvorum_raft::{NotReady, Role, Status};
 
 use super::{REDIS_VERSION, Session, Shared, server, table};
 use crate::{args::Args, error::Result, resp::Reply};
@@ -172,15 +172,23 @@ fn replication(_: &Shared, status: &Status, out: &mut String) {
         field(out, "role", "slave");
         field(out, "master_host", host);
         field(out, "master_port", port);
+        let silent_s = status.leader_heard_ms.map_or(-1, |ms| (ms / 1000) as i64);
         field(out, "master_link_status", if leader.is_some() { "up" } else { "down" });
-        field(out, "master_last_io_seconds_ago", if leader.is_some() { 0 } else { -1 });
+        field(out, "master_last_io_seconds_ago", silent_s);
         field(out, "master_sync_in_progress", 0);
         field(out, "slave_read_repl_offset", status.applied_index);
         field(out, "slave_repl_offset", status.applied_index);
+        if leader.is_none() {
+            field(out, "master_link_down_since_seconds", silent_s);
+        }
         field(out, "slave_priority", 100);
         // Any node takes writes: it sends them on.
         field(out, "slave_read_only", 0);
         field(out, "connected_slaves", 0);
+    }
+    if let Some(NotReady { why, .. }) = &status.not_ready {
+        // It may be what a peer has said.
+        field(out, "not_ready_reason", why.replace(['\r', '\n'], " "));
     }
     field(out, "master_failover_state", "no-failover");
     let replid: String =

@@ -38,14 +38,9 @@ pub(super) fn resp_address(member: &Member) -> (String, u16) {
     (host.trim_matches(['[', ']']).to_owned(), port)
 }
 
-/// A follower that answered within this time counts as online.
-const CONTACT_MS_MAX: u64 = 5_000;
-
 /// The leader's followers that answer.
 pub(super) fn online(status: &Status) -> impl Iterator<Item = &Member> {
-    status.members.iter().filter(|member| {
-        member.id != status.node_id && member.last_contact_ms.is_some_and(|ms| ms < CONTACT_MS_MAX)
-    })
+    status.members.iter().filter(|member| member.id != status.node_id && member.is_in_contact)
 }
 
 pub(super) fn role(session: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<()> {

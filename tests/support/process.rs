@@ -58,14 +58,8 @@ impl Cluster {
 
     /// As `start`; with `has_own_clocks` the nodes' wall clocks can be moved, which needs Debian's package faketime.
     pub fn start_with_clocks(size: usize, options: &[&str], has_own_clocks: bool) -> Cluster {
-        let address = |_| Addresses { resp: free_address(), http: free_address(), peer: free_address() };
-        let mut cluster = Cluster {
-            addresses: (0..size).map(address).collect(),
-            children: (0..size).map(|_| None).collect(),
-            options: options.iter().map(|option| (*option).to_owned()).collect(),
-            has_own_clocks,
-            dir: tempfile::tempdir().expect("a directory for the test"),
-        };
+        let mut cluster = Cluster::off(size, options);
+        cluster.has_own_clocks = has_own_clocks;
         for node in 0..size {
             cluster.start_node(node);
         }
@@ -73,6 +67,18 @@ impl Cluster {
             cluster.wait_ready(node);
         }
         cluster
+    }
+
+    /// Nodes that have not been started.
+    pub fn off(size: usize, options: &[&str]) -> Cluster {
+        let address = |_| Addresses { resp: free_address(), http: free_address(), peer: free_address() };
+        Cluster {
+            addresses: (0..size).map(address).collect(),
+            children: (0..size).map(|_| None).collect(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            has_own_clocks: false,
+            dir: tempfile::tempdir().expect("a directory for the test"),
+        }
     }
 
     /// Starts node `node` (ids count from 1, nodes from 0), or starts it again.

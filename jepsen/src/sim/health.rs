@@ -1,7 +1,11 @@
 //! What must be seen from time to time. Silence is a finding: while a majority of the voters is well and connected, some
-//! operation is done every few seconds, and the log's clock goes on.
+//! operation is done every few seconds, and the log's clock goes on. So is a node that is cut off from every majority and says
+//! that it is ready.
 
-use std::sync::atomic::Ordering;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::Ordering,
+};
 
 use super::{node::Node, world::World};
 use crate::{client::Connection, history::Kind};
@@ -14,6 +18,9 @@ const PROBE_MS: u64 = 1_500;
 const SILENCE_MS_MAX: u64 = 5_000;
 /// For how long entries may be applied while the clock stands still.
 const STANDSTILL_MS_MAX: u64 = 5_000;
+/// How long a node may take to know that it is cut off, by its own clock: it knows within two seconds, but for what was on its
+/// way when it was.
+const CUT_OFF_MS_MAX: f64 = 3_000.0;
 /// The probe's key is not among those of any workload.
 const PROBE: [&str; 3] = ["SET", "probe", "1"];
 
@@ -28,6 +35,8 @@ pub(super) struct Health {
     clock_ms: u64,
     clock_since: u64,
     applied: u64,
+    /// Nodes that are cut off, and since when.
+    cut_off: BTreeMap<u64, u64>,
 }
 
 impl World {
@@ -36,6 +45,7 @@ impl World {
             return;
         }
         self.look_for_standstill();
+        self.look_for_false_readiness();
         let well = self.healthy_majority();
         let done = self.load.recorder.count(Kind::Ok) + self.load.probes.load(Ordering::Relaxed);
         if done != self.health.done || !self.load.is_loaded.load(Ordering::Relaxed) {
@@ -67,18 +77,7 @@ impl World {
 
     /// A majority of the voters that is well, pairwise connected, and open to clients; empty if there is none.
     fn healthy_majority(&self) -> Vec<u64> {
-        let Some(newest) =
-            self.nodes.values().filter_map(Node::status).max_by_key(|status| status.last_log_index)
-        else {
-            return Vec::new();
-        };
-        // While the membership changes, a majority of the one may not be one of the other.
-        let is_joint = self.nodes.values().filter_map(|node| node.look(|server| server.node().peek()));
-        if is_joint.into_iter().any(|peek| peek.configurations > 1) {
-            return Vec::new();
-        }
-        let voters: Vec<u64> =
-            newest.members.iter().filter(|member| member.voter).map(|member| member.id).collect();
+        let Some(voters) = self.voters_in_force() else { return Vec::new() };
         let is_well = |id: &u64| {
             self.nodes.get(id).is_some_and(|node| node.is_well() && node.status().is_some())
                 && self.network.is_open(*id)
@@ -102,6 +101,60 @@ impl World {
             }
         }
         best
+    }
+
+    /// The voters, as the longest log has them; None while the membership changes: a majority of the one may not be one of the
+    /// other.
+    fn voters_in_force(&self) -> Option<Vec<u64>> {
+        if !self.is_settled() {
+            return None;
+        }
+        let newest =
+            self.nodes.values().filter_map(Node::status).max_by_key(|status| status.last_log_index)?;
+        Some(newest.members.iter().filter(|member| member.voter).map(|member| member.id).collect())
+    }
+
+    fn look_for_false_readiness(&mut self) {
+        let Some(voters) = self.voters_in_force() else { return self.health.cut_off.clear() };
+        let runs: Vec<u64> = self
+            .nodes
+            .values()
+            .filter(|node| node.is_running() && !node.is_paused)
+            .map(|node| node.id)
+            .collect();
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            let reached = self.reached_from(id, &runs);
+            if !runs.contains(&id)
+                || voters.iter().filter(|voter| reached.contains(voter)).count() > voters.len() / 2
+            {
+                self.health.cut_off.remove(&id);
+                continue;
+            }
+            let since = *self.health.cut_off.entry(id).or_insert(self.now);
+            let node = &self.nodes[&id];
+            let is_late = (self.now - since) as f64 * node.rate > CUT_OFF_MS_MAX;
+            if is_late && node.status().is_some_and(|status| status.not_ready.is_none()) {
+                self.health.cut_off.remove(&id);
+                self.found(
+                    "ready without a majority",
+                    format!("node {id} is cut off for {} ms", self.now - since),
+                );
+            }
+        }
+    }
+
+    /// The nodes that a node has a way to, over others.
+    fn reached_from(&self, id: u64, runs: &[u64]) -> BTreeSet<u64> {
+        let (mut reached, mut next) = (BTreeSet::from([id]), vec![id]);
+        while let Some(from) = next.pop() {
+            for to in runs {
+                if !reached.contains(to) && !self.network.are_apart(from, *to) {
+                    reached.insert(*to);
+                    next.push(*to);
+                }
+            }
+        }
+        reached
     }
 
     /// Nothing ends and nothing begins any more where the log's clock stands still.

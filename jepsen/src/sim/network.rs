@@ -329,6 +329,14 @@ impl Network {
             && !self.delays.values().any(|delay| delay.on.is_none_or(|(from, to)| is_between(from, to)))
     }
 
+    /// Whether nothing comes through between two nodes, one way or both.
+    pub(super) fn are_apart(&self, one: u64, other: u64) -> bool {
+        let (one, other) = (Place::Node(one), Place::Node(other));
+        self.blocked
+            .keys()
+            .any(|way| (way.from, way.to) == (one, other) || (way.from, way.to) == (other, one))
+    }
+
     /// Whether no client is kept from this node.
     pub(super) fn is_open(&self, node: u64) -> bool {
         let node = Place::Node(node);

@@ -419,7 +419,7 @@ impl World {
 fn why_not_ready(node: &Node) -> Option<String> {
     match node.status() {
         _ if node.is_damaged => Some("its log is damaged".to_owned()),
-        Some(status) => status.not_ready,
+        Some(status) => status.not_ready.map(|not_ready| not_ready.why),
         None => Some("it has not started".to_owned()),
     }
 }

@@ -25,7 +25,7 @@ use super::{
     handshake::Hello,
     transport::{Connection, Transport},
 };
-use crate::{GroupId, NodeId};
+use crate::{GroupId, NodeId, sparse::Sparse};
 
 /// What a peer connection needs to know of its node.
 pub(crate) trait Greeter: Send + Sync + 'static {
@@ -61,8 +61,14 @@ struct Remote {
     address: Mutex<String>,
     transport: Arc<dyn Transport>,
     greeter: Arc<dyn Greeter>,
-    /// The last error that was logged, so that a peer that stays away is reported once.
-    reported: Mutex<String>,
+    reports: Mutex<Reports>,
+}
+
+/// What was logged, so that a peer that stays away does not fill the log.
+#[derive(Default)]
+struct Reports {
+    errors: Sparse<String>,
+    is_away: bool,
 }
 
 /// A connection, and what it was made on the strength of.
@@ -127,8 +133,8 @@ impl Peer {
         transport: Arc<dyn Transport>,
         greeter: Arc<dyn Greeter>,
     ) -> Peer {
-        let (address, reported) = (Mutex::new(address), Mutex::default());
-        let remote = Arc::new(Remote { id, address, transport, greeter, reported });
+        let (address, reports) = (Mutex::new(address), Mutex::default());
+        let remote = Arc::new(Remote { id, address, transport, greeter, reports });
         Peer { remote, lanes: Default::default(), next_id: AtomicU64::new(1) }
     }
 
@@ -147,6 +153,16 @@ impl Peer {
     /// The connection for what is small, made now if there is none.
     pub(crate) async fn link(&self) -> io::Result<Link> {
         self.lane(false).await
+    }
+
+    /// Makes a connection for nothing but the greetings.
+    pub(crate) async fn greet_anew(&self) -> io::Result<()> {
+        let greeted = self.link().await.map(|_| ());
+        // Whoever connects holds it, and what it makes then is of no use.
+        if let Ok(mut lane) = self.lanes[0].try_lock() {
+            *lane = None;
+        }
+        greeted
     }
 
     /// The connection for what may be huge, made now if there is none.
@@ -238,18 +254,18 @@ impl Remote {
     async fn connect(&self, is_bulk: bool) -> io::Result<Greeted> {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.greet(is_bulk)).await;
         let connected = connected.unwrap_or_else(|_| Err(timed_out()));
-        let mut reported = self.reported.lock();
+        let mut reports = self.reports.lock();
         match &connected {
-            Ok(_) if !reported.is_empty() => {
-                tracing::info!(peer = self.id, "connected to the peer again");
-                reported.clear();
+            Ok(_) => {
+                if std::mem::take(&mut reports.is_away) {
+                    tracing::info!(peer = self.id, "connected to the peer again");
+                }
             }
-            Ok(_) => {}
             Err(error) => {
-                let (address, text) = (self.address.lock(), error.to_string());
-                if *reported != text {
-                    tracing::warn!(peer = self.id, address = *address, error = text, "cannot reach the peer");
-                    *reported = text;
+                if let Some(times) = reports.errors.say(error.to_string()) {
+                    let address = self.address.lock();
+                    tracing::warn!(peer = self.id, address = *address, %error, times, "cannot reach the peer");
+                    reports.is_away = true;
                 }
             }
         }

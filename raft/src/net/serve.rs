@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, future::Future, io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
 use tokio::{
     io::AsyncWriteExt,
     sync::{mpsc, watch},
@@ -17,10 +18,13 @@ use super::{
     messages::{self, AppendRequest, AppendResult},
     transport::{Connection, Listener},
 };
-use crate::GroupId;
+use crate::{GroupId, NodeId, sparse::Sparse};
 
 /// Append requests of one stream that wait to be looked at.
 const STREAM_QUEUE: usize = 64;
+
+/// Whom and why this node has refused, for the log.
+type Refusals = Mutex<Sparse<(NodeId, String)>>;
 
 /// What a node does with what its peers send.
 pub(crate) trait Handler: Send + Sync + 'static {
@@ -55,7 +59,7 @@ pub(crate) async fn serve<H: Handler>(
     handler: Arc<H>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut connections = JoinSet::new();
+    let (mut connections, refusals) = (JoinSet::new(), Arc::<Refusals>::default());
     loop {
         tokio::select! {
             biased;
@@ -63,9 +67,9 @@ pub(crate) async fn serve<H: Handler>(
             _ = stop.changed() => return,
             accepted = listener.accept() => match accepted {
                 Ok(connection) => {
-                    let handler = handler.clone();
+                    let (handler, refusals) = (handler.clone(), refusals.clone());
                     connections.spawn(async move {
-                        if let Err(error) = serve_connection(connection, handler).await
+                        if let Err(error) = serve_connection(connection, handler, &refusals).await
                             && error.kind() == io::ErrorKind::InvalidData
                         {
                             tracing::warn!(%error, "a peer connection was closed");
@@ -89,6 +93,7 @@ fn invalid(why: impl std::fmt::Display) -> io::Error {
 async fn serve_connection<H: Handler>(
     mut connection: Box<dyn Connection>,
     handler: Arc<H>,
+    refusals: &Refusals,
 ) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     let first = frame::read(&mut connection, &mut buffer).await?;
@@ -101,7 +106,11 @@ async fn serve_connection<H: Handler>(
     connection.write_all(&frame::encode(Kind::Hello, first.id, first.group, &answer.encode())).await?;
     if !answer.refusal.is_empty() {
         connection.flush().await?;
-        tracing::warn!(peer = hello.node_id, why = answer.refusal, "refused a peer");
+        // It may ask again and again.
+        let times = refusals.lock().say((hello.node_id, answer.refusal.clone()));
+        if let Some(times) = times {
+            tracing::warn!(peer = hello.node_id, why = answer.refusal, times, "refused a peer");
+        }
         return Ok(());
     }
     let second = frame::read(&mut connection, &mut buffer).await?;

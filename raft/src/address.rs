@@ -1,0 +1,148 @@
+//! What ids and addresses may be. Those of members stand in the log, and are replayed for ever: what makes no sense is
+//! refused before it gets there.
+
+use std::{collections::BTreeMap, net::SocketAddrV6};
+
+use crate::NodeId;
+
+/// The highest id of a node: up to here every reader of JSON keeps whole numbers exactly.
+pub const NODE_ID_MAX: NodeId = (1 << 53) - 1;
+
+/// The longest name of a host, as DNS has it.
+const HOST_BYTES_MAX: usize = 255;
+
+/// What else a member publishes: as many values, of as many bytes.
+const ENDPOINTS_MAX: usize = 32;
+const ENDPOINT_BYTES_MAX: usize = 300;
+
+/// How much of what is wrong is shown.
+const SHOWN_CHARS_MAX: usize = 60;
+
+/// Why this cannot be a node's id.
+pub fn check_id(id: NodeId) -> Result<(), String> {
+    match id {
+        1..=NODE_ID_MAX => Ok(()),
+        _ => Err(format!("{id} is no node id: ids are from 1 on, up to {NODE_ID_MAX}")),
+    }
+}
+
+/// Why others cannot reach a node at this address.
+pub fn check_address(address: &str) -> Result<(), String> {
+    let wrong = |why: &str| Err(format!("{} is no address HOST:PORT: {why}", shown(address)));
+    let Some((host, port)) = address.rsplit_once(':') else { return wrong("the port is missing") };
+    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number || port.parse::<u16>().unwrap_or(0) == 0 {
+        return wrong("the port is a number between 1 and 65535");
+    }
+    if host.is_empty() || host.len() > HOST_BYTES_MAX {
+        return wrong(&format!("the host has between 1 and {HOST_BYTES_MAX} characters"));
+    }
+    if host.contains([':', '[', ']']) {
+        return match address.parse::<SocketAddrV6>() {
+            Ok(_) => Ok(()),
+            Err(_) => wrong("an IPv6 address stands in brackets"),
+        };
+    }
+    if !host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
+        return wrong("a host has letters, digits, dots, dashes and underscores");
+    }
+    Ok(())
+}
+
+/// Why a member cannot publish these. What they mean is not known here, and a later version may publish others.
+pub(crate) fn check_endpoints(endpoints: &BTreeMap<String, String>) -> Result<(), String> {
+    if endpoints.len() > ENDPOINTS_MAX {
+        return Err(format!("a member publishes at most {ENDPOINTS_MAX} endpoints"));
+    }
+    let is_sound =
+        |text: &str| text.len() <= ENDPOINT_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
+    match endpoints.iter().flat_map(|(name, value)| [name, value]).find(|text| !is_sound(text)) {
+        Some(text) => Err(format!(
+            "{} is no endpoint: at most {ENDPOINT_BYTES_MAX} characters, without spaces",
+            shown(text)
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The beginning of a text of any length and content, on one line.
+fn shown(text: &str) -> String {
+    let beginning: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    let rest = if beginning.len() < text.len() { "..." } else { "" };
+    format!("{beginning:?}{rest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{NODE_ID_MAX, check_address, check_endpoints, check_id};
+
+    #[test]
+    fn ids_are_whole_numbers_that_json_keeps() {
+        for id in [1, 4, NODE_ID_MAX] {
+            assert_eq!(check_id(id), Ok(()));
+        }
+        for id in [0, NODE_ID_MAX + 1, u64::MAX] {
+            assert!(check_id(id).unwrap_err().contains("up to 9007199254740991"), "{id}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_hosts_and_ports() {
+        let longest = format!("{}:1", "h".repeat(255));
+        for address in
+            ["node1:1", "10.0.0.1:7379", "kv-0.kv_headless.default.svc:65535", "[::1]:7379", &longest]
+        {
+            assert_eq!(check_address(address), Ok(()));
+        }
+        let too_long = format!("{}:1", "h".repeat(256));
+        let huge = format!("{}:7379", "x".repeat(60_000));
+        for address in [
+            "",
+            "nowhere",
+            ":7379",
+            "a:",
+            "a:0",
+            "a:65536",
+            "a:+1",
+            "a:-1",
+            "a:1 ",
+            " a:1",
+            "a b:1",
+            "a\n:1",
+            "a:1\n",
+            "a\0:1",
+            "::1:7379",
+            "[::1:7379",
+            "::1]:7379",
+            "[nowhere]:1",
+            "a:b:1",
+            "http://a:1",
+            "a/b:1",
+            "ä:1",
+            "a,b:1",
+            "a=b:1",
+            &too_long,
+            &huge,
+        ] {
+            let why = check_address(address).unwrap_err();
+            assert!(why.contains("HOST:PORT") && why.len() < 300 && !why.contains('\n'), "{why}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_short_and_on_one_line() {
+        let endpoints = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        for (name, value) in [("disk", "0123abcd"), ("apply-level", "2"), ("later", "{\"any\":1}")] {
+            assert_eq!(check_endpoints(&endpoints(name, value)), Ok(()));
+        }
+        for (name, value) in
+            [("disk", "a b"), ("re\nsp", "a:1"), ("resp", "a:1\n"), ("resp", &"x".repeat(301))]
+        {
+            assert!(check_endpoints(&endpoints(name, value)).is_err(), "{name:?} {value:?}");
+        }
+        let many = (0..33).map(|number| (format!("e{number}"), String::new())).collect();
+        assert!(check_endpoints(&many).is_err());
+    }
+}

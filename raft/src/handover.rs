@@ -1,0 +1,141 @@
+//! Who leads next: the leadership is handed over because an operator asks for it, because the node stops, or because the
+//! leader itself is to be removed.
+//!
+//! From the moment that openraft's leader hands over it sends no heartbeats and takes no proposals, and it does not go back. So
+//! it is not done for a node that does not answer at that very moment; and where nobody takes over soon, it is handed to
+//! another voter, which takes over at once: the others alone would elect one only after the lease of this leader.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    AdminError, Machine, NodeId,
+    core::{Core, Metrics},
+    group::Group as _,
+    membership::{Refusal, conflict, last_contact_ms},
+};
+
+fn unknown(why: impl std::fmt::Display) -> Refusal {
+    Refusal::Error(AdminError::Unknown(why.to_string()))
+}
+
+impl<M: Machine> Core<M> {
+    /// Hands the leadership over, and returns when the new leader is known.
+    pub(crate) async fn transfer(&self, to: NodeId) -> Result<(), Refusal> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        if membership.get_node(&to).is_none() {
+            return Err(Refusal::Error(AdminError::NotFound(format!("node {to} is not a member"))));
+        }
+        if !membership.voter_ids().any(|voter| voter == to) {
+            return Err(conflict(format!("node {to} is a learner and cannot lead")));
+        }
+        if to == self.config.id {
+            return Ok(());
+        }
+        if !self.would_take_over(to).await {
+            return Err(conflict(format!("node {to} cannot be reached")));
+        }
+        let (term, _) = self.terms();
+        self.raft.trigger().transfer_leader(to).await.map_err(unknown)?;
+        // Before the others begin to ask each other, and hear of a vote that makes them deaf to this leader.
+        let soon = Duration::from_millis(self.config.election_timeout_ms.0 - self.config.heartbeat_ms);
+        if self.leader_after(term, soon).await.is_none() && self.is_leader() {
+            self.hand_over_but_to(to).await?;
+        }
+        match self.leader_after(term, self.timeout()).await {
+            Some(leader) if leader == to => Ok(()),
+            Some(leader) => Err(conflict(format!("node {to} has not taken over; node {leader} leads"))),
+            None => Err(unknown(format!("node {to} has not taken over, and nobody else has"))),
+        }
+    }
+
+    /// Waits for the next leader after this node in its term, which may be this node again.
+    async fn leader_after(&self, term: u64, time: Duration) -> Option<NodeId> {
+        let mut leader = self.leader.subscribe();
+        let next = async {
+            loop {
+                let present = *leader.borrow_and_update();
+                if let Some(present) = present
+                    && (present != self.config.id || self.terms().0 > term)
+                {
+                    return present;
+                }
+                // The sender lives in `self`.
+                let _ = leader.changed().await;
+            }
+        };
+        tokio::time::timeout(time, next).await.ok()
+    }
+
+    /// Whether a voter answers now, and has answered as a follower of this leader since this was asked for: one that died a
+    /// moment ago would depose this leader for nothing, and one that has just come back does not take over before it has heard
+    /// from this leader, which falls silent then.
+    async fn would_take_over(&self, to: NodeId) -> bool {
+        let asked = Instant::now();
+        let answers_now = |metrics: &Metrics| {
+            let age_ms = last_contact_ms(metrics, to).unwrap_or(u64::MAX);
+            Duration::from_millis(age_ms) < asked.elapsed()
+        };
+        self.follows(to).await && self.in_contact(answers_now).await && self.follows(to).await
+    }
+
+    /// Nobody has taken over from this leader: another voter shall, if one is there.
+    async fn hand_over_but_to(&self, to: NodeId) -> Result<(), Refusal> {
+        let mut voters = self.target();
+        voters.remove(&to);
+        let Some(successor) = self.successor_among(&voters) else { return Ok(()) };
+        tracing::warn!(
+            node = to,
+            successor,
+            "the node has not taken over; the leadership goes to another one"
+        );
+        self.raft.trigger().transfer_leader(successor).await.map_err(unknown)
+    }
+
+    pub(crate) async fn wait_for_leader(&self, to: NodeId, time: Duration) -> Result<(), AdminError> {
+        let mut leader = self.leader.subscribe();
+        let known = tokio::time::timeout(time, leader.wait_for(|leader| *leader == Some(to))).await;
+        match known {
+            Ok(_) => Ok(()),
+            Err(_) => Err(AdminError::Unknown(format!("node {to} has not become the leader in time"))),
+        }
+    }
+
+    /// A leader does not remove itself: openraft's would go on to lead for a while, and fail at the next change of the
+    /// members. It hands the leadership over, and whoever leads next removes it.
+    pub(crate) async fn step_aside(&self) -> Refusal {
+        let target = self.target();
+        if let Some(successor) = self.successor_among(&target)
+            && (self.transfer(successor).await.is_ok() || !self.is_leader())
+        {
+            return Refusal::NotLeader;
+        }
+        conflict("this leader could not hand over before its removal; it is still a member")
+    }
+
+    /// The voter that should take over: the one with the most of the log.
+    pub(crate) fn successor(&self) -> Option<NodeId> {
+        let voters = self.metrics().membership_config.membership().voter_ids().collect();
+        self.successor_among(&voters)
+    }
+
+    /// The voters that the membership is to have when a change under way is over.
+    fn target(&self) -> BTreeSet<NodeId> {
+        let metrics = self.metrics();
+        metrics.membership_config.membership().get_joint_config().last().cloned().unwrap_or_default()
+    }
+
+    /// Whether this node is one of them.
+    pub(crate) fn stays(&self) -> bool {
+        self.target().contains(&self.config.id)
+    }
+
+    fn successor_among(&self, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let metrics = self.metrics();
+        let replication = metrics.replication.as_ref()?;
+        let others = voters.iter().filter(|id| **id != self.config.id && self.is_in_contact(**id, &metrics));
+        others.copied().max_by_key(|id| replication.get(id).copied().flatten())
+    }
+}
