@@ -53,13 +53,15 @@ pub struct Options {
     /// when it has caught up
     #[arg(long, env = "KVORUM_JOIN", value_name = "URL", conflicts_with = "peers")]
     pub join: Option<String>,
-    /// Address under which clients reach this node, when it is not the one it listens on
+    /// Address under which clients reach this node, when it is not the one it listens on; where it listens on all
+    /// (0.0.0.0), the host that its peers use stands for it
     #[arg(long, env = "KVORUM_ADVERTISE_RESP", value_name = "ADDR")]
     pub advertise_resp: Option<String>,
-    /// Address under which the admin API is reached, when it is not the one it listens on
+    /// Address under which the admin API is reached, when it is not the one it listens on; as for --advertise-resp
     #[arg(long, env = "KVORUM_ADVERTISE_HTTP", value_name = "ADDR")]
     pub advertise_http: Option<String>,
-    /// Address under which the other nodes reach this one, when it is not the one it listens on
+    /// Address under which the other nodes reach this one, when it is not the one it listens on; where it listens on
+    /// all (0.0.0.0), the one in --peers stands for it, and is needed
     #[arg(long, env = "KVORUM_ADVERTISE_PEER", value_name = "ADDR")]
     pub advertise_peer: Option<String>,
     /// What is logged: a level, or a filter such as info,kvorum_raft=debug [default: info,openraft=error]

@@ -144,12 +144,12 @@ pub(crate) async fn start(
     let machine = Arc::new(machine.with_outlet(wakes.clone()));
     let mut node_config = config.node.clone();
     for (name, address) in [("resp", resp), ("http", http)] {
-        let reachable = reachable(config, address);
-        node_config.endpoints.entry(name.to_owned()).or_insert(reachable);
+        node_config.endpoints.entry(name.to_owned()).or_insert_with(|| address.to_string());
     }
     let node = Node::start_on(platform, node_config, machine.clone()).await?;
     let mut settings = config.settings.clone();
     settings.port = resp.port();
+    let peer_address = node.peer_address().to_owned();
     Ok(Arc::new(Shared {
         router: Router::new(node, machine),
         settings: Settings::new(settings),
@@ -160,7 +160,7 @@ pub(crate) async fn start(
         started_at: SystemTime::now(),
         run_id: run_id(),
         resp_port: resp.port(),
-        peer_address: config.node.peer_advertise.clone().unwrap_or_else(|| config.node.peer_listen.clone()),
+        peer_address,
         proposal_bytes_max: config.node.proposal_bytes_max,
         stopping,
     }))
@@ -170,17 +170,6 @@ pub(crate) async fn start(
 fn run_id() -> String {
     let bytes = chance::entropy().into_iter().chain(chance::entropy()).take(20);
     bytes.map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The address that others are told: the host that peers use, when this one listens on all of its own.
-fn reachable(config: &Config, address: SocketAddr) -> String {
-    let peers = config.node.bootstrap.as_ref();
-    let listed = peers.and_then(|peers| peers.get(&config.node.id));
-    let peer = config.node.peer_advertise.as_ref().or(listed);
-    match peer.and_then(|peer| peer.rsplit_once(':')) {
-        Some((host, _)) if address.ip().is_unspecified() => format!("{host}:{}", address.port()),
-        _ => address.to_string(),
-    }
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {

@@ -71,6 +71,11 @@ fn what_is_taken_or_belongs_to_others_is_refused() {
     assert!(code == 3 && message.contains(&taken), "{code}: {message}");
     let (code, message) = serve_in(&data, &[]);
     assert!(code == 4 && message.contains("used by another process"), "{code}: {message}");
+    // It is written down soon after the node is one.
+    let is_member = || fs::read_to_string(data.join("identity.json")).unwrap().contains("\"has_log\": true");
+    while !is_member() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     cluster.kill(0);
     let (code, message) = serve_in(&data, &["--id", "7"]);
     assert!(code == 5 && message.contains("belongs to node 1"), "{code}: {message}");

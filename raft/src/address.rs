@@ -1,9 +1,12 @@
 //! What ids and addresses may be. Those of members stand in the log, and are replayed for ever: what makes no sense is
 //! refused before it gets there.
 
-use std::{collections::BTreeMap, net::SocketAddrV6};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddrV6},
+};
 
-use crate::NodeId;
+use crate::{NodeConfig, NodeId};
 
 /// The highest id of a node: up to here every reader of JSON keeps whole numbers exactly.
 pub const NODE_ID_MAX: NodeId = (1 << 53) - 1;
@@ -49,6 +52,47 @@ pub fn check_address(address: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether it names no host, but all addresses of whoever reads it.
+pub(crate) fn is_unspecified(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+}
+
+/// Where peers reach a node: as it is told to say; else by the name that it listens on; else, where it listens on all of its
+/// addresses, as its list of peers has it, or as it was known before. `bound` is where it listens.
+pub(crate) fn published(config: &NodeConfig, bound: &str, known: Option<&String>) -> Result<String, String> {
+    let refused = |address: &str| {
+        format!(
+            "{address} is no address at which other nodes reach this one: set advertise-peer to HOST:PORT, or give this \
+             node's own in peers"
+        )
+    };
+    if let Some(told) = &config.peer_advertise {
+        return if is_unspecified(told) { Err(refused(told)) } else { Ok(told.clone()) };
+    }
+    if !is_unspecified(bound) {
+        let named = config.peer_listen.rsplit_once(':').filter(|(host, _)| is_name(host));
+        let port = bound.rsplit_once(':').map_or("", |(_, port)| port);
+        return Ok(named.map_or_else(|| bound.to_owned(), |(host, _)| format!("{host}:{port}")));
+    }
+    let listed = config.bootstrap.as_ref().and_then(|peers| peers.get(&config.id));
+    listed.or(known).filter(|address| !is_unspecified(address)).cloned().ok_or_else(|| refused(bound))
+}
+
+/// Where else this node listens on all of its addresses, it is reached at the host at which its peers reach it.
+pub(crate) fn complete(endpoints: &mut BTreeMap<String, String>, peer: &str) {
+    let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
+    for address in endpoints.values_mut().filter(|address| is_unspecified(address)) {
+        let port = address.rsplit_once(':').map_or("", |(_, port)| port);
+        *address = format!("{host}:{port}");
+    }
+}
+
+/// Whether a host is a name, which may stand for another address tomorrow.
+fn is_name(host: &str) -> bool {
+    host.trim_matches(['[', ']']).parse::<IpAddr>().is_err()
+}
+
 /// Why a member cannot publish these. What they mean is not known here, and a later version may publish others.
 pub(crate) fn check_endpoints(endpoints: &BTreeMap<String, String>) -> Result<(), String> {
     if endpoints.len() > ENDPOINTS_MAX {
@@ -76,7 +120,8 @@ fn shown(text: &str) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{NODE_ID_MAX, check_address, check_endpoints, check_id};
+    use super::{NODE_ID_MAX, check_address, check_endpoints, check_id, published};
+    use crate::NodeConfig;
 
     #[test]
     fn ids_are_whole_numbers_that_json_keeps() {
@@ -144,5 +189,38 @@ mod tests {
         }
         let many = (0..33).map(|number| (format!("e{number}"), String::new())).collect();
         assert!(check_endpoints(&many).is_err());
+    }
+
+    #[test]
+    fn what_is_published_leads_to_this_node() {
+        let config = |listen: &str, advertise: Option<&str>, listed: Option<&str>| NodeConfig {
+            peer_listen: listen.into(),
+            peer_advertise: advertise.map(str::to_owned),
+            bootstrap: listed.map(|address| [(1, address.to_owned())].into()),
+            ..NodeConfig::new(1, "unused")
+        };
+        let known = "10.0.0.9:7".to_owned();
+        for (config, bound, expected) in [
+            (config("127.0.0.1:0", None, None), "127.0.0.1:5", Some("127.0.0.1:5")),
+            (config("127.0.0.1:5", None, Some("10.0.0.1:7")), "127.0.0.1:5", Some("127.0.0.1:5")),
+            (config("node1:0", None, None), "10.0.0.1:5", Some("node1:5")),
+            (config("0.0.0.0:5", None, Some("10.0.0.1:7")), "0.0.0.0:5", Some("10.0.0.1:7")),
+            (config("[::]:5", None, Some("node1:7")), "[::]:5", Some("node1:7")),
+            (config("0.0.0.0:5", Some("node1:9"), Some("10.0.0.1:7")), "0.0.0.0:5", Some("node1:9")),
+            (config("0.0.0.0:5", None, Some("0.0.0.0:5")), "0.0.0.0:5", None),
+            (config("127.0.0.1:5", Some("0.0.0.0:5"), None), "127.0.0.1:5", None),
+            (config("[::]:5", None, None), "[::]:5", None),
+        ] {
+            let published = published(&config, bound, None);
+            assert_eq!(published.as_deref().ok(), expected, "{config:?}: {published:?}");
+            assert!(published.is_ok() || published.unwrap_err().contains("set advertise-peer to HOST:PORT"));
+        }
+        let mut endpoints = [("resp", "0.0.0.0:6"), ("http", "[::]:8"), ("other", "node2:9")]
+            .map(|(name, address)| (name.to_owned(), address.to_owned()))
+            .into();
+        super::complete(&mut endpoints, "[fd00::1]:7");
+        assert_eq!(endpoints.into_values().collect::<Vec<_>>(), ["[fd00::1]:8", "node2:9", "[fd00::1]:6"]);
+        let moved = config("0.0.0.0:5", None, None);
+        assert_eq!(published(&moved, "0.0.0.0:5", Some(&known)), Ok(known), "as it was known before");
     }
 }

@@ -29,9 +29,10 @@ struct Compared {
 }
 
 /// How this node stands to the other members.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Nobody is known to differ.
+    #[default]
     Agreed,
     /// These differ, and a majority agrees with this node.
     Others(BTreeMap<NodeId, u64>),
@@ -47,6 +48,8 @@ pub(crate) struct Agreement {
     compared: Mutex<BTreeMap<NodeId, Compared>>,
     /// Since when no majority is known to agree.
     split_since: Mutex<Option<Instant>>,
+    /// What this node does something about.
+    standing: Mutex<Standing>,
 }
 
 impl Agreement {
@@ -109,7 +112,7 @@ impl<M: Machine> Core<M> {
         }
         let voters: Vec<NodeId> = self.metrics().membership_config.membership().voter_ids().collect();
         let standing = self.agreement.settled(self.agreement.standing(self.config.id, &voters));
-        if std::mem::replace(&mut *self.standing.lock(), standing.clone()) == standing {
+        if std::mem::replace(&mut *self.agreement.standing.lock(), standing.clone()) == standing {
             return;
         }
         self.proposer.refuse(matches!(standing, Standing::Split(_)).then_some(SPLIT));
@@ -131,7 +134,7 @@ impl<M: Machine> Core<M> {
 
     /// Why nothing may be served; None if it may.
     pub(crate) fn is_split(&self) -> Option<&'static str> {
-        matches!(*self.standing.lock(), Standing::Split(_)).then_some(SPLIT)
+        matches!(*self.agreement.standing.lock(), Standing::Split(_)).then_some(SPLIT)
     }
 }
 

@@ -19,7 +19,8 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     GroupId, Machine, NodeConfig, NodeId, Unavailable,
-    agreement::{Agreement, Standing},
+    address::is_unspecified,
+    agreement::Agreement,
     chance,
     checkpoint::Checkpointer,
     clock::Clock,
@@ -60,14 +61,29 @@ pub(crate) struct PeerTable {
     pub platform: Platform,
     pub identity: Arc<Identity>,
     pub peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
+    /// Where the operator says that they are.
+    listed: BTreeMap<NodeId, String>,
 }
 
 impl PeerTable {
-    pub(crate) fn new(platform: Platform, identity: Arc<Identity>) -> PeerTable {
-        PeerTable { platform, identity, peers: Mutex::default() }
+    pub(crate) fn new(platform: Platform, identity: Arc<Identity>, config: &NodeConfig) -> PeerTable {
+        let listed = config.bootstrap.clone().unwrap_or_default();
+        PeerTable { platform, identity, peers: Mutex::default(), listed }
     }
 
-    /// The peer with this id at this address.
+    /// Where a peer may be, in the order in which it is looked for: where it says that it is, where it was when it last said so to
+    /// all, and where the operator says that it is.
+    fn places(&self, id: NodeId, known: &str) -> Vec<String> {
+        let mut places: Vec<String> = self.identity.told_address(id).into_iter().collect();
+        for place in [Some(known), self.listed.get(&id).map(String::as_str)].into_iter().flatten() {
+            if !places.iter().any(|there| there == place) && !is_unspecified(place) {
+                places.push(place.to_owned());
+            }
+        }
+        places
+    }
+
+    /// The peer with this id, which was last known to be at this address.
     pub(crate) fn at(&self, id: NodeId, address: &str) -> Arc<Peer> {
         let mut peers = self.peers.lock();
         let peer = peers.entry(id).or_insert_with(|| {
@@ -78,7 +94,7 @@ impl PeerTable {
                 self.identity.clone(),
             ))
         });
-        peer.set_address(address);
+        peer.set_places(self.places(id, address));
         peer.clone()
     }
 
@@ -96,7 +112,7 @@ impl PeerTable {
             let peer = acquaintances
                 .entry(*id)
                 .or_insert_with(|| Peer::new(*id, address.clone(), transport.clone(), identity.clone()));
-            peer.set_address(address);
+            peer.set_places(self.places(*id, address));
         }
         let greetings =
             acquaintances.iter().filter(|(id, _)| addresses.contains_key(id)).map(|(id, peer)| async move {
@@ -142,7 +158,6 @@ pub(crate) struct Core<M: Machine> {
     pub interest: Arc<Interest>,
     /// Whether the members have applied the same log, and what follows for this node.
     pub agreement: Agreement,
-    pub standing: Mutex<Standing>,
     /// The leader as openraft last said, if it was heard lately.
     pub leader: watch::Sender<Option<NodeId>>,
     /// When the leader was last heard: openraft takes the one that this node last followed for the present one, whether it

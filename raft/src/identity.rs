@@ -13,9 +13,12 @@ use std::{
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    NodeId, StartError, chance,
+    NodeId, StartError,
+    address::{check_address, is_unspecified},
+    chance,
     clock::Clock,
     directory::{self, Content, IdentityFile},
     net::{
@@ -30,6 +33,13 @@ use crate::{
 
 /// The endpoint under which a node publishes its disk id.
 pub(crate) const DISK_ENDPOINT: &str = "disk";
+
+/// Where a node is, as it said in a life of its disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    pub(crate) life: u64,
+    pub(crate) address: String,
+}
 
 /// What a node says of itself beside what its directory holds.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +68,8 @@ pub(crate) struct Identity {
     boot: u64,
     /// What was on the disk when it began, once that was read.
     begun_with: Mutex<Held>,
+    /// Where peers say that they are, and in which lives of their disks.
+    told: Mutex<BTreeMap<NodeId, Told>>,
     /// What is known of the peers' disks.
     pub(crate) witness: Witness,
     matched: OnceLock<Matched>,
@@ -91,8 +103,8 @@ impl Identity {
         dir: &Path,
         node_id: NodeId,
         introduction: Introduction,
-        clock: Arc<Clock>,
-        platform: Platform,
+        clock: &Arc<Clock>,
+        platform: &Platform,
     ) -> Result<Identity, StartError> {
         let io = |context: String| move |source| StartError::Io { context, source };
         std::fs::create_dir_all(dir).map_err(io(format!("cannot create {}", dir.display())))?;
@@ -121,16 +133,17 @@ impl Identity {
             .map_err(io(format!("cannot write to {}", dir.display())))?;
         Ok(Identity {
             file: Arc::new(file),
-            platform,
+            platform: platform.clone(),
             introduction,
             apply_level: Arc::default(),
             has_entries: AtomicBool::new(false),
             address: OnceLock::new(),
             boot: chance::id(),
             begun_with: Mutex::default(),
+            told: Mutex::default(),
             witness: Witness::open(dir),
             matched: OnceLock::new(),
-            clock,
+            clock: clock.clone(),
             disks: Mutex::default(),
             retired: Mutex::default(),
             judgement: AtomicU64::new(0),
@@ -243,6 +256,31 @@ impl Identity {
     /// Says where peers reach this node.
     pub(crate) fn set_address(&self, address: &str) {
         self.address.get_or_init(|| address.to_owned());
+    }
+
+    /// Takes where a peer says that it is, or somebody else who has heard it. Whether it is there shows when it is greeted.
+    pub(crate) fn hear_of_address(&self, id: NodeId, heard: &Told) {
+        let is_sound = check_address(&heard.address).is_ok() && !is_unspecified(&heard.address);
+        let mut told = self.told.lock();
+        if is_sound && id != self.node_id() && told.get(&id).is_none_or(|present| present.life <= heard.life)
+        {
+            told.insert(id, heard.clone());
+        }
+    }
+
+    /// Where a peer says that it is.
+    pub(crate) fn told_address(&self, id: NodeId) -> Option<String> {
+        self.told.lock().get(&id).map(|told| told.address.clone())
+    }
+
+    /// Where peers are, as they say, and where this node is.
+    pub(crate) fn told_addresses(&self) -> BTreeMap<NodeId, Told> {
+        let mut told = self.told.lock().clone();
+        if let Some(address) = self.address.get() {
+            let life = self.file.look(|content| content.lives.number);
+            told.insert(self.node_id(), Told { life, address: address.clone() });
+        }
+        told
     }
 
     /// Says what was on the disk when this process began.
@@ -407,6 +445,8 @@ impl Identity {
         if joins {
             tracing::info!(cluster_id = theirs.cluster_id, "this node is now part of the cluster");
         }
+        let told = Told { life: theirs.begun.lives.number, address: theirs.address.clone() };
+        self.hear_of_address(theirs.node_id, &told);
         if let Some(Met { disk_id, life }) = met {
             self.witness.hear(
                 theirs.node_id,
@@ -489,8 +529,7 @@ mod tests {
     fn a_directory_belongs_to_one_node_and_one_process() {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(Clock::new(Arc::new(|| 0)));
-        let open =
-            |id| Identity::open(dir.path(), id, Introduction::default(), clock.clone(), Platform::system());
+        let open = |id| Identity::open(dir.path(), id, Introduction::default(), &clock, &Platform::system());
         let identity = open(3).unwrap();
         assert!(matches!(open(3), Err(StartError::Locked(_))));
         identity.form_cluster().unwrap();

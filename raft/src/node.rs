@@ -19,8 +19,8 @@ use tokio::{
 
 use crate::{
     AdminError, Counters, Machine, Member, NodeConfig, NodeId, ReadLevel, Role, StartError, Status,
-    Unavailable,
-    agreement::{Agreement, Standing},
+    Unavailable, address,
+    agreement::Agreement,
     checkpoint::Checkpointer,
     clock::Clock,
     contact::{self, Contact},
@@ -29,7 +29,7 @@ use crate::{
     identity::{Identity, Introduction},
     membership::{Request, last_contact_ms},
     net::{interest::Interest, raft_network::Factory, serve, transport::Listener},
-    opening::{held, io_error, listen, open_log, open_pages, wait_for_promises},
+    opening::{io_error, listen, open_data},
     pages::PageStore,
     platform::Platform,
     propose::{Limits, Proposer},
@@ -71,23 +71,19 @@ impl<M: Machine> Node<M> {
     /// The same somewhere else.
     pub async fn start_on(
         platform: Platform,
-        config: NodeConfig,
+        mut config: NodeConfig,
         machine: Arc<M>,
     ) -> Result<Node<M>, StartError> {
         let started = Instant::now();
         config.validate()?;
         let clock = Arc::new(Clock::new(platform.wall.clone()));
         let introduction = introduction(&config, &*machine);
-        let parts = (clock.clone(), platform.clone());
-        let identity = Arc::new(Identity::open(&config.dir, config.id, introduction, parts.0, parts.1)?);
+        let identity = Identity::open(&config.dir, config.id, introduction, &clock, &platform)?;
+        let identity = Arc::new(identity);
         let listener = listen(&platform, &config).await?;
-        let peer_address = config.peer_advertise.clone().unwrap_or_else(|| listener.local_address());
-        identity.set_address(&peer_address);
-        let table = Arc::new(PeerTable::new(platform.clone(), identity.clone()));
-        let log = open_log(&platform, &config, &identity).await?;
-        let (pages, progress) = open_pages(&config, &log, &table, &*machine).await?;
-        identity.begin_with(held(&log, &progress));
-        wait_for_promises(&config, &log, &table, started).await?;
+        let peer_address = publish(&mut config, &*listener, &identity)?;
+        let table = Arc::new(PeerTable::new(platform.clone(), identity.clone(), &config));
+        let (log, pages, progress) = open_data(&config, &table, &*machine, started).await?;
         let contact = Arc::new(Contact::new(&config, log.store(GROUP)));
         let refusal = contact.watch_refusal();
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone(), refusal));
@@ -128,7 +124,6 @@ impl<M: Machine> Node<M> {
             changing: Semaphore::new(1),
             interest,
             agreement: Agreement::default(),
-            standing: Mutex::new(Standing::Agreed),
             leader: watch::Sender::new(None),
             contact,
             forming: Mutex::default(),
@@ -440,6 +435,20 @@ fn introduction(config: &NodeConfig, machine: &impl Machine) -> Introduction {
         first_members: config.bootstrap.iter().flat_map(|peers| peers.keys().copied()).collect(),
         apply_level_max: machine.apply_level_max(),
     }
+}
+
+/// Decides which addresses of this node the others are told. Gives the one for peers.
+fn publish(
+    config: &mut NodeConfig,
+    listener: &dyn Listener,
+    identity: &Identity,
+) -> Result<String, StartError> {
+    let known = identity.peers().remove(&config.id);
+    let peer = address::published(config, &listener.local_address(), known.as_ref());
+    let peer = peer.map_err(StartError::Config)?;
+    address::complete(&mut config.endpoints, &peer);
+    identity.set_address(&peer);
+    Ok(peer)
 }
 
 /// What applies entries to the machine, and writes it down.

@@ -38,11 +38,21 @@ pub(crate) async fn listen(
     platform.transport.listen(&config.peer_listen).await.map_err(failed)
 }
 
-pub(crate) async fn open_log(
-    platform: &Platform,
+/// Opens the log and the last checkpoint, and waits until this node may take part.
+pub(crate) async fn open_data<M: Machine>(
     config: &NodeConfig,
-    identity: &Identity,
-) -> Result<Log, StartError> {
+    table: &Arc<PeerTable>,
+    machine: &M,
+    started: Instant,
+) -> Result<(Log, PageStore, Progress), StartError> {
+    let log = open_log(&table.platform, config, &table.identity).await?;
+    let (pages, progress) = open_pages(config, &log, table, machine).await?;
+    table.identity.begin_with(held(&log, &progress));
+    wait_for_promises(config, &log, table, started).await?;
+    Ok((log, pages, progress))
+}
+
+async fn open_log(platform: &Platform, config: &NodeConfig, identity: &Identity) -> Result<Log, StartError> {
     let log_config = LogConfig {
         dir: config.dir.join("log"),
         segment_bytes: config.log_segment_bytes,
@@ -76,7 +86,7 @@ async fn check_not_lost(config: &NodeConfig, identity: &Identity, log: &Log) -> 
 }
 
 /// Loads the last checkpoint, and cuts off the log what does not agree with it.
-pub(crate) async fn open_pages<M: Machine>(
+async fn open_pages<M: Machine>(
     config: &NodeConfig,
     log: &Log,
     table: &Arc<PeerTable>,
@@ -161,7 +171,7 @@ async fn try_open_pages<M: Machine>(
 }
 
 /// What is on the disk at the start: a checkpoint that was received may be ahead of the log.
-pub(crate) fn held(log: &Log, progress: &Progress) -> Held {
+fn held(log: &Log, progress: &Progress) -> Held {
     let store = log.store(GROUP);
     let of_log = store.durable_entry();
     let ahead = progress.last.filter(|last| of_log.is_none_or(|of_log| of_log.index < last.index));
@@ -171,7 +181,7 @@ pub(crate) fn held(log: &Log, progress: &Progress) -> Held {
 /// A node that voted or followed before it stopped may have granted a leader a lease, which it has forgotten:
 /// it answers no Raft message before that lease must have run out. Meanwhile it asks its peers whether its disk is the one
 /// that they know: it must not vote before it hears that it is not.
-pub(crate) async fn wait_for_promises(
+async fn wait_for_promises(
     config: &NodeConfig,
     log: &Log,
     table: &PeerTable,

@@ -1,13 +1,14 @@
 //! What members tell each other twice a second, each to each: how far their disks are, and what they know of the others'.
 //! Nobody waits for it. All of it stays true, however late it comes. JSON, like administrative requests.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Machine, NodeId,
     core::{Core, GROUP},
+    identity::Told,
     net::{
         frame::Kind,
         handshake::{Hello, PROTOCOL_REPORTS},
@@ -36,6 +37,8 @@ pub(crate) struct Report {
     disks: Vec<(NodeId, Known)>,
     /// What it has applied, as a running hash at some indexes.
     trail: Vec<Mark>,
+    /// Where nodes are, as they say, its own address among them.
+    addresses: BTreeMap<NodeId, Told>,
 }
 
 impl<M: Machine> Core<M> {
@@ -51,7 +54,12 @@ impl<M: Machine> Core<M> {
         let own = self.identity.known(Held::new(self.acknowledged(), voted));
         let own = own.map(|known| (self.config.id, known));
         let disks = self.identity.witness.all().into_iter().chain(own).collect();
-        Report { from: self.config.id, disks, trail: self.applier.told() }
+        Report {
+            from: self.config.id,
+            disks,
+            trail: self.applier.told(),
+            addresses: self.identity.told_addresses(),
+        }
     }
 
     /// Answers a member's report with this node's.
@@ -68,6 +76,9 @@ impl<M: Machine> Core<M> {
     fn take_report(&self, heard: &Report) {
         for (id, known) in &heard.disks {
             self.identity.hear_of_disk(heard.from, *id, known);
+        }
+        for (id, told) in &heard.addresses {
+            self.identity.hear_of_address(*id, told);
         }
         self.agreement.compare(heard.from, &heard.trail, |index| self.applier.hash_at(index));
         self.take_stand();

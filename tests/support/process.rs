@@ -30,6 +30,8 @@ pub struct Cluster {
     options: Vec<String>,
     /// Each node has a wall clock of its own, which `shift_clock` moves.
     has_own_clocks: bool,
+    /// They listen for peers on all addresses of the machine.
+    listens_everywhere: bool,
     dir: TempDir,
 }
 
@@ -56,17 +58,25 @@ impl Cluster {
         Cluster::start_with_clocks(size, options, false)
     }
 
+    /// As `start`, for nodes that listen for peers on all addresses of their machine.
+    pub fn start_listening_everywhere(size: usize) -> Cluster {
+        let mut cluster = Cluster::off(size, &[]);
+        cluster.listens_everywhere = true;
+        cluster.start_all();
+        cluster
+    }
+
     /// As `start`; with `has_own_clocks` the nodes' wall clocks can be moved, which needs Debian's package faketime.
     pub fn start_with_clocks(size: usize, options: &[&str], has_own_clocks: bool) -> Cluster {
         let mut cluster = Cluster::off(size, options);
         cluster.has_own_clocks = has_own_clocks;
-        for node in 0..size {
-            cluster.start_node(node);
-        }
-        for node in 0..size {
-            cluster.wait_ready(node);
-        }
+        cluster.start_all();
         cluster
+    }
+
+    fn start_all(&mut self) {
+        (0..self.addresses.len()).for_each(|node| self.start_node(node));
+        (0..self.addresses.len()).for_each(|node| self.wait_ready(node));
     }
 
     /// Nodes that have not been started.
@@ -77,6 +87,7 @@ impl Cluster {
             children: (0..size).map(|_| None).collect(),
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             has_own_clocks: false,
+            listens_everywhere: false,
             dir: tempfile::tempdir().expect("a directory for the test"),
         }
     }
@@ -92,6 +103,11 @@ impl Cluster {
     /// Starts it again as a node that has to know its cluster from its data.
     pub fn start_bare(&mut self, node: usize) {
         self.spawn(node, &[]);
+    }
+
+    /// Has it listen at other addresses from its next start on.
+    pub fn move_node(&mut self, node: usize) {
+        self.addresses[node] = Addresses { resp: free_address(), http: free_address(), peer: free_address() };
     }
 
     /// Starts it again, to ask node `through` to be added.
@@ -131,6 +147,8 @@ impl Cluster {
         let addresses = &self.addresses[node];
         let log = File::options().create(true).append(true).open(self.log_of(node)).expect("a log file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvorum"));
+        let port = addresses.peer.rsplit_once(':').map_or("", |(_, port)| port);
+        let peer = if self.listens_everywhere { format!("0.0.0.0:{port}") } else { addresses.peer.clone() };
         if self.has_own_clocks {
             self.shift_clock(node, 0);
             command
@@ -142,7 +160,7 @@ impl Cluster {
         let child = command
             .args(["serve", "--id", &(node + 1).to_string(), "--data"])
             .arg(self.data_of(node))
-            .args(["--resp", &addresses.resp, "--http", &addresses.http, "--peer", &addresses.peer])
+            .args(["--resp", &addresses.resp, "--http", &addresses.http, "--peer", &peer])
             .args(membership)
             .args(&self.options)
             .stdin(Stdio::null())

@@ -58,7 +58,8 @@ pub(crate) struct Peer {
 /// How it is reached.
 struct Remote {
     id: NodeId,
-    address: Mutex<String>,
+    /// Where it may be, the likeliest first.
+    places: Mutex<Vec<String>>,
     transport: Arc<dyn Transport>,
     greeter: Arc<dyn Greeter>,
     reports: Mutex<Reports>,
@@ -133,8 +134,8 @@ impl Peer {
         transport: Arc<dyn Transport>,
         greeter: Arc<dyn Greeter>,
     ) -> Peer {
-        let (address, reports) = (Mutex::new(address), Mutex::default());
-        let remote = Arc::new(Remote { id, address, transport, greeter, reports });
+        let (places, reports) = (Mutex::new(vec![address]), Mutex::default());
+        let remote = Arc::new(Remote { id, places, transport, greeter, reports });
         Peer { remote, lanes: Default::default(), next_id: AtomicU64::new(1) }
     }
 
@@ -142,11 +143,11 @@ impl Peer {
         self.remote.id
     }
 
-    /// The peer has moved.
-    pub(crate) fn set_address(&self, address: &str) {
-        let mut present = self.remote.address.lock();
-        if *present != address {
-            address.clone_into(&mut present);
+    /// Where it is to be looked for, the likeliest place first.
+    pub(crate) fn set_places(&self, places: Vec<String>) {
+        let mut present = self.remote.places.lock();
+        if *present != places {
+            *present = places;
         }
     }
 
@@ -252,8 +253,16 @@ impl Peer {
 impl Remote {
     /// A new connection. Errors are logged.
     async fn connect(&self, is_bulk: bool) -> io::Result<Greeted> {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.greet(is_bulk)).await;
-        let connected = connected.unwrap_or_else(|_| Err(timed_out()));
+        let places = self.places.lock().clone();
+        let (mut connected, mut tried) = (Err(io::Error::other("its address is not known")), String::new());
+        for place in places {
+            let greeted = tokio::time::timeout(CONNECT_TIMEOUT, self.greet(&place, is_bulk)).await;
+            connected = greeted.unwrap_or_else(|_| Err(timed_out()));
+            tried = place;
+            if connected.is_ok() {
+                break;
+            }
+        }
         let mut reports = self.reports.lock();
         match &connected {
             Ok(_) => {
@@ -263,8 +272,7 @@ impl Remote {
             }
             Err(error) => {
                 if let Some(times) = reports.errors.say(error.to_string()) {
-                    let address = self.address.lock();
-                    tracing::warn!(peer = self.id, address = *address, %error, times, "cannot reach the peer");
+                    tracing::warn!(peer = self.id, address = tried, %error, times, "cannot reach the peer");
                     reports.is_away = true;
                 }
             }
@@ -272,10 +280,9 @@ impl Remote {
         connected
     }
 
-    async fn greet(&self, is_bulk: bool) -> io::Result<Greeted> {
+    async fn greet(&self, address: &str, is_bulk: bool) -> io::Result<Greeted> {
         let judgement = self.greeter.judgement();
-        let address = self.address.lock().clone();
-        let mut connection = self.transport.connect(&address).await?;
+        let mut connection = self.transport.connect(address).await?;
         connection
             .write_all(&frame::encode(Kind::Hello, 0, 0, &self.greeter.hello(self.id).encode()))
             .await?;

@@ -36,6 +36,9 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(4);
 /// A silent connection is asked whether it is alive after this long, and then as often: three times in vain end it.
 const KEEPALIVE: Duration = Duration::from_secs(1);
 
+/// How long one of the addresses that a name stands for may take to connect.
+const RESOLVED_TIMEOUT: Duration = Duration::from_millis(900);
+
 /// TCP with Nagle's algorithm off, and with ends that notice each other's silence within seconds.
 pub struct Tcp;
 
@@ -57,9 +60,19 @@ impl Transport for Tcp {
 
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
         Box::pin(async move {
-            let stream = TcpStream::connect(address).await?;
-            tune(&stream)?;
-            Ok(Box::new(stream) as Box<dyn Connection>)
+            // A name is resolved anew each time, and may stand for several addresses, of which one may lead nowhere.
+            let mut error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+            for resolved in tokio::net::lookup_host(address).await? {
+                match tokio::time::timeout(RESOLVED_TIMEOUT, TcpStream::connect(resolved)).await {
+                    Ok(Ok(stream)) => {
+                        tune(&stream)?;
+                        return Ok(Box::new(stream) as Box<dyn Connection>);
+                    }
+                    Ok(Err(failed)) => error = failed,
+                    Err(_) => error = io::ErrorKind::TimedOut.into(),
+                }
+            }
+            Err(error)
         })
     }
 }
