@@ -394,9 +394,13 @@ impl Identity {
             return None;
         }
         let id = theirs.node_id;
-        let matched = self.matched.get().and_then(|matched| matched(id));
-        if let (Some(matched), Some(newest)) = (matched, self.witness.newest(id)) {
-            self.witness.hear(id, &Known { held: Held::new(Some(matched), 0), ..newest });
+        // Whom this node replicates to is who was greeted last. Another start of the same disk has to hold as much.
+        if let Some(matched) = self.matched.get().and_then(|matched| matched(id))
+            && let Some(seen) = self.seen(id).filter(|seen| seen.begun.boot != theirs.begun.boot)
+            && let Some(life) = seen.begun.lives.present()
+        {
+            let (disk_id, boot, held) = (seen.disk_id, seen.begun.boot, Held::new(Some(matched), 0));
+            self.witness.hear(id, &Known { disk_id, life, boot, held });
         }
         let met = self.file.look(|content| content.met.get(&id).cloned());
         let why = self.witness.objection(id, &theirs.disk_id, &theirs.begun, met.as_ref());
@@ -448,10 +452,9 @@ impl Identity {
         let told = Told { life: theirs.begun.lives.number, address: theirs.address.clone() };
         self.hear_of_address(theirs.node_id, &told);
         if let Some(Met { disk_id, life }) = met {
-            self.witness.hear(
-                theirs.node_id,
-                &Known { disk_id, life, boot: theirs.begun.boot, held: theirs.begun.with },
-            );
+            // The end of its log need not be committed.
+            let (boot, held) = (theirs.begun.boot, Held { last: None, ..theirs.begun.with });
+            self.witness.hear(theirs.node_id, &Known { disk_id, life, boot, held });
         }
         Ok(())
     }
@@ -520,9 +523,13 @@ impl Greeter for Identity {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
 
-    use super::{Identity, Introduction};
+    use super::{Begun, Greeter, Held, Hello, Identity, Introduction, Known, LogId};
+    use crate::lives::Lives;
     use crate::{Platform, StartError, clock::Clock};
 
     #[test]
@@ -540,5 +547,45 @@ mod tests {
         drop(again);
         let other = open(4).err().unwrap();
         assert!(matches!(other, StartError::OtherNode { found: 3, expected: 4, .. }));
+    }
+
+    /// What a peer says of its disk in a start.
+    fn greeting(number: u64, boot: u64, index: u64) -> Hello {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(Clock::new(Arc::new(|| 0)));
+        let peer =
+            Identity::open(dir.path(), 2, Introduction::default(), &clock, &Platform::system()).unwrap();
+        let names = (1..=number).collect();
+        let lives = Lives { number, names, is_met: true };
+        let with = Held { last: Some((1, index)), voted: 1 };
+        Hello { disk_id: "disk".into(), begun: Begun { lives, boot, with }, ..peer.hello(1) }
+    }
+
+    #[tokio::test]
+    async fn a_disk_is_judged_by_what_was_committed_and_by_the_start_that_had_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(Clock::new(Arc::new(|| 0)));
+        let identity =
+            Identity::open(dir.path(), 1, Introduction::default(), &clock, &Platform::system()).unwrap();
+        let matched = Arc::new(AtomicU64::new(0));
+        let told = matched.clone();
+        identity.judge_by(move |_| Some(LogId::new_term_index(1, told.load(Ordering::Relaxed))));
+        let welcome = async |hello: &Hello| {
+            assert_eq!(identity.judge(hello), None);
+            identity.learn(hello).await.unwrap();
+        };
+        welcome(&greeting(1, 7, 90)).await;
+        // Entries that were not committed may be cut off.
+        welcome(&greeting(2, 8, 50)).await;
+        matched.store(60, Ordering::Relaxed);
+        // It has come so far since: it need not have begun with it.
+        welcome(&greeting(2, 8, 50)).await;
+        assert!(identity.judge(&greeting(3, 9, 59)).unwrap().contains("had acknowledged 60"));
+        welcome(&greeting(3, 9, 60)).await;
+        // The same in a life that had begun twice, whatever is told of the other start.
+        let other = Known { boot: 10, ..identity.witness.newest(2).unwrap() };
+        identity.witness.hear(2, &other);
+        matched.store(70, Ordering::Relaxed);
+        welcome(&greeting(3, 9, 60)).await;
     }
 }

@@ -174,6 +174,7 @@ impl Witness {
     }
 
     /// The newest start of a peer's disk that is known of.
+    #[cfg(test)]
     pub(crate) fn newest(&self, id: NodeId) -> Option<Known> {
         self.memory.lock().get(&id)?.last().cloned()
     }

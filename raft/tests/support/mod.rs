@@ -11,6 +11,7 @@ use kvorum_raft::{Node, NodeConfig, NodeId, Platform, ReadLevel, Role, StartErro
 use network::Network;
 use parking_lot::Mutex;
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 
 /// How long anything may take to come about.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +39,8 @@ impl Cluster {
 
     /// The same with nodes that know the apply levels up to `level_max`.
     pub async fn start_at(level_max: u32, size: u64, tune: fn(&mut NodeConfig)) -> Cluster {
-        let mut cluster = Cluster { level_max, ..Cluster::empty(tune) };
+        let mut cluster = Cluster::empty(tune);
+        cluster.level_max = level_max;
         for id in 1..=size {
             cluster.start_node(id, Some((1..=size).map(|id| (id, name(id))).collect())).await;
         }
@@ -159,6 +161,21 @@ impl Cluster {
             self.nodes.values().all(|(_, machine)| machine.counts() == expected).then_some(())
         })
         .await;
+    }
+}
+
+impl Drop for Cluster {
+    /// Nodes whose directory goes while they write end the process.
+    fn drop(&mut self) {
+        let nodes = std::mem::take(&mut self.nodes);
+        let handle = Handle::current();
+        tokio::task::block_in_place(|| {
+            handle.block_on(async {
+                for (node, _) in nodes.values() {
+                    node.stop().await;
+                }
+            });
+        });
     }
 }
 
