@@ -103,7 +103,15 @@ impl Faults {
         self.later = rest;
         for (_, action) in due {
             match action {
-                Action::PutBackDisk(id) if !world.is_known(id) => world.forget_copies(),
+                // One node at a time: the others have what it has lost.
+                Action::PutBackDisk(id)
+                    if !world.is_known(id)
+                        || !world.is_whole()
+                        || !world.is_settled()
+                        || world.voters() < *MEMBERS.start() =>
+                {
+                    world.forget_copies();
+                }
                 Action::PutBackDisk(id) => {
                     for action in [Action::Kill(id), action, Action::Start(id)] {
                         world.perform(&action)?;
