@@ -37,6 +37,8 @@ pub(super) struct Health {
     applied: u64,
     /// Nodes that are cut off, and since when.
     cut_off: BTreeMap<u64, u64>,
+    /// How often a way had been opened at the last look.
+    opened: u64,
 }
 
 impl World {
@@ -115,6 +117,10 @@ impl World {
     }
 
     fn look_for_false_readiness(&mut self) {
+        if std::mem::replace(&mut self.health.opened, self.network.opened) != self.network.opened {
+            // Somebody was heard since, if only by an answer that was held up.
+            self.health.cut_off.clear();
+        }
         let Some(voters) = self.voters_in_force() else { return self.health.cut_off.clear() };
         let runs: Vec<u64> = self
             .nodes

@@ -237,6 +237,8 @@ pub(super) struct Network {
     links: Vec<Link>,
     /// Where nothing arrives, and how many faults have it so.
     blocked: BTreeMap<Way, u32>,
+    /// How often a way was opened again: what was held on it comes then, and may be an answer.
+    pub(super) opened: u64,
     /// What delays pieces, by the number of the fault. The longest counts.
     delays: BTreeMap<u64, Delay>,
     /// How often a piece that goes to a peer has a message that comes twice, in a thousand, by the number of the fault.
@@ -255,6 +257,7 @@ impl Network {
             hub: SharedHub::default(),
             links: Vec::new(),
             blocked: BTreeMap::new(),
+            opened: 0,
             delays: BTreeMap::new(),
             twice: BTreeMap::new(),
             dark: BTreeSet::new(),
@@ -275,6 +278,7 @@ impl Network {
             Some(faults) if *faults > 1 => *faults -= 1,
             Some(_) => {
                 self.blocked.remove(&way);
+                self.opened += 1;
                 self.let_go(way);
             }
             None => {}
@@ -311,6 +315,7 @@ impl Network {
     /// Ends all blockades and delays.
     pub(super) fn heal(&mut self) {
         let ways: Vec<Way> = std::mem::take(&mut self.blocked).into_keys().collect();
+        self.opened += 1;
         ways.into_iter().for_each(|way| self.let_go(way));
         self.delays.clear();
         self.twice.clear();
