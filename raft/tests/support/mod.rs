@@ -67,19 +67,27 @@ impl Cluster {
     }
 
     pub async fn start_node(&mut self, id: NodeId, bootstrap: Option<BTreeMap<NodeId, String>>) {
+        self.try_start_node(id, bootstrap).await.expect("the node starts");
+    }
+
+    pub async fn try_start_node(
+        &mut self,
+        id: NodeId,
+        bootstrap: Option<BTreeMap<NodeId, String>>,
+    ) -> Result<(), StartError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            match self.try_start_node(id, bootstrap.clone()).await {
+            match self.start_once(id, bootstrap.clone()).await {
                 // openraft's last tasks of the run before may hold the directory a moment longer than its end.
                 Err(StartError::Locked(_)) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                started => return started.expect("the node starts"),
+                started => return started,
             }
         }
     }
 
-    pub async fn try_start_node(
+    async fn start_once(
         &mut self,
         id: NodeId,
         bootstrap: Option<BTreeMap<NodeId, String>>,
