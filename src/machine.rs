@@ -102,6 +102,14 @@ impl Machine {
         run_reads(&self.state.read(), request, estimate_ms, chance, reply)
     }
 
+    /// Runs an encoded request on this node alone, as no log says it: its state is another one from then on.
+    #[cfg(feature = "simulation")]
+    pub fn drift(&self, request: &[u8]) {
+        let mut state = self.state.write();
+        let mut applying = Applying { state: &mut state, draft: None, seed: 0, caller: None };
+        applying.run_all(&mut Requests::new(request), &mut Reply::off());
+    }
+
     /// The digest of all content. Walks over everything.
     pub fn digest(&self) -> u128 {
         self.digest_at().1

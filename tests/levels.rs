@@ -117,7 +117,7 @@ const RECORDED_RAISED: [(u64, u64, u128, u128); 3] = [
 fn a_log_that_is_raised_is_applied_so_again() {
     for (seed, raised_at, state, said) in RECORDED_RAISED {
         let (mut log, _) = log(seed);
-        random_log::raise(&mut log, raised_at);
+        random_log::raise(&mut log, raised_at, level::BOUNDED);
         let (machine, mut replies) = (Machine::new(16), Digest::default());
         log.iter().for_each(|batch| apply(&machine, batch, &mut replies));
         assert_eq!(image(&machine), state, "seed {seed}: another state");
@@ -246,7 +246,7 @@ fn what_is_not_known_is_not_skipped() {
     put_call(&mut bytes, 0, &[b"SET", b"k", b"v"]);
     assert_eq!(panic_of(level::BOUNDED, bytes.clone()), None);
     let unknown = [&bytes[..], &[99]].concat();
-    for level in [level::FIRST, level::BOUNDED] {
+    for level in [level::FIRST, level::BOUNDED, APPLY_LEVEL_MAX] {
         let said = panic_of(level, unknown.clone()).unwrap();
         assert_eq!(
             said,
@@ -254,10 +254,11 @@ fn what_is_not_known_is_not_skipped() {
         );
     }
     let said = panic_of(APPLY_LEVEL_MAX + 1, bytes.clone()).unwrap();
-    assert!(
-        said.starts_with("log entry 5 is of apply level 3, and this version knows levels up to 2"),
-        "{said}"
+    let expected = format!(
+        "log entry 5 is of apply level {}, and this version knows levels up to {APPLY_LEVEL_MAX}",
+        APPLY_LEVEL_MAX + 1
     );
+    assert!(said.starts_with(&expected), "{said}");
     bytes.pop();
     assert_eq!(panic_of(level::FIRST, bytes.clone()), None);
     assert_eq!(panic_of(level::BOUNDED, bytes).unwrap(), "log entry 5 has a malformed request");

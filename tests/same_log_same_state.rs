@@ -1,6 +1,7 @@
 //! Machines that apply the same log have the same state: also one that was loaded from the pages of a
-//! checkpoint on the way, and a checkpoint is the state at its begin, whatever is applied while it is taken. So too when
-//! the apply level is raised on the way. And no entry takes long, though some are made by one who knows how.
+//! checkpoint on the way, and a checkpoint is the state at its begin, whatever is applied while it is taken. Their pages are
+//! the same, byte by byte, whenever they were written: nodes compare them. So too when the apply level is raised on the
+//! way. And no entry takes long, though some are made by one who knows how.
 //!
 //! KVORUM_SEED replays one seed.
 #![allow(clippy::unwrap_used)]
@@ -11,7 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use kvorum::{
     feed::{Feed, Filter, Limits},
-    machine::Machine,
+    machine::{APPLY_LEVEL_MAX, Machine},
 };
 use kvorum_raft::{Machine as _, PageWrite};
 use support::random_log::{Batch, add_hostile, raise, random_log};
@@ -20,7 +21,7 @@ use tokio::sync::Notify;
 const BATCHES: u64 = 600;
 
 /// What a disk would hold: the pages of the newest complete checkpoint.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 struct Disk {
     pages: BTreeMap<Vec<u8>, Vec<u8>>,
     head: Vec<u8>,
@@ -34,6 +35,14 @@ impl Disk {
                 None => _ = self.pages.remove(&page.id),
             }
         }
+    }
+
+    /// Takes a whole checkpoint.
+    fn take(&mut self, machine: &Machine) {
+        let (head, mut pages) = (machine.checkpoint_begin(), Vec::new());
+        while machine.checkpoint_step(usize::MAX, &mut pages) {}
+        self.write(pages);
+        self.head = head;
     }
 
     fn load(&self) -> Machine {
@@ -72,8 +81,8 @@ fn told(machine: &Machine, db: u32, after: u64) -> Vec<(u64, String)> {
 }
 
 /// Applies the log while checkpoints are taken; after some of them goes on with a machine that was loaded from
-/// the pages.
-fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> Machine {
+/// the pages. Gives what a last checkpoint leaves on the disk, too.
+fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> (Machine, Disk) {
     let mut machine = machine();
     let mut disk = Disk::default();
     // The checkpoint under way: the digest at its begin, its head and pages, and the next batch then.
@@ -107,7 +116,12 @@ fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> Machine {
             }
         }
     }
-    machine
+    if let Some((_, _, mut pages, _)) = running {
+        while machine.checkpoint_step(usize::MAX, &mut pages) {}
+        disk.write(pages);
+    }
+    disk.take(&machine);
+    (machine, disk)
 }
 
 #[test]
@@ -123,12 +137,15 @@ fn same_log_same_state() {
         // A cluster that was formed with the level; one that had data when it was raised; and one where nobody raised it.
         let raised_at = [1, 1, BATCHES / 2, BATCHES + 1][chance.usize(..4)];
         println!("the level is raised at entry {raised_at} of {BATCHES}");
-        raise(&mut log, raised_at);
+        raise(&mut log, raised_at, APPLY_LEVEL_MAX);
         // By the first rule some of that takes for ever, or nearly.
         add_hostile(&mut chance, &mut log, raised_at);
         let plain = machine();
         log.iter().for_each(|batch| batch.apply(&plain));
-        let checkpointed = run_with_checkpoints(&log, &mut chance);
+        let (checkpointed, disk) = run_with_checkpoints(&log, &mut chance);
+        let mut plain_disk = Disk::default();
+        plain_disk.take(&plain);
+        assert!(plain_disk == disk, "the same pages");
         assert_eq!(plain.database_sizes(), checkpointed.database_sizes());
         assert_eq!(plain.digest(), checkpointed.digest());
         assert_eq!(plain.next_deadline_ms(), checkpointed.next_deadline_ms());

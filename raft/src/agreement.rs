@@ -1,6 +1,11 @@
-//! Whether the members have applied the same log, as their reports show (`trail.rs`). Nodes whose logs differ at an index that
-//! both have applied serve different data, for ever. That must not be served: the one that a majority contradicts takes no part
-//! any more, and where no majority agrees nobody writes.
+//! Whether the members have applied the same log (`trail.rs`), and whether it has led to the same state
+//! (`common_checkpoint.rs`), as their reports show. Nodes that differ at an index that both have applied serve different data,
+//! for ever. That must not be served: the one that a majority contradicts takes no part any more, and where no majority agrees
+//! nobody writes.
+//!
+//! A node whose log differs has promised something else than the others: it ends, and stays out. One whose log is the same
+//! and whose state is not was let down by its memory, its disk or this program: its promises are good, and it takes the state
+//! anew.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,11 +19,31 @@ use crate::{
     trail::Mark,
 };
 
-/// How long no majority is known to agree before nobody serves.
-const SPLIT_MIN: Duration = Duration::from_secs(2);
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Logs,
+    States,
+}
 
-/// Said while no majority agrees.
-const SPLIT: &str = "the members have applied different logs, and no majority agrees";
+impl Subject {
+    /// How long no majority is known to agree before nobody serves: the others are heard one after the other, and write their
+    /// checkpoints in their own time.
+    fn split_min(self) -> Duration {
+        match self {
+            Subject::Logs => Duration::from_secs(2),
+            Subject::States => Duration::from_secs(5),
+        }
+    }
+
+    /// Said while no majority agrees.
+    fn split(self) -> &'static str {
+        match self {
+            Subject::Logs => "the members have applied different logs, and no majority agrees",
+            Subject::States => "the members have different states after the same log, and no majority agrees",
+        }
+    }
+}
 
 /// What the last comparison with a member has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +67,9 @@ pub(crate) enum Standing {
     Split(BTreeMap<NodeId, u64>),
 }
 
-/// All comparisons.
-#[derive(Default)]
+/// All comparisons of one kind.
 pub(crate) struct Agreement {
+    subject: Subject,
     compared: Mutex<BTreeMap<NodeId, Compared>>,
     /// Since when no majority is known to agree.
     split_since: Mutex<Option<Instant>>,
@@ -53,6 +78,15 @@ pub(crate) struct Agreement {
 }
 
 impl Agreement {
+    pub(crate) fn of(subject: Subject) -> Agreement {
+        Agreement {
+            subject,
+            compared: Mutex::default(),
+            split_since: Mutex::default(),
+            standing: Mutex::default(),
+        }
+    }
+
     /// Compares what a member tells with what this node has at the same index. The highest index counts: a member that took
     /// the state anew agrees from there on.
     pub(crate) fn compare(&self, id: NodeId, told: &[Mark], own: impl Fn(u64) -> Option<u64>) {
@@ -99,8 +133,24 @@ impl Agreement {
             *since = None;
             return standing;
         }
-        let is_new = since.get_or_insert_with(Instant::now).elapsed() < SPLIT_MIN;
+        let is_new = since.get_or_insert_with(Instant::now).elapsed() < self.subject.split_min();
         if is_new { Standing::Agreed } else { standing }
+    }
+
+    /// What follows for node `own`, if it is something else than before.
+    fn news(&self, own: NodeId, voters: &[NodeId]) -> Option<Standing> {
+        let standing = self.settled(self.standing(own, voters));
+        let before = std::mem::replace(&mut *self.standing.lock(), standing.clone());
+        (before != standing).then_some(standing)
+    }
+
+    /// Why nothing may be served; None if it may.
+    fn objection(&self) -> Option<&'static str> {
+        match *self.standing.lock() {
+            Standing::Split(_) => Some(self.subject.split()),
+            Standing::Apart(_) => Some("a majority of the members differs from this node"),
+            Standing::Agreed | Standing::Others(_) => None,
+        }
     }
 }
 
@@ -111,36 +161,47 @@ impl<M: Machine> Core<M> {
             return;
         }
         let voters: Vec<NodeId> = self.metrics().membership_config.membership().voter_ids().collect();
-        let standing = self.agreement.settled(self.agreement.standing(self.config.id, &voters));
-        if std::mem::replace(&mut *self.agreement.standing.lock(), standing.clone()) == standing {
-            return;
+        for agreement in [&self.logs_agree, &self.states_agree] {
+            if let Some(standing) = agreement.news(self.config.id, &voters) {
+                self.proposer.refuse(self.is_apart());
+                self.take(agreement.subject, standing);
+            }
         }
-        self.proposer.refuse(matches!(standing, Standing::Split(_)).then_some(SPLIT));
+    }
+
+    fn take(&self, subject: Subject, standing: Standing) {
+        let what = match subject {
+            Subject::Logs => "applied another log",
+            Subject::States => "come to another state by the same log",
+        };
         match standing {
-            Standing::Agreed => tracing::warn!("all members have applied the same log again"),
+            Standing::Agreed => tracing::warn!("no member is known to have {what} any more"),
             Standing::Others(others) => tracing::error!(
-                "these members have applied another log than a majority with this node, at these indexes: {others:?}"
+                "these members have {what} than a majority with this node, at these indexes: {others:?}"
             ),
             Standing::Split(others) => tracing::error!(
-                "these members have applied another log than this node, at these indexes, and no majority agrees: \
-                 {others:?}. Nothing is written before that is settled: stop all nodes, keep their data directories, and \
-                 see docs/recovery.md"
+                "these members have {what} than this node, at these indexes, and no majority agrees: {others:?}. Nothing is \
+                 written before that is settled: see \"Nodes that differ\" in docs/recovery.md"
             ),
-            Standing::Apart(others) => (self.table.platform.contradiction)(format!(
-                "a majority has applied another log than this node, at these indexes: {others:?}"
-            )),
+            Standing::Apart(others) => {
+                let why = format!("a majority has {what} than this node, at these indexes: {others:?}");
+                match subject {
+                    Subject::Logs => (self.table.platform.contradiction)(why),
+                    Subject::States => self.identity.distrust_state(why),
+                }
+            }
         }
     }
 
     /// Why nothing may be served; None if it may.
-    pub(crate) fn is_split(&self) -> Option<&'static str> {
-        matches!(*self.agreement.standing.lock(), Standing::Split(_)).then_some(SPLIT)
+    pub(crate) fn is_apart(&self) -> Option<&'static str> {
+        self.logs_agree.objection().or_else(|| self.states_agree.objection())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Agreement, Standing};
+    use super::{Agreement, Standing, Subject};
     use crate::trail::Mark;
 
     fn tell(agreement: &Agreement, id: u64, index: u64, is_same: bool) {
@@ -149,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_majority_is_right_and_without_one_nobody_is() {
-        let agreement = Agreement::default();
+        let agreement = Agreement::of(Subject::Logs);
         let standing = || agreement.standing(1, &[1, 2, 3]);
         assert_eq!(standing(), Standing::Agreed);
         tell(&agreement, 2, 50, false);

@@ -5,7 +5,7 @@
 //! the running hash of the entries and the machine's own head.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,10 +18,12 @@ use tokio::sync::{Notify, RwLock, oneshot};
 use crate::{
     GroupId, Machine,
     codec::{self, CodecError, Reader, put_bool, put_bytes, put_u8, put_u32, put_u64},
+    level,
     pages::{PageStore, PagesError},
     platform::Platform,
     snapshot::Received,
-    state::{Applier, Progress, SnapshotMeta},
+    state::{Applier, Begun, Progress, SnapshotMeta},
+    trail::Mark,
 };
 
 const HEAD_VERSION: u8 = 4;
@@ -37,6 +39,13 @@ const STEP_BYTES: usize = 128 * 1024;
 
 /// The most applied bytes between two checkpoints, however large the state is: what a restart replays.
 const LOG_BYTES_MAX: u64 = 1 << 30;
+
+/// A node writes a checkpoint by itself, if nobody has asked for one at a common entry, when the log has grown by a quarter more
+/// than it may.
+const ALONE_QUARTERS: u64 = 5;
+
+/// The states of so many checkpoints are remembered.
+const STATES: usize = 8;
 
 /// Page bytes asked for at once when loading.
 const LOAD_BYTES: usize = 4 << 20;
@@ -194,7 +203,11 @@ pub(crate) struct Checkpointer<M: Machine> {
     /// `Applier::bytes` when the last checkpoint began.
     begun_at_bytes: AtomicU64,
     wake: Notify,
+    /// A checkpoint is due, and an entry should ask all nodes for it.
+    wish: Notify,
     requests: Mutex<Vec<oneshot::Sender<u64>>>,
+    /// The sums of all pages at the last checkpoints.
+    states: Mutex<VecDeque<Mark>>,
     pub count: AtomicU64,
     pub pages_written: AtomicU64,
     pub installed: AtomicU64,
@@ -222,7 +235,9 @@ impl<M: Machine> Checkpointer<M> {
             last: Mutex::new(last),
             begun_at_bytes: AtomicU64::new(0),
             wake: Notify::new(),
+            wish: Notify::new(),
             requests: Mutex::default(),
+            states: Mutex::default(),
             count: AtomicU64::new(0),
             pages_written: AtomicU64::new(0),
             installed: AtomicU64::new(0),
@@ -244,18 +259,70 @@ impl<M: Machine> Checkpointer<M> {
         self.applier.bytes.load(Ordering::Relaxed).saturating_sub(self.begun_at_bytes.load(Ordering::Relaxed))
     }
 
-    /// Whether the log has grown enough. Writes at random touch all pages, so a checkpoint costs as much as the
+    /// By how much the log may grow. Writes at random touch all pages, so a checkpoint costs as much as the
     /// state is large: the log may grow as long as the last one was, which bounds the write amplification.
-    fn is_due(&self) -> bool {
-        let allowed = self.written_bytes.load(Ordering::Relaxed).min(LOG_BYTES_MAX);
-        self.bytes_since() >= self.threshold_bytes.max(allowed)
+    fn allowed_bytes(&self) -> u64 {
+        self.threshold_bytes.max(self.written_bytes.load(Ordering::Relaxed).min(LOG_BYTES_MAX))
     }
 
-    /// Starts a checkpoint if one is due. Cheap.
+    /// Whether an entry should ask all nodes for a checkpoint.
+    pub(crate) fn is_wished(&self) -> bool {
+        self.bytes_since() >= self.allowed_bytes()
+            && self.applier.level() >= level::CHECKPOINTS
+            && self.applier.is_whole()
+    }
+
+    /// Whether this node should write one, whatever others do.
+    fn is_due(&self) -> bool {
+        let (since, allowed) = (self.bytes_since(), self.allowed_bytes());
+        let quarters = if self.applier.level() >= level::CHECKPOINTS { ALONE_QUARTERS } else { 4 };
+        since >= allowed.saturating_mul(quarters) / 4
+    }
+
+    /// Starts a checkpoint if one is asked for or due. Cheap.
     pub(crate) fn consider(&self) {
-        if self.is_due() {
+        if self.applier.has_begun() || self.is_due() {
             self.wake.notify_one();
+        } else if self.is_wished() {
+            self.wish.notify_one();
         }
+    }
+
+    /// Returns when an entry should ask all nodes for a checkpoint.
+    pub(crate) async fn wished(&self) {
+        loop {
+            self.wish.notified().await;
+            if self.is_wished() {
+                return;
+            }
+        }
+    }
+
+    /// What to tell others of the states at the last checkpoints.
+    pub(crate) fn states(&self) -> Vec<Mark> {
+        self.states.lock().iter().copied().collect()
+    }
+
+    /// The state at a checkpoint; None if there was none at that entry, or it is not remembered.
+    pub(crate) fn state_at(&self, index: u64) -> Option<u64> {
+        self.states.lock().iter().find(|mark| mark.index == index).map(|mark| mark.hash)
+    }
+
+    /// Remembers the state that is on the disk.
+    pub(crate) async fn note_state(&self) -> Result<(), PagesError> {
+        let Some((head, tally)) = self.store().head_and_tally(self.group).await? else { return Ok(()) };
+        // It was read before, or written by this version.
+        let Ok(head) = Head::decode(&head) else { return Ok(()) };
+        // Before that level pages may have had other forms on other nodes.
+        if head.progress.level >= level::CHECKPOINTS {
+            let mut states = self.states.lock();
+            states.retain(|mark| mark.index != head.index());
+            if states.len() == STATES {
+                states.pop_front();
+            }
+            states.push_back(Mark { index: head.index(), hash: tally.digest });
+        }
+        Ok(())
     }
 
     /// Asks for a checkpoint of at least what is applied now; resolves to its index when it is durable.
@@ -270,10 +337,17 @@ impl<M: Machine> Checkpointer<M> {
     pub(crate) async fn next(&self) -> Durable {
         loop {
             self.wake.notified().await;
-            let requests = std::mem::take(&mut *self.requests.lock());
-            if requests.is_empty() && !self.is_due() {
-                continue;
-            }
+            let requests = if self.applier.has_begun() {
+                // That one is of an earlier entry: who waits gets the next.
+                self.wake.notify_one();
+                Vec::new()
+            } else {
+                let requests = std::mem::take(&mut *self.requests.lock());
+                if requests.is_empty() && !self.is_due() {
+                    continue;
+                }
+                requests
+            };
             match self.write().await {
                 Ok(index) => return Durable { index, requests },
                 // The page store is poisoned and its fatal handler is ending the process.
@@ -285,10 +359,8 @@ impl<M: Machine> Checkpointer<M> {
     async fn write(&self) -> Result<u64, PagesError> {
         let _exclusive = self.in_use.write().await;
         let started = tokio::time::Instant::now();
-        let (progress, head) = self.applier.paused(|machine, progress| {
-            self.begun_at_bytes.store(self.applier.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
-            (progress.clone(), machine.checkpoint_begin())
-        });
+        let Begun { progress, head, bytes: begun_at } = self.applier.begin_checkpoint();
+        self.begun_at_bytes.store(begun_at, Ordering::Relaxed);
         let store = self.store();
         let (mut written, mut bytes) = (0, 0);
         loop {
@@ -303,7 +375,9 @@ impl<M: Machine> Checkpointer<M> {
                 break;
             }
         }
+        self.applier.written();
         store.commit(self.group, Head::encode(&progress, &head)).await?;
+        self.note_state().await?;
         let index = progress.last.map_or(0, |id| id.index);
         *self.last.lock() = meta(&progress);
         self.written_bytes.store(bytes as u64, Ordering::Relaxed);
@@ -330,6 +404,7 @@ impl<M: Machine> Checkpointer<M> {
         self.begun_at_bytes.store(self.applier.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         *self.last.lock() = meta(&progress);
         self.applier.replaced(progress);
+        self.note_state().await?;
         self.installed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

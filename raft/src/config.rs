@@ -102,6 +102,9 @@ pub enum StartError {
         /// That peer's cluster.
         theirs: String,
     },
+    /// A majority has another state than this node after the same log. Started again, the node takes theirs.
+    #[error("{0}; its log is the same, and so it takes its state anew from the others when it starts again")]
+    StateDiffers(String),
     /// The directory holds less than this node has promised: it is an older copy.
     #[error("the data directory {} is an older copy of this node's disk, as node {peer} knows: {why}; what it acknowledged and voted since is lost", dir.display())]
     WentBack {

@@ -71,16 +71,18 @@ impl PeerTable {
         PeerTable { platform, identity, peers: Mutex::default(), listed }
     }
 
-    /// Where a peer may be, in the order in which it is looked for: where it says that it is, where it was when it last said so to
-    /// all, and where the operator says that it is.
-    fn places(&self, id: NodeId, known: &str) -> Vec<String> {
-        let mut places: Vec<String> = self.identity.told_address(id).into_iter().collect();
-        for place in [Some(known), self.listed.get(&id).map(String::as_str)].into_iter().flatten() {
-            if !places.iter().any(|there| there == place) && !is_unspecified(place) {
-                places.push(place.to_owned());
-            }
-        }
-        places
+    /// Says where a peer may be, in the order in which it is looked for: where it says that it is, where it was when it last said
+    /// so to all, and where the operator says that it is.
+    fn place(&self, peer: &Peer, known: &str) {
+        let listed = self.listed.get(&peer.id()).map(String::as_str);
+        self.identity.with_told_address(peer.id(), |told| {
+            let sound = |place: &str| !is_unspecified(place);
+            peer.set_places([
+                told,
+                Some(known).filter(|place| sound(place)),
+                listed.filter(|place| sound(place)),
+            ]);
+        });
     }
 
     /// The peer with this id, which was last known to be at this address.
@@ -94,7 +96,7 @@ impl PeerTable {
                 self.identity.clone(),
             ))
         });
-        peer.set_places(self.places(id, address));
+        self.place(peer, address);
         peer.clone()
     }
 
@@ -112,7 +114,7 @@ impl PeerTable {
             let peer = acquaintances
                 .entry(*id)
                 .or_insert_with(|| Peer::new(*id, address.clone(), transport.clone(), identity.clone()));
-            peer.set_places(self.places(*id, address));
+            self.place(peer, address);
         }
         let greetings =
             acquaintances.iter().filter(|(id, _)| addresses.contains_key(id)).map(|(id, peer)| async move {
@@ -157,7 +159,9 @@ pub(crate) struct Core<M: Machine> {
     /// As the leader: of the followers in what is committed.
     pub interest: Arc<Interest>,
     /// Whether the members have applied the same log, and what follows for this node.
-    pub agreement: Agreement,
+    pub logs_agree: Agreement,
+    /// Whether they have come to the same state.
+    pub states_agree: Agreement,
     /// The leader as openraft last said, if it was heard lately.
     pub leader: watch::Sender<Option<NodeId>>,
     /// When the leader was last heard: openraft takes the one that this node last followed for the present one, whether it

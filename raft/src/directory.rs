@@ -38,6 +38,9 @@ pub(crate) struct Content {
     /// The newest lives of the peers' disks that were met.
     #[serde(default)]
     pub(crate) met: BTreeMap<NodeId, Met>,
+    /// Why the state in `pages/` is not to be used: it is not what a majority has after the same log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) distrusted_state: Option<String>,
     /// The clusters that this one was recovered from, the latest last: they are not to be used any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) former_clusters: Vec<String>,
@@ -73,6 +76,7 @@ impl Content {
             peers: BTreeMap::new(),
             lives: Lives::default(),
             met: BTreeMap::new(),
+            distrusted_state: None,
             former_clusters: Vec::new(),
             unfinished: None,
         }

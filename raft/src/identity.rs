@@ -268,9 +268,9 @@ impl Identity {
         }
     }
 
-    /// Where a peer says that it is.
-    pub(crate) fn told_address(&self, id: NodeId) -> Option<String> {
-        self.told.lock().get(&id).map(|told| told.address.clone())
+    /// Shows where a peer says that it is.
+    pub(crate) fn with_told_address<R>(&self, id: NodeId, show: impl FnOnce(Option<&str>) -> R) -> R {
+        show(self.told.lock().get(&id).map(|told| told.address.as_str()))
     }
 
     /// Where peers are, as they say, and where this node is.
@@ -331,6 +331,24 @@ impl Identity {
     #[cfg(feature = "simulation")]
     pub(crate) fn met(&self) -> BTreeMap<NodeId, u64> {
         self.file.look(|content| content.met.iter().map(|(id, met)| (*id, met.life.number)).collect())
+    }
+
+    /// From here on the state on this disk is not to be used, also by the next start. Blocks.
+    pub(crate) fn distrust_state(&self, why: String) {
+        tracing::error!(why, "this node ends, and takes its state anew from the others when it starts again");
+        if let Err(error) = self.file.change(|content| content.distrusted_state = Some(why)) {
+            (self.platform.fatal)(format!("cannot write the identity file: {error}"));
+        }
+    }
+
+    /// Why the state on this disk is not to be used, if it is not.
+    pub(crate) fn distrusted_state(&self) -> Option<String> {
+        self.file.look(|content| content.distrusted_state.clone())
+    }
+
+    /// The state on this disk is another one now. Blocks.
+    pub(crate) fn trust_state(&self) -> std::io::Result<()> {
+        self.file.change(|content| content.distrusted_state = None)
     }
 
     /// A peer that says that this disk went back to an older copy, and how it knows.

@@ -8,6 +8,10 @@ use std::collections::BTreeMap;
 
 use crate::{NodeId, types::MemberNode};
 
+/// From this level on entries ask for checkpoints (`common_checkpoint.rs`). What a later version adds to the form of entries has
+/// its level here, too, and a machine knows them all.
+pub(crate) const CHECKPOINTS: u32 = 3;
+
 /// The endpoint under which a node publishes the highest level that it knows.
 const LEVEL_ENDPOINT: &str = "apply-level";
 

@@ -10,6 +10,7 @@ pub mod chance;
 mod checkpoint;
 mod clock;
 mod codec;
+mod common_checkpoint;
 mod company;
 mod config;
 mod confirm;

@@ -20,9 +20,10 @@ use tokio::{
 use crate::{
     AdminError, Counters, Machine, Member, NodeConfig, NodeId, ReadLevel, Role, StartError, Status,
     Unavailable, address,
-    agreement::Agreement,
+    agreement::{Agreement, Subject},
     checkpoint::Checkpointer,
     clock::Clock,
+    common_checkpoint,
     contact::{self, Contact},
     core::{Core, GROUP, Metrics, PeerTable},
     formation,
@@ -123,7 +124,8 @@ impl<M: Machine> Node<M> {
             confirmed: Mutex::default(),
             changing: Semaphore::new(1),
             interest,
-            agreement: Agreement::default(),
+            logs_agree: Agreement::of(Subject::Logs),
+            states_agree: Agreement::of(Subject::States),
             leader: watch::Sender::new(None),
             contact,
             forming: Mutex::default(),
@@ -152,6 +154,8 @@ impl<M: Machine> Node<M> {
         core.identity.judge_by(core.matched());
         let applier = core.applier.clone();
         core.votes.guard(move || applier.index(), core.table.platform.contradiction.clone());
+        let noted = core.checkpointer.note_state().await;
+        noted.map_err(|error| io_error("cannot use the pages", error))?;
         self.spawn_tasks(listener);
         Ok(())
     }
@@ -188,6 +192,7 @@ impl<M: Machine> Node<M> {
                 durable.announce();
             }
         });
+        tasks.spawn("checkpoints of all", common_checkpoint::ask(core.clone()));
         if core.config.bootstrap.is_some() {
             let forming = core.clone();
             tasks.spawn("forming", async move {
@@ -201,7 +206,8 @@ impl<M: Machine> Node<M> {
     }
 
     /// Returns when this node turns out to have the data of another cluster than most of its peers, or of one that was
-    /// given up, or to be of a version that cannot follow its cluster, or to have an older copy of its disk.
+    /// given up, or to be of a version that cannot follow its cluster, or to have an older copy of its disk, or another state
+    /// than a majority after the same log.
     pub async fn among_strangers(&self) -> StartError {
         let (core, config) = (&self.core, &self.core.config);
         let (mut acquaintances, mut leader) = (BTreeMap::new(), core.leader.subscribe());
@@ -215,6 +221,9 @@ impl<M: Machine> Node<M> {
             }
             if let Some(why) = core.identity.outgrown() {
                 return StartError::Config(why);
+            }
+            if let Some(why) = core.identity.distrusted_state() {
+                return StartError::StateDiffers(why);
             }
             if let Some((peer, why)) = core.identity.went_back() {
                 return StartError::WentBack { dir: config.dir.clone(), peer, why };

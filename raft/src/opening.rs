@@ -101,7 +101,7 @@ async fn open_pages<M: Machine>(
     Ok((pages, progress))
 }
 
-/// Loads the last checkpoint. Unreadable pages are set aside and made anew, from the log alone if it still has
+/// Loads the last checkpoint. Unusable pages are set aside and made anew, from the log alone if it still has
 /// every entry, else from a peer.
 async fn load_pages<M: Machine>(
     config: &NodeConfig,
@@ -113,29 +113,22 @@ async fn load_pages<M: Machine>(
     let state =
         log.store(GROUP).get_log_state().await.map_err(|error| io_error("cannot read the log", error))?;
     let purged_index = state.last_purged_log_id.map_or(0, |purged| purged.index);
-    let why = match try_open_pages(&table.platform, config, machine).await {
-        Ok((store, progress)) => {
-            let index = progress.last.map_or(0, |last| last.index);
-            if index >= purged_index {
-                return Ok((store, progress));
-            }
-            // Damage can make sled open at an older commit, silently.
-            store.close();
-            format!("the checkpoint is at {index}, but the log was purged up to {purged_index}")
-        }
-        // Nothing is wrong with what lies there: setting it aside would lose it.
-        Err(LoadError::Pages(PagesError::Failed(why))) => {
-            return Err(io_error("cannot use the pages", why));
-        }
-        Err(error) if error.is_of_a_later_version() => return Err(StartError::Config(error.to_string())),
-        Err(why) => why.to_string(),
+    let distrusted = table.identity.distrusted_state();
+    let is_distrusted = distrusted.is_some();
+    let why = match distrusted {
+        Some(why) => why,
+        None => match open_trusted_pages(&table.platform, config, machine, purged_index).await? {
+            Ok(opened) => return Ok(opened),
+            Err(why) => why,
+        },
     };
     let aside = table
         .platform
         .set_pages_aside(&dir)
-        .map_err(|error| io_error("cannot set the unreadable pages aside", error))?;
-    tracing::error!(why, aside = %aside.display(), "the pages are unreadable and were set aside");
-    if purged_index > 0 {
+        .map_err(|error| io_error("cannot set the unusable pages aside", error))?;
+    tracing::error!(why, aside = %aside.display(), "the pages cannot be used and were set aside");
+    // What has led to another state once may do so again.
+    if purged_index > 0 || is_distrusted {
         let fetched = recover::fetch(table, &dir, config.page_cache_bytes, purged_index).await;
         let store = fetched.map_err(|error| match error {
             PagesError::Failed(error) => io_error("cannot fetch the pages", error),
@@ -143,10 +136,37 @@ async fn load_pages<M: Machine>(
         })?;
         store.close();
     }
-    try_open_pages(&table.platform, config, machine).await.map_err(|error| match error {
+    let opened = try_open_pages(&table.platform, config, machine).await.map_err(|error| match error {
         LoadError::Pages(PagesError::Failed(why)) => io_error("cannot use the pages", why),
         error => StartError::PagesUnreadable(error.to_string()),
-    })
+    })?;
+    let trusted = table.identity.trust_state();
+    trusted.map_err(|error| io_error("cannot write the identity file", error))?;
+    Ok(opened)
+}
+
+/// Opens the pages as they are; or says why they cannot be used.
+async fn open_trusted_pages<M: Machine>(
+    platform: &Platform,
+    config: &NodeConfig,
+    machine: &M,
+    purged_index: u64,
+) -> Result<Result<(PageStore, Progress), String>, StartError> {
+    match try_open_pages(platform, config, machine).await {
+        Ok((store, progress)) => {
+            let index = progress.last.map_or(0, |last| last.index);
+            if index >= purged_index {
+                return Ok(Ok((store, progress)));
+            }
+            // Damage can make sled open at an older commit, silently.
+            store.close();
+            Ok(Err(format!("the checkpoint is at {index}, but the log was purged up to {purged_index}")))
+        }
+        // Nothing is wrong with what lies there: setting it aside would lose it.
+        Err(LoadError::Pages(PagesError::Failed(why))) => Err(io_error("cannot use the pages", why)),
+        Err(error) if error.is_of_a_later_version() => Err(StartError::Config(error.to_string())),
+        Err(why) => Ok(Err(why.to_string())),
+    }
 }
 
 async fn try_open_pages<M: Machine>(

@@ -1,6 +1,6 @@
 //! The form of an entry's payload: the leader's stamp, then packets. A packet holds proposals of one node,
 //! under a number that lets that node find, when it applies the entry, who waits for them. An entry may also raise the
-//! level by which it and all that follow are applied.
+//! level by which it and all that follow are applied, or ask every node for a checkpoint of the state behind it.
 
 use crate::{
     Entropy, NodeId,
@@ -10,6 +10,8 @@ use crate::{
 const ENTRY_VERSION: u8 = 1;
 /// With a level and entropy behind the stamp.
 const ENTRY_VERSION_RAISE: u8 = 2;
+/// Without packets: every node begins a checkpoint here. From level [`CHECKPOINTS`](crate::level::CHECKPOINTS) on.
+const ENTRY_VERSION_CHECKPOINT: u8 = 3;
 
 /// Origin, boot, sequence number, count and length.
 const PACKET_HEAD_BYTES: usize = 8 + 8 + 8 + 4 + 4;
@@ -82,11 +84,21 @@ pub(crate) fn begin_entry(out: &mut Vec<u8>, stamp_ms: u64, raise: Option<Raise>
     }
 }
 
+/// The payload of an entry that asks for a checkpoint.
+pub(crate) fn checkpoint_entry(stamp_ms: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_u8(&mut out, ENTRY_VERSION_CHECKPOINT);
+    put_u64(&mut out, stamp_ms);
+    out
+}
+
 /// An entry's payload, taken apart.
 #[derive(Debug)]
 pub(crate) struct Content<'a> {
     pub stamp_ms: u64,
     pub raise: Option<Raise>,
+    /// Every node begins a checkpoint here.
+    pub is_checkpoint: bool,
     pub packets: Vec<Packet<'a>>,
 }
 
@@ -138,7 +150,7 @@ pub(crate) fn proposals_of(packet: &[u8]) -> usize {
 pub(crate) fn entry(payload: &[u8]) -> Result<Content<'_>, CodecError> {
     let mut reader = Reader::new(payload);
     let version = reader.u8()?;
-    if !matches!(version, ENTRY_VERSION | ENTRY_VERSION_RAISE) {
+    if !matches!(version, ENTRY_VERSION | ENTRY_VERSION_RAISE | ENTRY_VERSION_CHECKPOINT) {
         return Err(CodecError::Invalid("entry version"));
     }
     let stamp_ms = reader.u64()?;
@@ -150,7 +162,7 @@ pub(crate) fn entry(payload: &[u8]) -> Result<Content<'_>, CodecError> {
     while reader.remaining() > 0 {
         packets.push(packet(&mut reader)?);
     }
-    Ok(Content { stamp_ms, raise, packets })
+    Ok(Content { stamp_ms, raise, is_checkpoint: version == ENTRY_VERSION_CHECKPOINT, packets })
 }
 
 /// A leader's answer to a forwarded packet.
@@ -177,7 +189,15 @@ impl Forwarded {
 
 #[cfg(test)]
 mod tests {
-    use super::{PacketBuilder, PacketId, Raise, begin_entry, check_packet, entry};
+    use super::{PacketBuilder, PacketId, Raise, begin_entry, check_packet, checkpoint_entry, entry};
+
+    #[test]
+    fn a_checkpoint_is_asked_for_by_an_entry_of_its_own() {
+        let payload = checkpoint_entry(1234);
+        let content = entry(&payload).unwrap();
+        assert!(content.is_checkpoint && content.raise.is_none() && content.packets.is_empty());
+        assert_eq!(content.stamp_ms, 1234);
+    }
 
     #[test]
     fn packets_survive_an_entry() {
@@ -196,6 +216,7 @@ mod tests {
             payload.extend_from_slice(&packet);
             payload.extend_from_slice(&packet);
             let content = entry(&payload).unwrap();
+            assert!(!content.is_checkpoint);
             assert_eq!((content.stamp_ms, content.raise, content.packets.len()), (1234, raise, 2));
             for packet in content.packets {
                 assert_eq!(packet.id, id);

@@ -58,7 +58,7 @@ impl<M: Machine> Core<M> {
     }
 
     fn has_diverged(&self) -> Option<NotReady> {
-        because(Cause::Diverged, self.is_split()?)
+        because(Cause::Diverged, self.is_apart()?)
     }
 
     fn has_no_leader(&self) -> Option<NotReady> {

@@ -35,7 +35,7 @@ impl<M: Machine> Core<M> {
     /// Returns when a read of the local machine gives what `level` promises.
     pub(crate) async fn barrier(&self, level: ReadLevel) -> Result<(), Unavailable> {
         if level != ReadLevel::Stale
-            && let Some(why) = self.is_split()
+            && let Some(why) = self.is_apart()
         {
             return Err(Unavailable::NotServing(why));
         }

@@ -37,6 +37,8 @@ pub(crate) struct Report {
     disks: Vec<(NodeId, Known)>,
     /// What it has applied, as a running hash at some indexes.
     trail: Vec<Mark>,
+    /// The sums of its pages at its last checkpoints.
+    states: Vec<Mark>,
     /// Where nodes are, as they say, its own address among them.
     addresses: BTreeMap<NodeId, Told>,
 }
@@ -58,6 +60,7 @@ impl<M: Machine> Core<M> {
             from: self.config.id,
             disks,
             trail: self.applier.told(),
+            states: self.checkpointer.states(),
             addresses: self.identity.told_addresses(),
         }
     }
@@ -80,7 +83,8 @@ impl<M: Machine> Core<M> {
         for (id, told) in &heard.addresses {
             self.identity.hear_of_address(*id, told);
         }
-        self.agreement.compare(heard.from, &heard.trail, |index| self.applier.hash_at(index));
+        self.logs_agree.compare(heard.from, &heard.trail, |index| self.applier.hash_at(index));
+        self.states_agree.compare(heard.from, &heard.states, |index| self.checkpointer.state_at(index));
         self.take_stand();
     }
 

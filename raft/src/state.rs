@@ -75,6 +75,33 @@ impl Progress {
     }
 }
 
+/// A checkpoint of which no page is written yet.
+pub(crate) struct Begun {
+    pub progress: Progress,
+    /// The machine's head.
+    pub head: Vec<u8>,
+    /// The payload bytes applied until then.
+    pub bytes: u64,
+}
+
+/// What an entry asks of a node beside its proposals.
+#[derive(Default)]
+struct Asks {
+    /// The chance that came with a higher level, if there is a higher one from here on.
+    raised: Option<Entropy>,
+    checkpoint: bool,
+}
+
+/// Where the machine is with a checkpoint.
+#[derive(Default)]
+enum Stage {
+    #[default]
+    None,
+    /// An entry has asked for it, and nobody has begun to write it.
+    Begun(Begun),
+    Writing,
+}
+
 /// Applies entries on one node. Shared by openraft's worker, the checkpointer and the readers.
 pub(crate) struct Applier<M: Machine> {
     pub machine: Arc<M>,
@@ -88,6 +115,8 @@ pub(crate) struct Applier<M: Machine> {
     fatal: fatal::Handler,
     /// The running hash at the last entries.
     trail: Mutex<Trail>,
+    /// The checkpoint that is being taken. Locked with `progress` in hand.
+    stage: Mutex<Stage>,
     /// Payload bytes applied since the start.
     pub bytes: AtomicU64,
     pub entries: AtomicU64,
@@ -115,6 +144,7 @@ impl<M: Machine> Applier<M> {
             level,
             fatal,
             trail: Mutex::new(trail),
+            stage: Mutex::default(),
             progress: Mutex::new(progress),
             applied_index: watch::Sender::new(index),
             applied_term: AtomicU64::new(term),
@@ -174,26 +204,67 @@ impl<M: Machine> Applier<M> {
         step(&self.machine, &progress)
     }
 
+    /// Whether no checkpoint is begun.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(*self.stage.lock(), Stage::None)
+    }
+
+    /// Whether an entry has asked for a checkpoint that nobody writes yet.
+    pub(crate) fn has_begun(&self) -> bool {
+        matches!(*self.stage.lock(), Stage::Begun(_))
+    }
+
+    /// The checkpoint that an entry has asked for, or else one that begins now. Ends with [`Applier::written`].
+    pub(crate) fn begin_checkpoint(&self) -> Begun {
+        let progress = self.progress.lock();
+        let before = std::mem::replace(&mut *self.stage.lock(), Stage::Writing);
+        match before {
+            Stage::Begun(begun) => begun,
+            Stage::None | Stage::Writing => self.begin_at(&progress),
+        }
+    }
+
+    /// The machine has given all pages of the checkpoint.
+    pub(crate) fn written(&self) {
+        *self.stage.lock() = Stage::None;
+    }
+
+    fn begin_at(&self, progress: &Progress) -> Begun {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        Begun { progress: progress.clone(), head: self.machine.checkpoint_begin(), bytes }
+    }
+
+    /// An entry asks for a checkpoint. A node that is still writing one leaves it out.
+    fn stage(&self, progress: &Progress) {
+        let mut stage = self.stage.lock();
+        if matches!(*stage, Stage::None) {
+            *stage = Stage::Begun(self.begin_at(progress));
+        }
+    }
+
     fn apply(&self, entry: Entry) {
         let mut progress = self.progress.lock();
         if !progress.is_followed_by(&entry.log_id) {
             // openraft takes for applied what it asked for, and does not count what it got.
             self.give_up(format!("log entry {} was to be applied after {:?}", entry.log_id, progress.last));
         }
-        let raised = match &entry.payload {
-            EntryPayload::Blank => None,
+        let asks = match &entry.payload {
+            EntryPayload::Blank => Asks::default(),
             EntryPayload::Membership(membership) => {
                 progress.change_membership(StoredMembership::new(Some(entry.log_id), membership.clone()));
-                None
+                Asks::default()
             }
             EntryPayload::Normal(payload) => {
                 self.apply_payload(&entry.log_id, &payload.0, &mut progress.level)
             }
         };
         progress.last = Some(entry.log_id);
-        progress.hash = trail::follow(progress.hash, &entry, raised);
+        progress.hash = trail::follow(progress.hash, &entry, asks.raised);
         if let Some(mark) = progress.mark() {
             self.trail.lock().push(mark);
+        }
+        if asks.checkpoint {
+            self.stage(&progress);
         }
         drop(progress);
         self.entries.fetch_add(1, Ordering::Relaxed);
@@ -205,8 +276,7 @@ impl<M: Machine> Applier<M> {
         self.applied_index.send_replace(last.index);
     }
 
-    /// Gives the chance that came with a higher level, if there is a higher one from here on.
-    fn apply_payload(&self, id: &LogId, payload: &[u8], level: &mut u32) -> Option<Entropy> {
+    fn apply_payload(&self, id: &LogId, payload: &[u8], level: &mut u32) -> Asks {
         let (index, term) = (id.index, id.committed_leader_id().term);
         // The leader framed it and the log's CRC guards it: nothing may be guessed here.
         let content = packet::entry(payload).unwrap_or_else(|error| {
@@ -238,7 +308,7 @@ impl<M: Machine> Applier<M> {
         if catch_unwind(AssertUnwindSafe(|| self.machine.apply(batch))).is_err() {
             self.give_up(format!("log entry {index} could not be applied"));
         }
-        raise.map(|raise| raise.entropy)
+        Asks { raised: raise.map(|raise| raise.entropy), checkpoint: content.is_checkpoint }
     }
 
     /// Ends the process: what cannot be applied as others apply it must not be applied at all.
@@ -256,6 +326,7 @@ impl<M: Machine> Applier<M> {
     pub(crate) fn replaced(&self, progress: Progress) {
         *self.progress.lock() = progress.clone();
         self.trail.lock().begin(progress.mark());
+        *self.stage.lock() = Stage::None;
         self.level.store(progress.level, Ordering::Release);
         self.clock.observe_ms(self.machine.clock_ms());
         if let Some(last) = &progress.last {

@@ -2,7 +2,9 @@
 
 use std::{
     io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, anyhow};
@@ -80,7 +82,26 @@ async fn serve_until_asked(config: Config) -> Result<(), Failure> {
         }
     });
     let dir = config.node.dir.clone();
-    server::serve(config, stopped).await.map_err(|error| failure(error, &dir))
+    match server::serve(config, stopped).await {
+        Err(ServeError::Start(error @ StartError::StateDiffers(_))) => Err(start_anew(&error)),
+        served => served.map_err(|error| failure(error, &dir)),
+    }
+}
+
+/// Replaces this process by the same program with the same arguments. Comes back only with an error.
+fn start_anew(why: &StartError) -> Failure {
+    tracing::error!("{why}: starting anew");
+    let mut arguments = std::env::args_os();
+    let mut program = Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        program.arg0(name);
+    }
+    let error = program.args(arguments).exec();
+    Failure {
+        code: FAILED,
+        error: anyhow!("{why}; and it cannot start itself: {error}"),
+        advice: Some("Start it again.".to_owned()),
+    }
 }
 
 /// The exit code and the advice for what can go wrong at a start.
@@ -134,7 +155,9 @@ fn failure(error: ServeError, dir: &Path) -> Failure {
             StartError::LogCorrupted { .. } | StartError::PagesUnreadable(_) | StartError::WentBack { .. },
         ) => (DATA_DAMAGED, Some(rejoin(dir))),
         ServeError::Start(StartError::Config(_)) => (CONFIG, None),
-        ServeError::Ended(..) | ServeError::Start(StartError::Io { .. }) => (FAILED, None),
+        ServeError::Ended(..) | ServeError::Start(StartError::Io { .. } | StartError::StateDiffers(_)) => {
+            (FAILED, None)
+        }
     };
     Failure { code, error: anyhow!("{error}"), advice }
 }

@@ -137,6 +137,8 @@ impl Session {
     pub(super) async fn debug(&mut self, argv: &[&[u8]]) {
         let seconds = match argv {
             [_, name] if name.eq_ignore_ascii_case(b"digest") => return self.digest().await,
+            #[cfg(feature = "simulation")]
+            [_, name, key, value] if name.eq_ignore_ascii_case(b"drift") => return self.drift(key, value),
             [_, name, seconds] if name.eq_ignore_ascii_case(b"sleep") => parse_float(seconds).unwrap_or(0.0),
             _ => {
                 let name = String::from_utf8_lossy(argv[1]);
@@ -151,6 +153,15 @@ impl Session {
             Err(Interrupted::Unblocked(how)) => self.reply_unblocked(how, Reply::ok),
             Err(Interrupted::HungUp) => self.closing = true,
         }
+    }
+
+    /// DEBUG DRIFT key value, in tests: sets a key of database 0 on this node alone.
+    #[cfg(feature = "simulation")]
+    fn drift(&mut self, key: &[u8], value: &[u8]) {
+        let mut request = Vec::new();
+        crate::proposal::put_call(&mut request, 0, &[b"SET", key, value]);
+        self.shared.router.machine().drift(&request);
+        self.reply(Reply::ok);
     }
 
     async fn digest(&mut self) {

@@ -8,5 +8,8 @@ pub const FIRST: u32 = 1;
 /// one reaping, of a pattern and of LCS is bounded; a refused claim changes nothing; reads behind FENCE have chance; no claim
 /// is guarded; LEASE.KEEPALIVE knows BINDING.
 pub const BOUNDED: u32 = 2;
+/// Entries ask for checkpoints, whose pages nodes compare: from here on whoever changes the form of a page does so from a level
+/// on, whose rise touches all pages.
+pub const COMPARED: u32 = 3;
 /// The highest that this version can apply.
-pub const LEVEL_MAX: u32 = BOUNDED;
+pub const LEVEL_MAX: u32 = COMPARED;

@@ -372,10 +372,10 @@ pub fn add_hostile(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
     }
 }
 
-/// The same log with its level raised by the entry at an index, as a leader does it.
-pub fn raise(log: &mut [Batch], index: u64) {
+/// The same log with its level raised to `level` by the entry at an index, as a leader does it.
+pub fn raise(log: &mut [Batch], index: u64, level: u32) {
     for batch in log.iter_mut().filter(|batch| batch.index >= index) {
-        batch.level = level::LEVEL_MAX;
+        batch.level = level;
         batch.raised = (batch.index == index).then_some(HASH_KEY);
     }
 }

@@ -143,11 +143,17 @@ impl Peer {
         self.remote.id
     }
 
-    /// Where it is to be looked for, the likeliest place first.
-    pub(crate) fn set_places(&self, places: Vec<String>) {
+    /// Where it is to be looked for, the likeliest place first; what comes again is left out. Asked for with each message, so it
+    /// allocates only when something has changed.
+    pub(crate) fn set_places(&self, mut places: [Option<&str>; 3]) {
+        for at in 1..places.len() {
+            if places[..at].contains(&places[at]) {
+                places[at] = None;
+            }
+        }
         let mut present = self.remote.places.lock();
-        if *present != places {
-            *present = places;
+        if !places.iter().flatten().eq(present.iter()) {
+            *present = places.into_iter().flatten().map(str::to_owned).collect();
         }
     }
 

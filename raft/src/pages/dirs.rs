@@ -89,7 +89,11 @@ pub(crate) fn replace(live: &Path, staged: &Path) -> io::Result<()> {
 pub(crate) fn set_aside(dir: &Path) -> io::Result<PathBuf> {
     let free = (1_u32..).map(|n| beside(dir, &format!(".unreadable-{n}"))).find(|path| !path.exists());
     let aside = free.expect("there are fewer than 4 Gi directories");
-    fs::rename(dir, &aside)?;
+    match fs::rename(dir, &aside) {
+        // It was done before, and what should have followed was not.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        renamed => renamed?,
+    }
     sync_parent(dir)?;
     Ok(aside)
 }

@@ -42,4 +42,9 @@ impl<M: Machine> Node<M> {
     pub fn mislead(&self) {
         self.core.applier.mislead();
     }
+
+    /// The sums of all pages at its last checkpoints, with their indexes.
+    pub fn states(&self) -> Vec<(u64, u64)> {
+        self.core.checkpointer.states().iter().map(|mark| (mark.index, mark.hash)).collect()
+    }
 }

@@ -55,6 +55,13 @@ impl Counter {
         self.state.lock().clock_ms = clock_ms;
     }
 
+    /// Makes this machine's state another than the log says.
+    pub fn corrupt(&self, key: u64) {
+        let mut state = self.state.lock();
+        *state.counts.entry(key).or_default() += 1_000_000;
+        state.dirty.insert(key);
+    }
+
     pub fn get(&self, key: u64) -> u64 {
         self.state.lock().counts.get(&key).copied().unwrap_or(0)
     }
