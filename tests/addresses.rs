@@ -112,3 +112,29 @@ fn all_addresses_of_a_machine_are_no_address() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(2) && said.contains("set advertise-peer to HOST:PORT"), "{said}");
 }
+
+#[test]
+fn a_name_is_resolved_at_each_dial_and_all_its_addresses_are_tried() {
+    // SAFETY: it reads a number.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("SKIPPED: only root may give processes names of their own");
+        return;
+    }
+    // Each name stands for an IPv6 and an IPv4 address, and a node listens at one of them.
+    let mut cluster =
+        Cluster::start_named(3, &["::1", "127.0.0.1"], |node| if node == 1 { "[::1]" } else { "127.0.0.1" });
+    (0..3).for_each(|node| wait_known(&cluster, node));
+    let (leader, moved) = (cluster.leader(), 1);
+    set(&cluster, leader, "1");
+    // It moves to an address that its name did not stand for when the others began.
+    cluster.stop(moved);
+    cluster.name(|node| if node == moved { vec!["127.0.0.2"] } else { vec!["::1", "127.0.0.1"] });
+    cluster.listen_at(moved, "127.0.0.2");
+    cluster.start_bare(moved);
+    cluster.wait_ready(moved);
+    (0..3).for_each(|node| wait_known(&cluster, node));
+    // The others reach it as well as it reaches them: it makes a majority with one of them.
+    cluster.kill((0..3).find(|node| *node != moved).unwrap());
+    cluster.wait_ready(moved);
+    set(&cluster, moved, "2");
+}

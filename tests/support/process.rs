@@ -1,7 +1,7 @@
 //! Real `kvorum serve` processes on loopback, on ports that were free a moment ago.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     net::TcpListener,
     path::PathBuf,
@@ -32,8 +32,13 @@ pub struct Cluster {
     has_own_clocks: bool,
     /// They listen for peers on all addresses of the machine.
     listens_everywhere: bool,
+    /// Where those listen for peers who are known by their names.
+    listens: BTreeMap<usize, String>,
     dir: TempDir,
 }
+
+/// The names of the nodes of [`Cluster::start_named`].
+const NAMES: [&str; 3] = ["kvorum-one.test", "kvorum-two.test", "kvorum-three.test"];
 
 /// Debian's faketime: what a process loads to see another wall clock.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
@@ -66,6 +71,41 @@ impl Cluster {
         cluster
     }
 
+    /// As `start`, for nodes that know each other by the names of [`NAMES`], each of which stands for all of `addresses`; `listens`
+    /// says at which of them node `n` is.
+    pub fn start_named(size: usize, addresses: &[&str], listens: impl Fn(usize) -> &'static str) -> Cluster {
+        let mut cluster = Cluster::off(size, &[]);
+        cluster.name(|_| addresses.to_vec());
+        for node in 0..size {
+            cluster.listen_at(node, listens(node));
+        }
+        cluster.start_all();
+        cluster
+    }
+
+    /// From now on a node's name stands for these addresses.
+    pub fn name<'a>(&self, addresses: impl Fn(usize) -> Vec<&'a str>) {
+        let of = |node: usize| {
+            let lines =
+                addresses(node).into_iter().map(move |address| format!("{address} {}\n", NAMES[node]));
+            lines.collect::<String>()
+        };
+        let hosts: String = (0..NAMES.len()).map(of).collect();
+        // In its place: processes that run see the same file.
+        std::fs::write(self.hosts(), hosts).expect("a file for names");
+    }
+
+    /// From its next start on the node listens there for peers, who know it by its name.
+    pub fn listen_at(&mut self, node: usize, address: &str) {
+        let (_, port) = self.addresses[node].peer.rsplit_once(':').expect("an address has a port");
+        self.listens.insert(node, format!("{address}:{port}"));
+        self.addresses[node].peer = format!("{}:{port}", NAMES[node]);
+    }
+
+    fn hosts(&self) -> PathBuf {
+        self.dir.path().join("hosts")
+    }
+
     /// As `start`; with `has_own_clocks` the nodes' wall clocks can be moved, which needs Debian's package faketime.
     pub fn start_with_clocks(size: usize, options: &[&str], has_own_clocks: bool) -> Cluster {
         let mut cluster = Cluster::off(size, options);
@@ -88,6 +128,7 @@ impl Cluster {
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             has_own_clocks: false,
             listens_everywhere: false,
+            listens: BTreeMap::new(),
             dir: tempfile::tempdir().expect("a directory for the test"),
         }
     }
@@ -148,7 +189,18 @@ impl Cluster {
         let log = File::options().create(true).append(true).open(self.log_of(node)).expect("a log file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvorum"));
         let port = addresses.peer.rsplit_once(':').map_or("", |(_, port)| port);
-        let peer = if self.listens_everywhere { format!("0.0.0.0:{port}") } else { addresses.peer.clone() };
+        let mut peer =
+            if self.listens_everywhere { format!("0.0.0.0:{port}") } else { addresses.peer.clone() };
+        let mut advertised = Vec::new();
+        if let Some(listens) = self.listens.get(&node) {
+            // Its names are its own: a mount namespace hides the machine's.
+            command = Command::new("unshare");
+            let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+            command.args(["--mount", "sh", "-c", script]).arg(self.hosts());
+            command.arg(env!("CARGO_BIN_EXE_kvorum"));
+            advertised = vec!["--advertise-peer", &addresses.peer];
+            peer.clone_from(listens);
+        }
         if self.has_own_clocks {
             self.shift_clock(node, 0);
             command
@@ -161,6 +213,7 @@ impl Cluster {
             .args(["serve", "--id", &(node + 1).to_string(), "--data"])
             .arg(self.data_of(node))
             .args(["--resp", &addresses.resp, "--http", &addresses.http, "--peer", &peer])
+            .args(advertised)
             .args(membership)
             .args(&self.options)
             .stdin(Stdio::null())
