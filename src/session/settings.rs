@@ -54,8 +54,11 @@ const FIXED: &[(&str, &str)] = &[
     ("maxmemory-policy", "noeviction"),
     ("notify-keyspace-events", ""),
     ("repl-diskless-sync", "yes"),
+    // A follower sends writes on: clients that ask would else refuse to write over one.
+    ("replica-read-only", "no"),
     ("requirepass", ""),
     ("save", ""),
+    ("slave-read-only", "no"),
     ("slowlog-log-slower-than", "10000"),
     ("slowlog-max-len", "128"),
     ("tcp-backlog", "511"),
