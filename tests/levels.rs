@@ -86,7 +86,7 @@ fn apply(machine: &Machine, batch: &random_log::Batch, replies: &mut Digest) {
     });
     let proposals = proposals.collect();
     let random_log::Batch { index, stamp_ms, term, level, raised, .. } = *batch;
-    machine.apply(Batch { index, stamp_ms, term, level, raised, proposals });
+    machine.apply(Batch { index, stamp_ms, ahead_ms: 0, term, level, raised, proposals });
     waiting.iter_mut().for_each(|answered| replies.bytes(&answered.try_recv().unwrap()));
 }
 
@@ -117,7 +117,7 @@ const RECORDED_RAISED: [(u64, u64, u128, u128); 3] = [
 fn a_log_that_is_raised_is_applied_so_again() {
     for (seed, raised_at, state, said) in RECORDED_RAISED {
         let (mut log, _) = log(seed);
-        random_log::raise(&mut log, raised_at);
+        random_log::raise(&mut log, raised_at, level::BOUNDED);
         let (machine, mut replies) = (Machine::new(16), Digest::default());
         log.iter().for_each(|batch| apply(&machine, batch, &mut replies));
         assert_eq!(image(&machine), state, "seed {seed}: another state");
@@ -255,7 +255,7 @@ fn what_is_not_known_is_not_skipped() {
     }
     let said = panic_of(APPLY_LEVEL_MAX + 1, bytes.clone()).unwrap();
     assert!(
-        said.starts_with("log entry 5 is of apply level 3, and this version knows levels up to 2"),
+        said.starts_with("log entry 5 is of apply level 4, and this version knows levels up to 3"),
         "{said}"
     );
     bytes.pop();

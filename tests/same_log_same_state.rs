@@ -1,6 +1,6 @@
 //! Machines that apply the same log have the same state: also one that was loaded from the pages of a
 //! checkpoint on the way, and a checkpoint is the state at its begin, whatever is applied while it is taken. So too when
-//! the apply level is raised on the way. And no entry takes long, though some are made by one who knows how.
+//! the apply level is raised on the way, and when wall clocks are wrong. And no entry takes long, though some are made by one who knows how.
 //!
 //! KVORUM_SEED replays one seed.
 #![allow(clippy::unwrap_used)]
@@ -12,9 +12,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use kvorum::{
     feed::{Feed, Filter, Limits},
     machine::Machine,
+    store::level,
 };
 use kvorum_raft::{Machine as _, PageWrite};
-use support::random_log::{Batch, add_hostile, raise, random_log};
+use support::random_log::{Batch, add_hostile, raise, random_log, set_wall_clocks};
 use tokio::sync::Notify;
 
 const BATCHES: u64 = 600;
@@ -123,9 +124,10 @@ fn same_log_same_state() {
         // A cluster that was formed with the level; one that had data when it was raised; and one where nobody raised it.
         let raised_at = [1, 1, BATCHES / 2, BATCHES + 1][chance.usize(..4)];
         println!("the level is raised at entry {raised_at} of {BATCHES}");
-        raise(&mut log, raised_at);
+        raise(&mut log, raised_at, level::LEVEL_MAX);
         // By the first rule some of that takes for ever, or nearly.
         add_hostile(&mut chance, &mut log, raised_at);
+        set_wall_clocks(&mut chance, &mut log, raised_at);
         let plain = machine();
         log.iter().for_each(|batch| batch.apply(&plain));
         let checkpointed = run_with_checkpoints(&log, &mut chance);
