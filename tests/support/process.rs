@@ -150,7 +150,9 @@ impl Cluster {
         let port = addresses.peer.rsplit_once(':').map_or("", |(_, port)| port);
         let peer = if self.listens_everywhere { format!("0.0.0.0:{port}") } else { addresses.peer.clone() };
         if self.has_own_clocks {
-            self.shift_clock(node, 0);
+            if !self.clock_of(node).exists() {
+                self.shift_clock(node, 0);
+            }
             command
                 .env("LD_PRELOAD", FAKETIME)
                 .env("FAKETIME_TIMESTAMP_FILE", self.clock_of(node))
@@ -179,7 +181,7 @@ impl Cluster {
         self.dir.path().join(format!("node{}.clock", node + 1))
     }
 
-    /// Sets how far a node's wall clock is from the machine's.
+    /// Sets how far a node's wall clock is from the machine's, now and after its next start.
     pub fn shift_clock(&self, node: usize, seconds: i64) {
         // Replaced as a whole: the node reads it at every look at the clock.
         let (clock, next) = (self.clock_of(node), self.clock_of(node).with_extension("next"));
