@@ -153,6 +153,10 @@ impl kvorum_raft::Machine for Machine {
         self.now_ms()
     }
 
+    fn ahead_ms(&self) -> i64 {
+        self.state.read().ahead_ms()
+    }
+
     fn apply(&self, batch: Batch<'_, Pipeline>) {
         assert!(
             batch.level <= APPLY_LEVEL_MAX,
@@ -169,6 +173,7 @@ impl kvorum_raft::Machine for Machine {
             state.take_hash_key(key);
         }
         state.advance(safeguard::clock_ms(batch.stamp_ms), batch.term);
+        state.set_ahead(batch.ahead_ms);
         let mut draft = self.feed.draft(batch.index);
         let is_own = safeguard::is_off(Safeguard::ReplicatedChance);
         let seed = Chance::new(if is_own { fastrand::u64(..) } else { batch.index }).next_u64();
@@ -370,7 +375,7 @@ impl Applying<'_> {
                 let view = View::new(self.state, call.db, self.state.now_ms(), self.seed);
                 read(&view.at_level(self.state.level()), &args, reply)
             }
-            Run::Session => session_call(&args, self.state.now_ms(), reply),
+            Run::Session => session_call(&args, self.state.wall_ms(self.state.now_ms()), reply),
         });
         if let Err(error) = result {
             reply.error(&error);
@@ -417,7 +422,7 @@ fn run_reads(state: &State, request: &[u8], estimate_ms: u64, chance: u64, reply
         let view = View::new(state, call.db, estimate_ms, chance.next_u64());
         let result = resolve(call).and_then(|(spec, args)| match spec.run {
             Run::Read(read) => read(&view, &args, reply),
-            Run::Session => session_call(&args, view.estimate_ms, reply),
+            Run::Session => session_call(&args, view.wall_ms(view.estimate_ms), reply),
             Run::Write(_) => Err(Error::err("a write came where only reads may be")),
         });
         if let Err(error) = result {
@@ -439,8 +444,8 @@ fn run_reads(state: &State, request: &[u8], estimate_ms: u64, chance: u64, reply
 
 /// The commands of a session that make sense in a transaction and need no session: the session passes them
 /// through, so that their replies stand in their places. SELECT took effect when the session queued the calls
-/// after it, each with its database.
-fn session_call(args: &Args<'_>, now_ms: u64, reply: &mut Reply) -> Result<()> {
+/// after it, each with its database. TIME is the time of the transaction, by the wall clock.
+fn session_call(args: &Args<'_>, wall_ms: u64, reply: &mut Reply) -> Result<()> {
     let name = args.at(0).to_ascii_uppercase();
     match (&name[..], args.get(1)) {
         (b"PING", None) => reply.simple("PONG"),
@@ -448,8 +453,8 @@ fn session_call(args: &Args<'_>, now_ms: u64, reply: &mut Reply) -> Result<()> {
         (b"SELECT", Some(_)) => reply.ok(),
         (b"TIME", None) => {
             reply.array(2);
-            reply.bulk_integer((now_ms / 1_000) as i64);
-            reply.bulk_integer((now_ms % 1_000 * 1_000) as i64);
+            reply.bulk_integer((wall_ms / 1_000) as i64);
+            reply.bulk_integer((wall_ms % 1_000 * 1_000) as i64);
         }
         _ => return Err(Error::err("Command not allowed inside a transaction")),
     }

@@ -37,7 +37,15 @@ fn replies_stand_in_their_places() {
     let pipeline =
         Pipeline { steps, protocol: Protocol::Resp3, chance: 0, replies: b"before;".to_vec(), done };
     let proposals = vec![Proposal { bytes: &bytes, local: Some(pipeline) }];
-    alone.machine.apply(Batch { index: 1, stamp_ms: 1, term: 1, level: 1, raised: None, proposals });
+    alone.machine.apply(Batch {
+        index: 1,
+        stamp_ms: 1,
+        ahead_ms: 0,
+        term: 1,
+        level: 1,
+        raised: None,
+        proposals,
+    });
     let expected = "before;_\r\n+OK\r\n$1\r\n1\r\n+PONG\r\n:2\r\n$1\r\n2\r\n\
         -ERR wrong number of arguments for 'incr' command\r\n-ERR a write came where only reads may be\r\n";
     assert_eq!(String::from_utf8_lossy(&replies.try_recv().unwrap()), expected);

@@ -1,7 +1,7 @@
 //! Machines that apply the same log have the same state: also one that was loaded from the pages of a
 //! checkpoint on the way, and a checkpoint is the state at its begin, whatever is applied while it is taken. Their pages are
 //! the same, byte by byte, whenever they were written: nodes compare them. So too when the apply level is raised on the
-//! way. And no entry takes long, though some are made by one who knows how.
+//! way, and when wall clocks are wrong. And no entry takes long, though some are made by one who knows how.
 //!
 //! KVORUM_SEED replays one seed.
 #![allow(clippy::unwrap_used)]
@@ -15,7 +15,7 @@ use kvorum::{
     machine::{APPLY_LEVEL_MAX, Machine},
 };
 use kvorum_raft::{Machine as _, PageWrite};
-use support::random_log::{Batch, add_hostile, raise, random_log};
+use support::random_log::{Batch, add_hostile, raise, random_log, set_wall_clocks};
 use tokio::sync::Notify;
 
 const BATCHES: u64 = 600;
@@ -140,6 +140,7 @@ fn same_log_same_state() {
         raise(&mut log, raised_at, APPLY_LEVEL_MAX);
         // By the first rule some of that takes for ever, or nearly.
         add_hostile(&mut chance, &mut log, raised_at);
+        set_wall_clocks(&mut chance, &mut log, raised_at);
         let plain = machine();
         log.iter().for_each(|batch| batch.apply(&plain));
         let (checkpointed, disk) = run_with_checkpoints(&log, &mut chance);

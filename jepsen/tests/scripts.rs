@@ -53,6 +53,16 @@ fn time_goes_on_after_an_orderly_stop_of_all() {
 }
 
 #[test]
+fn times_are_of_the_wall_clock_after_a_start_with_wrong_ones() {
+    assert_eq!(found("times-are-of-the-wall-clock"), [""; 0]);
+}
+
+#[test]
+fn a_clock_that_waits_for_the_wall_clock_ends_no_lock_early() {
+    assert_eq!(found("a-clock-that-waits-ends-no-lock-early"), [""; 0]);
+}
+
+#[test]
 fn a_change_of_the_members_outlives_who_was_asked() {
     assert_eq!(found("a-change-of-the-members-outlives-who-was-asked"), [""; 0]);
 }

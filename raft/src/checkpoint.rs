@@ -2,7 +2,7 @@
 //! Runs beside `apply`; the log may be purged up to the last durable one.
 //!
 //! The head of a commit is a version, the last applied log id, the membership, the ids of former members, the apply level,
-//! the running hash of the entries and the machine's own head.
+//! the running hash of the entries, whether the log clock waits for the wall clock, and the machine's own head.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -26,8 +26,11 @@ use crate::{
     trail::Mark,
 };
 
-const HEAD_VERSION: u8 = 4;
-/// Without the running hash.
+const HEAD_VERSION: u8 = 5;
+/// Without whether the log clock waits for the wall clock. It is written where the clock does not: members of a version before
+/// may need the checkpoint.
+const HEAD_VERSION_4: u8 = 4;
+/// And without the running hash.
 const HEAD_VERSION_3: u8 = 3;
 /// And without the apply level, which was 1.
 const HEAD_VERSION_2: u8 = 2;
@@ -59,7 +62,7 @@ pub(crate) struct Head {
 impl Head {
     pub(crate) fn encode(progress: &Progress, machine: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(256 + machine.len());
-        put_u8(&mut out, HEAD_VERSION);
+        put_u8(&mut out, if progress.is_closing { HEAD_VERSION } else { HEAD_VERSION_4 });
         codec::put_log_id_option(&mut out, progress.last.as_ref());
         codec::put_stored_membership(&mut out, &progress.membership);
         put_u32(&mut out, progress.retired.len() as u32);
@@ -67,6 +70,9 @@ impl Head {
         put_u32(&mut out, progress.level);
         put_bool(&mut out, progress.hash.is_some());
         put_u64(&mut out, progress.hash.unwrap_or(0));
+        if progress.is_closing {
+            put_bool(&mut out, true);
+        }
         put_bytes(&mut out, machine);
         out
     }
@@ -95,9 +101,10 @@ impl Head {
         } else {
             None
         };
+        let is_closing = version > HEAD_VERSION_4 && reader.bool()?;
         let machine = reader.bytes()?.to_vec();
         reader.finish()?;
-        Ok(Head { progress: Progress { last, membership, retired, level, hash }, machine })
+        Ok(Head { progress: Progress { last, membership, retired, level, hash, is_closing }, machine })
     }
 
     /// The last applied log index.
@@ -427,7 +434,7 @@ impl<M: Machine> Checkpointer<M> {
 
 #[cfg(test)]
 mod tests {
-    use super::{HEAD_VERSION, HEAD_VERSION_1, HEAD_VERSION_2, HEAD_VERSION_3, Head};
+    use super::{HEAD_VERSION, HEAD_VERSION_1, HEAD_VERSION_2, HEAD_VERSION_3, HEAD_VERSION_4, Head};
     use crate::{codec, codec::CodecError, state::Progress, types::LogId};
 
     #[test]
@@ -435,12 +442,16 @@ mod tests {
         let last = Some(LogId::new_term_index(2, 9));
         let progress =
             Progress { last, retired: [3, 8].into(), level: 7, hash: Some(6), ..Progress::default() };
-        let mut encoded = Head::encode(&progress, b"machine");
-        let head = Head::decode(&encoded).unwrap();
-        assert_eq!((head.index(), head.progress.retired), (9, [3, 8].into()));
-        assert_eq!((head.progress.level, head.progress.hash), (7, Some(6)));
-        encoded[0] = HEAD_VERSION + 1;
-        assert_eq!(Head::decode(&encoded).err(), Some(CodecError::Later("checkpoint")));
+        for (version, is_closing) in [(HEAD_VERSION_4, false), (HEAD_VERSION, true)] {
+            let mut encoded = Head::encode(&Progress { is_closing, ..progress.clone() }, b"machine");
+            let head = Head::decode(&encoded).unwrap();
+            assert_eq!((head.index(), head.progress.retired), (9, [3, 8].into()));
+            assert_eq!((head.progress.level, head.progress.hash), (7, Some(6)));
+            assert_eq!((encoded[0], head.progress.is_closing), (version, is_closing));
+            assert_eq!(head.machine, b"machine");
+            encoded[0] = HEAD_VERSION + 1;
+            assert_eq!(Head::decode(&encoded).err(), Some(CodecError::Later("checkpoint")));
+        }
         for version in [HEAD_VERSION_1, HEAD_VERSION_2, HEAD_VERSION_3] {
             let mut earlier = vec![version];
             codec::put_log_id_option(&mut earlier, last.as_ref());

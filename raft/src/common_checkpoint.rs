@@ -19,7 +19,8 @@ pub(crate) async fn ask<M: Machine>(core: Arc<Core<M>>) {
         if !core.is_leader() {
             continue;
         }
-        let payload = packet::checkpoint_entry(core.clock.stamp_ms());
+        let mut payload = Vec::new();
+        packet::Head { is_checkpoint: true, ..core.head(None) }.put(&mut payload);
         // It waits until the entry is applied here, and does harm nowhere if it is lost.
         let asked = tokio::time::timeout(core.timeout(), core.raft.client_write(Payload(payload.into())));
         if !matches!(asked.await, Ok(Ok(_))) {

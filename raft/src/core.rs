@@ -39,7 +39,7 @@ use crate::{
         raft_network::Peers,
         serve::Handler,
     },
-    packet::{self, Forwarded, Raise},
+    packet::{self, Forwarded, Pace, Raise},
     platform::Platform,
     propose::Proposer,
     reads::Confirmed,
@@ -263,10 +263,38 @@ impl<M: Machine> Core<M> {
     }
 
     async fn append_tick(&self) -> Option<u64> {
-        let mut payload = Vec::new();
-        packet::begin_entry(&mut payload, self.clock.stamp_ms(), self.raise());
-        let written = self.raft.client_write(Payload(payload.into())).await.ok()?;
+        let written = self.raft.client_write(self.empty_entry(None)).await.ok()?;
         Some(written.log_id.index)
+    }
+
+    /// An entry without proposals.
+    pub(crate) fn empty_entry(&self, pace: Option<Pace>) -> Payload {
+        let mut payload = Vec::new();
+        self.head(pace).put(&mut payload);
+        Payload(payload.into())
+    }
+
+    /// What the next entry says beside its proposals.
+    pub(crate) fn head(&self, pace: Option<Pace>) -> packet::Head {
+        let raise = self.raise();
+        let level = raise.map_or(self.applier.level(), |raise| raise.level);
+        let mut stamp = self.clock.stamp();
+        if level < level::DISTANCE_LEVEL {
+            stamp.ahead_ms = 0;
+        }
+        packet::Head { stamp, raise, pace, is_checkpoint: false }
+    }
+
+    /// The level to which the next entry raises the group, if it can be raised.
+    fn raise(&self) -> Option<Raise> {
+        let (level, known) = (self.applier.level(), self.applier.machine.apply_level_max());
+        if level >= known {
+            return None;
+        }
+        let metrics = self.raft.server_metrics();
+        let common = level::common(metrics.borrow_watched().membership_config.membership().nodes())?;
+        let raised = common.min(known);
+        (raised > level).then(|| Raise { level: raised, entropy: chance::entropy() })
     }
 }
 
@@ -331,15 +359,8 @@ impl<M: Machine> Group for Core<M> {
         (vote.leader_id.term, self.applier.term())
     }
 
-    fn raise(&self) -> Option<Raise> {
-        let (level, known) = (self.applier.level(), self.applier.machine.apply_level_max());
-        if level >= known {
-            return None;
-        }
-        let metrics = self.raft.server_metrics();
-        let common = level::common(metrics.borrow_watched().membership_config.membership().nodes())?;
-        let raised = common.min(known);
-        (raised > level).then(|| Raise { level: raised, entropy: chance::entropy() })
+    fn begin_entry(&self, out: &mut Vec<u8>) {
+        self.head(None).put(out);
     }
 
     async fn append(&self, payload: Payload, responder: Responder) -> Result<(), ()> {
@@ -443,7 +464,7 @@ impl<M: Machine> Handler for Core<M> {
                 {
                     answer.extend_from_slice(&index.to_le_bytes());
                     // A follower that was there before the clock began to move has heard it from nobody else.
-                    answer.extend_from_slice(&self.clock.stamp_ms().to_le_bytes());
+                    answer.extend_from_slice(&self.clock.stamp().clock_ms.to_le_bytes());
                 }
             }
             Kind::Admin => answer = self.answer_admin(&body).await,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::{
     NodeId,
     net::peer::CallError,
-    packet::{Forwarded, Raise},
+    packet::Forwarded,
     types::{Payload, TypeConfig},
 };
 
@@ -19,8 +19,8 @@ pub(crate) trait Group: Send + Sync + 'static {
     fn leader_is_not(&self, leader: Option<NodeId>) -> impl Future<Output = ()> + Send;
     /// The present term, and the term of the last applied entry.
     fn terms(&self) -> (u64, u64);
-    /// The level to which the next entry raises the group, if it can be raised.
-    fn raise(&self) -> Option<Raise>;
+    /// Starts the payload of the next entry.
+    fn begin_entry(&self, out: &mut Vec<u8>);
     /// Appends an entry as the leader. Err when the group has stopped: nothing was appended.
     fn append(&self, payload: Payload, responder: Responder) -> impl Future<Output = Result<(), ()>> + Send;
     /// Sends a packet to the leader; when there is a connection, `begin` says whether to send it at all.

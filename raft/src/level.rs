@@ -3,13 +3,17 @@
 //! Each member says in the membership up to which level it can apply entries. Once all of them know a higher one, an entry
 //! raises the group to it (`packet.rs`); what was written before is applied by the rules of its time, for ever. A node that
 //! cannot follow is refused by its peers, and ends rather than apply an entry by other rules than they do.
+//!
+//! The machine and this crate count their rules together: what an entry says to this crate comes with a level too.
 
 use std::collections::BTreeMap;
 
 use crate::{NodeId, types::MemberNode};
 
-/// From this level on entries ask for checkpoints (`common_checkpoint.rs`). What a later version adds to the form of entries has
-/// its level here, too, and a machine knows them all.
+/// From this level on entries say how far the log clock is ahead of the wall clock, and whether it waits for it.
+pub const DISTANCE_LEVEL: u32 = 3;
+
+/// From this level on entries ask for checkpoints (`common_checkpoint.rs`).
 pub(crate) const CHECKPOINTS: u32 = 3;
 
 /// The endpoint under which a node publishes the highest level that it knows.

@@ -9,6 +9,7 @@ mod agreement;
 pub mod chance;
 mod checkpoint;
 mod clock;
+mod closing;
 mod codec;
 mod common_checkpoint;
 mod company;
@@ -18,6 +19,7 @@ mod contact;
 mod contradiction;
 mod core;
 mod directory;
+mod distance;
 mod fatal;
 mod formation;
 mod group;
@@ -59,6 +61,7 @@ mod witness;
 pub use address::{NODE_ID_MAX, check_address, check_id};
 pub use config::{NodeConfig, StartError};
 pub use fatal::EXIT_CONTRADICTED;
+pub use level::DISTANCE_LEVEL;
 pub use machine::{
     Batch, Entropy, GroupId, Loader, Local, Machine, NodeId, PageWrite, Proposal, ProposeError, Unavailable,
 };

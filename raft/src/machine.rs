@@ -38,6 +38,9 @@ pub trait Machine: Send + Sync + 'static {
     /// The machine's clock, in milliseconds since the Unix epoch: the highest stamp applied, 0 before the first.
     fn clock_ms(&self) -> u64;
 
+    /// The last `Batch::ahead_ms` applied, 0 before the first. It is part of checkpoints, as the clock is.
+    fn ahead_ms(&self) -> i64;
+
     /// The log clock's value, in milliseconds since the Unix epoch, at which this machine wants an entry even
     /// if nobody proposes one (the earliest expiry). The leader then proposes an empty one.
     fn next_deadline_ms(&self) -> Option<u64>;
@@ -84,6 +87,9 @@ pub struct Batch<'a, L> {
     /// The leader's clock when it proposed the entry, in milliseconds since the Unix epoch. May be lower than
     /// an earlier one; the machine's clock is the maximum of all.
     pub stamp_ms: u64,
+    /// How far the log's clock is ahead of the wall clock, in milliseconds, from this entry on: an instant by the wall clock is
+    /// by so much later by the log's. 0 in entries below `DISTANCE_LEVEL`.
+    pub ahead_ms: i64,
     /// The term of the leader that proposed it. Another one than before: there was a new leader.
     pub term: u64,
     /// The level by whose rules this entry is applied, at most `Machine::apply_level_max`.

@@ -65,6 +65,10 @@ pub(crate) enum Request {
         peer: String,
         endpoints: BTreeMap<String, String>,
     },
+    /// The log clock is to wait for the wall clock, or not any more.
+    CloseClock {
+        close: bool,
+    },
     /// Whether the leader has a majority.
     Majority,
 }
@@ -237,7 +241,7 @@ impl<M: Machine> Core<M> {
         let deadline = tokio::time::Instant::now() + self.timeout() / 2;
         // What is checked before a change must still hold when it is made.
         let turn = match request {
-            Request::Transfer { .. } | Request::Majority => None,
+            Request::Transfer { .. } | Request::CloseClock { .. } | Request::Majority => None,
             Request::Publish { .. } => Some(self.changing.try_acquire().map_err(|_| Refusal::Busy)?),
             Request::Add { .. } | Request::Remove { .. } => {
                 let turn = tokio::time::timeout_at(deadline, self.changing.acquire()).await;
@@ -257,7 +261,7 @@ impl<M: Machine> Core<M> {
 
     async fn attempt(&self, request: Request) -> Result<(), Refusal> {
         // A change that removes this leader was left half way by the one before: any other one would finish it first.
-        if !self.stays() && !matches!(request, Request::Transfer { .. }) {
+        if !self.stays() && !matches!(request, Request::Transfer { .. } | Request::CloseClock { .. }) {
             return Err(self.step_aside().await);
         }
         match request {
@@ -267,6 +271,7 @@ impl<M: Machine> Core<M> {
             Request::Publish { id, peer, endpoints } => {
                 self.publish(id, MemberNode { peer, endpoints }).await
             }
+            Request::CloseClock { close } => self.close_clock(close).await,
             Request::Majority => Ok(()),
         }
     }
@@ -278,7 +283,7 @@ impl<M: Machine> Core<M> {
 
     /// Waits for a change, which may wait for ever when it cannot be committed, and be committed later still. It goes on
     /// when nobody waits for it any more: openraft makes its second step only then.
-    async fn committed<R: Send + 'static>(
+    pub(crate) async fn committed<R: Send + 'static>(
         &self,
         change: impl Future<Output = Result<R, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>>
         + Send

@@ -23,7 +23,7 @@ use crate::{
     agreement::{Agreement, Subject},
     checkpoint::Checkpointer,
     clock::Clock,
-    common_checkpoint,
+    closing, common_checkpoint,
     contact::{self, Contact},
     core::{Core, GROUP, Metrics, PeerTable},
     formation,
@@ -87,7 +87,7 @@ impl<M: Machine> Node<M> {
         let (log, pages, progress) = open_data(&config, &table, &*machine, started).await?;
         let contact = Arc::new(Contact::new(&config, log.store(GROUP)));
         let refusal = contact.watch_refusal();
-        let proposer = Arc::new(Proposer::new(config.id, limits(&config), clock.clone(), refusal));
+        let proposer = Arc::new(Proposer::new(config.id, limits(&config), refusal));
         let parts = (clock.clone(), proposer.clone(), identity.apply_level());
         let checkpointer = Arc::new(checkpointer(&config, platform, machine, parts, (pages, progress)));
         let applier = checkpointer.applier.clone();
@@ -175,6 +175,7 @@ impl<M: Machine> Node<M> {
         tasks.spawn("contact", contact::watch(core.clone()));
         tasks.spawn("questions to the leader", contact::ask_leader(core.clone()));
         tasks.spawn("readiness", readiness::watch(core.clone()));
+        tasks.spawn("clock", closing::watch(core.clone()));
         let reading = core.clone();
         tasks.spawn("reads", async move {
             reading.reads.run(Pace::Every(READ_PAUSE), || reading.read_round()).await
@@ -311,6 +312,8 @@ impl<M: Machine> Node<M> {
             members,
             not_ready: self.core.not_ready(&metrics),
             clock_ms: self.clock_ms(),
+            clock_ahead_us: self.core.clock.ahead_us(),
+            clock_is_closing: self.core.applier.is_closing(),
         }
     }
 
@@ -391,6 +394,15 @@ impl<M: Machine> Node<M> {
     /// Hands leadership to a voter. Any member may be asked. Returns when the new leader is known here.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), AdminError> {
         self.core.administer(Request::Transfer { to }).await
+    }
+
+    /// Has the log clock, where it is ahead of the leader's wall clock, wait for it at half speed; or go on as ever. Any member
+    /// may be asked. Returns when it is applied at the leader, and here if that can be had soon.
+    pub async fn close_clock(&self, close: bool) -> Result<(), AdminError> {
+        self.core.administer(Request::CloseClock { close }).await?;
+        // It is done, whether this node comes to know of it or not.
+        let _ = self.tick().await;
+        Ok(())
     }
 
     /// Writes a checkpoint and waits until it is durable. Returns its index.

@@ -1,17 +1,29 @@
 //! The form of an entry's payload: the leader's stamp, then packets. A packet holds proposals of one node,
 //! under a number that lets that node find, when it applies the entry, who waits for them. An entry may also raise the
-//! level by which it and all that follow are applied, or ask every node for a checkpoint of the state behind it.
+//! level by which it and all that follow are applied, say how far the log clock is ahead of the wall clock, set its pace, or ask
+//! every node for a checkpoint of the state behind it. What it has nothing to say of takes no bytes.
 
 use crate::{
     Entropy, NodeId,
+    clock::Stamp,
     codec::{CodecError, Reader, put_u8, put_u32, put_u64},
 };
 
 const ENTRY_VERSION: u8 = 1;
 /// With a level and entropy behind the stamp.
 const ENTRY_VERSION_RAISE: u8 = 2;
-/// Without packets: every node begins a checkpoint here. From level [`CHECKPOINTS`](crate::level::CHECKPOINTS) on.
-const ENTRY_VERSION_CHECKPOINT: u8 = 3;
+/// With a byte of flags behind the stamp, and what they say that follows. From `DISTANCE_LEVEL` on.
+const ENTRY_VERSION_FLAGS: u8 = 3;
+
+/// A level and entropy follow.
+const FLAG_RAISE: u8 = 1;
+/// The distance from the wall clock follows, eight bytes.
+const FLAG_DISTANCE: u8 = 2;
+/// The clock waits for the wall clock from here on, or does not any more.
+const FLAG_CLOSE: u8 = 4;
+const FLAG_GO_ON: u8 = 8;
+/// Every node begins a checkpoint here. From `CHECKPOINTS` on.
+const FLAG_CHECKPOINT: u8 = 16;
 
 /// Origin, boot, sequence number, count and length.
 const PACKET_HEAD_BYTES: usize = 8 + 8 + 8 + 4 + 4;
@@ -74,31 +86,93 @@ pub(crate) struct Raise {
     pub entropy: Entropy,
 }
 
-/// Starts an entry's payload, to which packets are then appended as they are.
-pub(crate) fn begin_entry(out: &mut Vec<u8>, stamp_ms: u64, raise: Option<Raise>) {
-    put_u8(out, if raise.is_some() { ENTRY_VERSION_RAISE } else { ENTRY_VERSION });
-    put_u64(out, stamp_ms);
-    if let Some(Raise { level, entropy }) = raise {
-        put_u32(out, level);
-        out.extend_from_slice(&entropy);
-    }
+/// The pace of the log clock from an entry on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// It waits for the wall clock, at half speed.
+    Close,
+    /// It goes at the speed of time.
+    GoOn,
 }
 
-/// The payload of an entry that asks for a checkpoint.
-pub(crate) fn checkpoint_entry(stamp_ms: u64) -> Vec<u8> {
-    let mut out = Vec::new();
-    put_u8(&mut out, ENTRY_VERSION_CHECKPOINT);
-    put_u64(&mut out, stamp_ms);
-    out
+/// What an entry says beside its packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub stamp: Stamp,
+    pub raise: Option<Raise>,
+    pub pace: Option<Pace>,
+    /// Every node begins a checkpoint here.
+    pub is_checkpoint: bool,
+}
+
+impl Head {
+    fn flags(&self) -> u8 {
+        let pace = match self.pace {
+            None => 0,
+            Some(Pace::Close) => FLAG_CLOSE,
+            Some(Pace::GoOn) => FLAG_GO_ON,
+        };
+        let distance = if self.stamp.ahead_ms == 0 { 0 } else { FLAG_DISTANCE };
+        let raise = if self.raise.is_some() { FLAG_RAISE } else { 0 };
+        let checkpoint = if self.is_checkpoint { FLAG_CHECKPOINT } else { 0 };
+        raise | distance | pace | checkpoint
+    }
+
+    /// Starts an entry's payload, to which packets are then appended as they are.
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        let flags = self.flags();
+        // As older versions know it, where it says nothing else.
+        match flags {
+            0 => put_u8(out, ENTRY_VERSION),
+            FLAG_RAISE => put_u8(out, ENTRY_VERSION_RAISE),
+            _ => put_u8(out, ENTRY_VERSION_FLAGS),
+        }
+        put_u64(out, self.stamp.clock_ms);
+        if flags & !FLAG_RAISE != 0 {
+            put_u8(out, flags);
+        }
+        if let Some(Raise { level, entropy }) = self.raise {
+            put_u32(out, level);
+            out.extend_from_slice(&entropy);
+        }
+        if flags & FLAG_DISTANCE != 0 {
+            put_u64(out, self.stamp.ahead_ms.cast_unsigned());
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Head, CodecError> {
+        let version = reader.u8()?;
+        let clock_ms = reader.u64()?;
+        let flags = match version {
+            ENTRY_VERSION => 0,
+            ENTRY_VERSION_RAISE => FLAG_RAISE,
+            ENTRY_VERSION_FLAGS => reader.u8()?,
+            _ => return Err(CodecError::Invalid("entry version")),
+        };
+        let pace = match flags & (FLAG_CLOSE | FLAG_GO_ON) {
+            0 => None,
+            FLAG_CLOSE => Some(Pace::Close),
+            FLAG_GO_ON => Some(Pace::GoOn),
+            _ => return Err(CodecError::Invalid("pace")),
+        };
+        if flags & !(FLAG_RAISE | FLAG_DISTANCE | FLAG_CLOSE | FLAG_GO_ON | FLAG_CHECKPOINT) != 0 {
+            return Err(CodecError::Invalid("entry flags"));
+        }
+        let raise = if flags & FLAG_RAISE == 0 {
+            None
+        } else {
+            Some(Raise { level: reader.u32()?, entropy: reader.array()? })
+        };
+        let ahead_ms = if flags & FLAG_DISTANCE == 0 { 0 } else { reader.u64()?.cast_signed() };
+        let is_checkpoint = flags & FLAG_CHECKPOINT != 0;
+        Ok(Head { stamp: Stamp { clock_ms, ahead_ms }, raise, pace, is_checkpoint })
+    }
 }
 
 /// An entry's payload, taken apart.
 #[derive(Debug)]
 pub(crate) struct Content<'a> {
-    pub stamp_ms: u64,
-    pub raise: Option<Raise>,
-    /// Every node begins a checkpoint here.
-    pub is_checkpoint: bool,
+    pub head: Head,
     pub packets: Vec<Packet<'a>>,
 }
 
@@ -149,20 +223,12 @@ pub(crate) fn proposals_of(packet: &[u8]) -> usize {
 /// that a later version has made it, or is a broken invariant.
 pub(crate) fn entry(payload: &[u8]) -> Result<Content<'_>, CodecError> {
     let mut reader = Reader::new(payload);
-    let version = reader.u8()?;
-    if !matches!(version, ENTRY_VERSION | ENTRY_VERSION_RAISE | ENTRY_VERSION_CHECKPOINT) {
-        return Err(CodecError::Invalid("entry version"));
-    }
-    let stamp_ms = reader.u64()?;
-    let raise = match version {
-        ENTRY_VERSION_RAISE => Some(Raise { level: reader.u32()?, entropy: reader.array()? }),
-        _ => None,
-    };
+    let head = Head::read(&mut reader)?;
     let mut packets = Vec::new();
     while reader.remaining() > 0 {
         packets.push(packet(&mut reader)?);
     }
-    Ok(Content { stamp_ms, raise, is_checkpoint: version == ENTRY_VERSION_CHECKPOINT, packets })
+    Ok(Content { head, packets })
 }
 
 /// A leader's answer to a forwarded packet.
@@ -189,15 +255,8 @@ impl Forwarded {
 
 #[cfg(test)]
 mod tests {
-    use super::{PacketBuilder, PacketId, Raise, begin_entry, check_packet, checkpoint_entry, entry};
-
-    #[test]
-    fn a_checkpoint_is_asked_for_by_an_entry_of_its_own() {
-        let payload = checkpoint_entry(1234);
-        let content = entry(&payload).unwrap();
-        assert!(content.is_checkpoint && content.raise.is_none() && content.packets.is_empty());
-        assert_eq!(content.stamp_ms, 1234);
-    }
+    use super::{Head, Pace, PacketBuilder, PacketId, Raise, check_packet, entry};
+    use crate::{clock::Stamp, codec::CodecError};
 
     #[test]
     fn packets_survive_an_entry() {
@@ -210,18 +269,61 @@ mod tests {
         for len in 0..packet.len() {
             assert!(check_packet(&packet[..len]).is_err());
         }
-        for raise in [None, Some(Raise { level: 7, entropy: *b"sixteen bytes ok" })] {
+        for head in heads() {
             let mut payload = Vec::new();
-            begin_entry(&mut payload, 1234, raise);
+            head.put(&mut payload);
             payload.extend_from_slice(&packet);
             payload.extend_from_slice(&packet);
             let content = entry(&payload).unwrap();
-            assert!(!content.is_checkpoint);
-            assert_eq!((content.stamp_ms, content.raise, content.packets.len()), (1234, raise, 2));
+            assert_eq!((content.head, content.packets.len()), (head, 2));
             for packet in content.packets {
                 assert_eq!(packet.id, id);
                 assert_eq!(packet.collect::<Vec<_>>(), [&b"one"[..], b""]);
             }
         }
+    }
+
+    fn heads() -> Vec<Head> {
+        let raises = [None, Some(Raise { level: 7, entropy: *b"sixteen bytes ok" })];
+        let of_raise = |raise| {
+            [None, Some(Pace::Close), Some(Pace::GoOn)].into_iter().flat_map(move |pace| {
+                [0, 1, -86_400_000, i64::MIN, i64::MAX].map(|ahead_ms| Head {
+                    stamp: Stamp { clock_ms: 1234, ahead_ms },
+                    raise,
+                    pace,
+                    is_checkpoint: ahead_ms == 1,
+                })
+            })
+        };
+        let checkpoint = Head { is_checkpoint: true, ..Head::default() };
+        raises.into_iter().flat_map(of_raise).chain([checkpoint]).collect()
+    }
+
+    fn encoded(head: &Head) -> Vec<u8> {
+        let mut out = Vec::new();
+        head.put(&mut out);
+        out
+    }
+
+    #[test]
+    fn what_a_head_does_not_say_takes_no_bytes_and_older_versions_read_it() {
+        let stamp = Stamp { clock_ms: 1, ahead_ms: 0 };
+        let plain = Head { stamp, ..Head::default() };
+        assert_eq!(encoded(&plain), [1, 1, 0, 0, 0, 0, 0, 0, 0]);
+        let raised = Head { raise: Some(Raise { level: 2, entropy: [5; 16] }), ..plain };
+        assert_eq!(encoded(&raised), [&[2, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0][..], &[5; 16]].concat());
+    }
+
+    #[test]
+    fn a_head_that_is_cut_or_says_what_is_not_known_is_an_error() {
+        for head in heads() {
+            let bytes = encoded(&head);
+            (0..bytes.len()).for_each(|len| assert!(entry(&bytes[..len]).is_err(), "{head:?} cut at {len}"));
+        }
+        let with_flags = |flags: u8| entry(&[3, 0, 0, 0, 0, 0, 0, 0, 0, flags]).map(|content| content.head);
+        assert_eq!(with_flags(32), Err(CodecError::Invalid("entry flags")));
+        assert_eq!(with_flags(4 | 8), Err(CodecError::Invalid("pace")));
+        assert_eq!(with_flags(4).unwrap().pace, Some(Pace::Close));
+        assert_eq!(entry(&[4; 40]).unwrap_err(), CodecError::Invalid("entry version"));
     }
 }

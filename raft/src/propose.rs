@@ -23,7 +23,6 @@ use tokio::{
 
 use crate::{
     Local, NodeId, ProposeError, Unavailable, chance,
-    clock::Clock,
     company::{Company, Load, Verdict},
     group::Group,
     net::peer::CallError,
@@ -66,7 +65,6 @@ pub(crate) struct Proposer<L> {
     node: NodeId,
     boot: u64,
     limits: Limits,
-    clock: Arc<Clock>,
     /// Why nothing waits any more: the group has been out of reach for longer than a failover takes.
     refusal: watch::Receiver<Option<Unavailable>>,
     queue: Mutex<Queue<L>>,
@@ -162,7 +160,6 @@ impl<L: Local> Proposer<L> {
     pub(crate) fn new(
         node: NodeId,
         limits: Limits,
-        clock: Arc<Clock>,
         refusal: watch::Receiver<Option<Unavailable>>,
     ) -> Proposer<L> {
         let in_flight = Arc::new(Semaphore::new(limits.in_flight_max));
@@ -170,7 +167,6 @@ impl<L: Local> Proposer<L> {
             node,
             boot: chance::id(),
             limits,
-            clock,
             refusal,
             queue: Mutex::new(Queue {
                 drafts: VecDeque::new(),
@@ -423,7 +419,7 @@ impl<L: Local> Proposer<L> {
         let (term, _) = group.terms();
         let own = self.take_own(term, true);
         let mut payload = Vec::with_capacity(64 + own.as_ref().map_or(0, |own| own.bytes.len()));
-        packet::begin_entry(&mut payload, self.clock.stamp_ms(), group.raise());
+        group.begin_entry(&mut payload);
         if let Some(own) = &own {
             payload.extend_from_slice(&own.bytes);
         }

@@ -1,9 +1,11 @@
-//! What members tell each other twice a second, each to each: how far their disks are, and what they know of the others'.
+//! What members tell each other twice a second, each to each: how far their disks are, what they know of the others', and
+//! what time it is by the log's clock.
 //! Nobody waits for it. All of it stays true, however late it comes. JSON, like administrative requests.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::{
     Machine, NodeId,
@@ -41,6 +43,8 @@ pub(crate) struct Report {
     states: Vec<Mark>,
     /// Where nodes are, as they say, its own address among them.
     addresses: BTreeMap<NodeId, Told>,
+    /// From the leader: the log clock, in microseconds since the Unix epoch.
+    clock_us: Option<u64>,
 }
 
 impl<M: Machine> Core<M> {
@@ -62,13 +66,14 @@ impl<M: Machine> Core<M> {
             trail: self.applier.told(),
             states: self.checkpointer.states(),
             addresses: self.identity.told_addresses(),
+            clock_us: if self.is_leader() { self.clock.say_us() } else { None },
         }
     }
 
     /// Answers a member's report with this node's.
     pub(crate) fn answer_report(&self, body: &[u8]) -> Result<Vec<u8>, String> {
         let heard = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-        self.take_report(&heard);
+        self.take_report(&heard, None);
         Ok(self.encoded_report())
     }
 
@@ -76,7 +81,9 @@ impl<M: Machine> Core<M> {
         serde_json::to_vec(&self.report()).expect("a report has no maps with other keys than strings")
     }
 
-    fn take_report(&self, heard: &Report) {
+    /// Takes in what a member says, after it was asked at a moment or by itself.
+    fn take_report(&self, heard: &Report, asked: Option<Instant>) {
+        self.take_time(heard, asked);
         for (id, known) in &heard.disks {
             self.identity.hear_of_disk(heard.from, *id, known);
         }
@@ -88,16 +95,29 @@ impl<M: Machine> Core<M> {
         self.take_stand();
     }
 
+    fn take_time(&self, heard: &Report, asked: Option<Instant>) {
+        let Some(clock_us) = heard.clock_us else { return };
+        // One that was deposed may go on for a while, and its clock with it.
+        if *self.leader.borrow() != Some(heard.from) || self.is_leader() {
+            return;
+        }
+        match asked {
+            Some(asked) => self.clock.hear_us(clock_us, asked),
+            None => self.clock.learn_us(clock_us),
+        }
+    }
+
     async fn exchange(&self, id: NodeId, report: &[u8]) {
         let Some(peer) = self.peer(id) else { return };
         let speaks = |hello: Hello| hello.protocol_version >= PROTOCOL_REPORTS;
         if peer.link().await.is_err() || !self.identity.seen(id).is_some_and(speaks) {
             return;
         }
+        let asked = Instant::now();
         if let Ok(answer) = peer.call(Kind::Report, GROUP, report, PATIENCE).await
             && let Ok(heard) = serde_json::from_slice(&answer)
         {
-            self.take_report(&heard);
+            self.take_report(&heard, Some(asked));
         }
     }
 }

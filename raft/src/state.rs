@@ -7,7 +7,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -23,9 +23,9 @@ use tokio::sync::watch;
 use crate::{
     Batch, Entropy, Machine, NodeId, Proposal,
     checkpoint::Checkpointer,
-    clock::Clock,
+    clock::{Clock, Stamp},
     fatal,
-    packet::{self, Packet},
+    packet::{self, Head, Pace, Packet},
     propose::Proposer,
     snapshot::SnapshotData,
     trail::{self, Mark, Trail},
@@ -45,13 +45,15 @@ pub(crate) struct Progress {
     pub level: u32,
     /// The running hash of the entries; None where it is not known.
     pub hash: Option<u64>,
+    /// Whether the log clock waits for the wall clock.
+    pub is_closing: bool,
 }
 
 impl Default for Progress {
     /// The beginning.
     fn default() -> Progress {
         let (last, membership, retired) = Default::default();
-        Progress { last, membership, retired, level: 0, hash: Some(0) }
+        Progress { last, membership, retired, level: 0, hash: Some(0), is_closing: false }
     }
 }
 
@@ -112,6 +114,7 @@ pub(crate) struct Applier<M: Machine> {
     applied_index: watch::Sender<u64>,
     applied_term: AtomicU64,
     level: Arc<AtomicU32>,
+    is_closing: AtomicBool,
     fatal: fatal::Handler,
     /// The running hash at the last entries.
     trail: Mutex<Trail>,
@@ -132,7 +135,8 @@ impl<M: Machine> Applier<M> {
         fatal: fatal::Handler,
     ) -> Applier<M> {
         level.store(progress.level, Ordering::Release);
-        clock.observe_ms(machine.clock_ms());
+        clock.observe(stamp_of(&*machine));
+        clock.close(progress.is_closing);
         let index = progress.last.map_or(0, |id| id.index);
         let term = progress.last.map_or(0, |id| id.committed_leader_id().term);
         let mut trail = Trail::default();
@@ -142,6 +146,7 @@ impl<M: Machine> Applier<M> {
             clock,
             proposer,
             level,
+            is_closing: AtomicBool::new(progress.is_closing),
             fatal,
             trail: Mutex::new(trail),
             stage: Mutex::default(),
@@ -164,6 +169,11 @@ impl<M: Machine> Applier<M> {
     /// The level by which entries are applied; 0 before the first.
     pub(crate) fn level(&self) -> u32 {
         self.level.load(Ordering::Acquire)
+    }
+
+    /// Whether the log clock waits for the wall clock.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Acquire)
     }
 
     /// Waits until `index` is applied.
@@ -254,9 +264,7 @@ impl<M: Machine> Applier<M> {
                 progress.change_membership(StoredMembership::new(Some(entry.log_id), membership.clone()));
                 Asks::default()
             }
-            EntryPayload::Normal(payload) => {
-                self.apply_payload(&entry.log_id, &payload.0, &mut progress.level)
-            }
+            EntryPayload::Normal(payload) => self.apply_payload(&entry.log_id, &payload.0, &mut progress),
         };
         progress.last = Some(entry.log_id);
         progress.hash = trail::follow(progress.hash, &entry, asks.raised);
@@ -276,7 +284,7 @@ impl<M: Machine> Applier<M> {
         self.applied_index.send_replace(last.index);
     }
 
-    fn apply_payload(&self, id: &LogId, payload: &[u8], level: &mut u32) -> Asks {
+    fn apply_payload(&self, id: &LogId, payload: &[u8], progress: &mut Progress) -> Asks {
         let (index, term) = (id.index, id.committed_leader_id().term);
         // The leader framed it and the log's CRC guards it: nothing may be guessed here.
         let content = packet::entry(payload).unwrap_or_else(|error| {
@@ -284,23 +292,30 @@ impl<M: Machine> Applier<M> {
                 "log entry {index} is not one of this version ({error}): start a later version"
             ))
         });
-        let raise = content.raise.filter(|raise| raise.level > *level);
-        *level = raise.map_or((*level).max(1), |raise| raise.level);
+        let Head { stamp, raise, pace, is_checkpoint } = content.head;
+        let raise = raise.filter(|raise| raise.level > progress.level);
+        let level = raise.map_or(progress.level.max(1), |raise| raise.level);
+        progress.level = level;
         let known = self.machine.apply_level_max();
-        if *level > known {
+        if level > known {
             self.give_up(format!(
                 "log entry {index} has apply level {level}, and this version knows {known}: start a later version"
             ));
         }
-        self.level.store(*level, Ordering::Release);
-        self.clock.observe_ms(content.stamp_ms);
+        self.level.store(level, Ordering::Release);
+        self.clock.observe(stamp);
+        if let Some(pace) = pace {
+            progress.is_closing = pace == Pace::Close;
+            self.set_pace(progress.is_closing);
+        }
         self.bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
         let proposals = content.packets.into_iter().flat_map(|packet| self.with_locals(packet)).collect();
         let batch = Batch {
             index,
-            stamp_ms: content.stamp_ms,
+            stamp_ms: stamp.clock_ms,
+            ahead_ms: stamp.ahead_ms,
             term,
-            level: *level,
+            level,
             raised: raise.map(|raise| raise.entropy),
             proposals,
         };
@@ -308,7 +323,12 @@ impl<M: Machine> Applier<M> {
         if catch_unwind(AssertUnwindSafe(|| self.machine.apply(batch))).is_err() {
             self.give_up(format!("log entry {index} could not be applied"));
         }
-        Asks { raised: raise.map(|raise| raise.entropy), checkpoint: content.is_checkpoint }
+        Asks { raised: raise.map(|raise| raise.entropy), checkpoint: is_checkpoint }
+    }
+
+    fn set_pace(&self, is_closing: bool) {
+        self.is_closing.store(is_closing, Ordering::Release);
+        self.clock.close(is_closing);
     }
 
     /// Ends the process: what cannot be applied as others apply it must not be applied at all.
@@ -328,12 +348,18 @@ impl<M: Machine> Applier<M> {
         self.trail.lock().begin(progress.mark());
         *self.stage.lock() = Stage::None;
         self.level.store(progress.level, Ordering::Release);
-        self.clock.observe_ms(self.machine.clock_ms());
+        self.clock.observe(stamp_of(&*self.machine));
+        self.set_pace(progress.is_closing);
         if let Some(last) = &progress.last {
             self.moved_to(last);
         }
         self.proposer.skipped();
     }
+}
+
+/// The time as of the last entry that a machine has applied.
+fn stamp_of(machine: &impl Machine) -> Stamp {
+    Stamp { clock_ms: machine.clock_ms(), ahead_ms: machine.ahead_ms() }
 }
 
 /// The adapter that openraft owns.

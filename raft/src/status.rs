@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use thiserror::Error;
 
-use crate::{NodeId, Unavailable};
+use crate::{NodeId, Unavailable, distance::milliseconds};
 
 /// What a read must guarantee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +141,18 @@ pub struct Status {
     pub not_ready: Option<NotReady>,
     /// The log clock, estimated at this moment, in milliseconds since the Unix epoch.
     pub clock_ms: u64,
+    /// How far the log clock is ahead of this node's wall clock, in microseconds, negative where it is behind; None while the
+    /// node has not heard the time.
+    pub clock_ahead_us: Option<i64>,
+    /// Whether the log clock goes at half speed until it meets the wall clock.
+    pub clock_is_closing: bool,
+}
+
+impl Status {
+    /// `clock_ahead_us` in milliseconds.
+    pub fn clock_ahead_ms(&self) -> Option<i64> {
+        self.clock_ahead_us.map(milliseconds)
+    }
 }
 
 /// Counters since the start, for metrics. All monotonic but the last two.

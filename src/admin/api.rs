@@ -29,6 +29,13 @@ pub struct Cluster {
     pub applied_index: u64,
     pub checkpoint_index: u64,
     pub purged_index: u64,
+    /// How far the log's clock is ahead of this node's wall clock, in milliseconds, negative where it is behind; null while
+    /// the node has not heard the time.
+    #[serde(default)]
+    pub clock_ahead_ms: Option<i64>,
+    /// Whether the log's clock goes at half speed until it meets the wall clock.
+    #[serde(default)]
+    pub clock_closing: bool,
     pub members: Vec<Member>,
 }
 
@@ -49,6 +56,7 @@ pub struct Member {
 
 impl From<Status> for Cluster {
     fn from(status: Status) -> Cluster {
+        let clock_ahead_ms = status.clock_ahead_ms();
         Cluster {
             cluster_id: status.cluster_id,
             node_id: status.node_id,
@@ -62,6 +70,8 @@ impl From<Status> for Cluster {
             applied_index: status.applied_index,
             checkpoint_index: status.checkpoint_index,
             purged_index: status.purged_index,
+            clock_ahead_ms,
+            clock_closing: status.clock_is_closing,
             members: status.members.into_iter().map(Member::from).collect(),
         }
     }
@@ -105,6 +115,14 @@ pub const BUSY: &str = "urn:kvorum:problem:busy";
 pub struct NewLeader {
     /// The voter that is to lead.
     pub id: NodeId,
+}
+
+/// `POST /v1/cluster/clock`, and its answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockPace {
+    /// Whether the log's clock is to wait for the wall clock, at half speed.
+    pub closing: bool,
 }
 
 /// `POST /v1/checkpoint`'s answer.

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use kvorum_raft::{Cause, Role};
+use kvorum_raft::{Cause, Role, Status};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text::encode},
@@ -75,6 +75,7 @@ impl Collected {
         for (name, help, value) in gauges {
             in_group(encoder, &format!("kvorum_raft_{name}"), help, &ConstGauge::new(value as i64))?;
         }
+        clock(encoder, &status)?;
         not_ready(encoder, status.not_ready.map(|not_ready| not_ready.cause))?;
         let counters = self.0.router.node().counters();
         let totals = [
@@ -176,6 +177,22 @@ impl EncodeMetric for Latency<'_> {
     fn metric_type(&self) -> MetricType {
         MetricType::Histogram
     }
+}
+
+fn clock(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), std::fmt::Error> {
+    let help = "Whether the log's clock goes at half speed until it meets the wall clock";
+    let is_closing = ConstGauge::new(i64::from(status.clock_is_closing));
+    in_group(encoder, "kvorum_raft_clock_closing", help, &is_closing)?;
+    // While the node has not heard the time there is nothing to say.
+    let Some(ahead_us) = status.clock_ahead_us else { return Ok(()) };
+    let help = "How far the log's clock is ahead of this node's wall clock, negative where it is behind";
+    let mut ahead = encoder.encode_descriptor(
+        "kvorum_raft_clock_ahead",
+        help,
+        Some(&Unit::Seconds),
+        MetricType::Gauge,
+    )?;
+    ConstGauge::new(ahead_us as f64 / 1e6).encode(ahead.encode_family(&GROUP)?)
 }
 
 fn not_ready(encoder: &mut DescriptorEncoder<'_>, present: Option<Cause>) -> Result<(), std::fmt::Error> {

@@ -32,7 +32,7 @@ mod feed;
 pub mod join;
 mod metrics;
 
-use api::{Checkpoint, Cluster, NewLeader, NewMember, Problem};
+use api::{Checkpoint, ClockPace, Cluster, NewLeader, NewMember, Problem};
 
 /// Serves the API until `stop` says so.
 pub async fn serve(
@@ -62,6 +62,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/cluster/members", post(add_member))
         .route("/v1/cluster/members/{id}", delete(remove_member))
         .route("/v1/cluster/leader", post(transfer_leader))
+        .route("/v1/cluster/clock", post(close_clock))
         .route("/v1/checkpoint", post(checkpoint))
         .merge(coordination::routes("/v1/locks", coordination::LOCKS))
         .merge(coordination::routes("/v1/elections", coordination::ELECTIONS))
@@ -140,6 +141,15 @@ async fn transfer_leader(
     let leader: NewLeader = json_of(body)?;
     shared.router.node().transfer_leader(leader.id).await?;
     Ok(Json(json!({ "leader_id": leader.id })).into_response())
+}
+
+async fn close_clock(
+    State(shared): State<Arc<Shared>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<ClockPace>, Refusal> {
+    let pace: ClockPace = json_of(body)?;
+    shared.router.node().close_clock(pace.closing).await?;
+    Ok(Json(pace))
 }
 
 async fn checkpoint(State(shared): State<Arc<Shared>>) -> Result<Json<Checkpoint>, Refusal> {

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+mod clock;
 mod dev;
 mod recover;
 mod serve;
@@ -50,6 +51,9 @@ enum Verb {
     Recover(recover::Recover),
     /// Show the members of a cluster: role, term, progress
     Status(status::Status),
+    /// Show how far the log's clock is from the wall clocks, and close the distance
+    #[command(long_about = clock::HELP)]
+    Clock(clock::Clock),
 }
 
 /// Why a verb failed, for a person and for a script.
@@ -76,6 +80,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Dev(dev) => dev::run(dev),
         Verb::Recover(recover) => recover::run(recover),
         Verb::Status(status) => Ok(status::run(status)?),
+        Verb::Clock(clock) => Ok(clock::run(clock)?),
     }
 }
 

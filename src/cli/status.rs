@@ -1,5 +1,5 @@
 //! `kvorum status`: a table of the members, as the one that is asked knows them, and as each tells of itself; and which of
-//! them do not serve, and why.
+//! them do not serve, and why. CLOCK is how far the log's clock is ahead of the member's wall clock.
 
 use std::time::Duration;
 
@@ -29,13 +29,16 @@ pub(super) fn run(status: Status) -> Result<()> {
     println!("cluster {}", asked.cluster_id.as_deref().unwrap_or("(not formed yet)"));
     let told = own_views(&asked);
     let members = asked.members.iter().zip(&told);
-    let rows: Vec<[String; 10]> = members.map(|(member, own)| row(&asked, member, own.as_ref())).collect();
+    let rows: Vec<[String; 11]> = members.map(|(member, own)| row(&asked, member, own.as_ref())).collect();
     print!("{}", table(&HEADER, &rows));
     let is_listed = asked.members.iter().any(|member| member.id == asked.node_id);
     for cluster in told.iter().flatten().chain((!is_listed).then_some(&asked)) {
         if let Some(why) = &cluster.not_ready {
             println!("node {} is not ready: {why}", cluster.node_id);
         }
+    }
+    if asked.clock_closing {
+        println!("the log's clock goes at half speed until it meets the wall clock");
     }
     // A member may take one for the leader that is gone: what counts is who says so of itself, and serves.
     let leads = |cluster: &Cluster| cluster.role == role_name(Role::Leader) && cluster.not_ready.is_none();
@@ -49,7 +52,7 @@ pub(super) fn run(status: Status) -> Result<()> {
 }
 
 /// An address as people write it, without the scheme and with a slash at its end perhaps.
-fn url_of(address: &str) -> String {
+pub(super) fn url_of(address: &str) -> String {
     let address = address.trim_end_matches('/');
     if address.contains("://") { address.to_owned() } else { format!("http://{address}") }
 }
@@ -60,11 +63,11 @@ pub(super) fn cluster(url: &str) -> Result<Cluster> {
     Ok(ureq::Agent::from(config).get(format!("{url}/v1/cluster")).call()?.body_mut().read_json()?)
 }
 
-const HEADER: [&str; 10] =
-    ["ID", "ROLE", "TERM", "LOG", "COMMITTED", "APPLIED", "CHECKPOINT", "LAG", "RESP", "HTTP"];
+const HEADER: [&str; 11] =
+    ["ID", "ROLE", "TERM", "LOG", "COMMITTED", "APPLIED", "CHECKPOINT", "LAG", "CLOCK", "RESP", "HTTP"];
 
 /// What each member tells of itself. All are asked at once: one that is gone may keep whoever asks it waiting.
-fn own_views(asked: &Cluster) -> Vec<Option<Cluster>> {
+pub(super) fn own_views(asked: &Cluster) -> Vec<Option<Cluster>> {
     std::thread::scope(|scope| {
         let asking: Vec<_> =
             asked.members.iter().map(|member| scope.spawn(|| own_view(asked, member))).collect();
@@ -80,7 +83,7 @@ fn own_view(asked: &Cluster, member: &Member) -> Option<Cluster> {
     cluster(&format!("http://{}", member.addresses.get("http")?)).ok()
 }
 
-fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 10] {
+fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 11] {
     let unknown = || "-".to_owned();
     let address = |name: &str| member.addresses.get(name).cloned().unwrap_or_else(unknown);
     let Some(own) = own else {
@@ -88,6 +91,7 @@ fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 10] 
         return [
             member.id.to_string(),
             role.to_owned(),
+            unknown(),
             unknown(),
             unknown(),
             unknown(),
@@ -107,6 +111,7 @@ fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 10] 
         own.applied_index.to_string(),
         own.checkpoint_index.to_string(),
         asked.committed_index.saturating_sub(own.applied_index).to_string(),
+        own.clock_ahead_ms.map_or_else(unknown, |ahead_ms| format!("{ahead_ms:+} ms")),
         address("resp"),
         address("http"),
     ]

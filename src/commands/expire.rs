@@ -1,4 +1,5 @@
-//! Deadlines: setting, reading and removing them. All instants are of the log clock.
+//! Deadlines: setting, reading and removing them. Deadlines are instants of the log clock; those that clients name and are
+//! shown are of the wall clock.
 
 use super::{Spec, key};
 use crate::{
@@ -116,8 +117,8 @@ impl<'a> ExpiryOption<'a> {
 }
 
 impl Expiry {
-    /// The deadline, for commands that take only positive numbers.
-    pub(crate) fn deadline(self, now_ms: u64, command: &'static str) -> Result<u64> {
+    /// The deadline by the log clock, for commands that take only positive numbers. One that has passed may be any that has.
+    pub(crate) fn deadline(self, ctx: &Ctx<'_>, command: &'static str) -> Result<u64> {
         let (Expiry::Seconds(value)
         | Expiry::Milliseconds(value)
         | Expiry::AtSeconds(value)
@@ -125,18 +126,19 @@ impl Expiry {
         if value <= 0 {
             return Err(Error::InvalidExpire(command.into()));
         }
-        self.instant(now_ms, command).map(i64::unsigned_abs)
+        // No deadline is 0.
+        self.instant(ctx, command).map(|instant| instant.max(1).unsigned_abs())
     }
 
-    /// The instant in milliseconds, which may be before the epoch.
-    fn instant(self, now_ms: u64, command: &'static str) -> Result<i64> {
+    /// The instant by the log clock in milliseconds, which may be before the epoch.
+    fn instant(self, ctx: &Ctx<'_>, command: &'static str) -> Result<i64> {
         let instant = match self {
             Expiry::Seconds(value) => {
-                value.checked_mul(1_000).and_then(|value| value.checked_add_unsigned(now_ms))
+                value.checked_mul(1_000).and_then(|value| value.checked_add_unsigned(ctx.now_ms))
             }
-            Expiry::Milliseconds(value) => value.checked_add_unsigned(now_ms),
-            Expiry::AtSeconds(value) => value.checked_mul(1_000),
-            Expiry::AtMilliseconds(value) => Some(value),
+            Expiry::Milliseconds(value) => value.checked_add_unsigned(ctx.now_ms),
+            Expiry::AtSeconds(value) => value.checked_mul(1_000).map(|value| ctx.log_ms(value)),
+            Expiry::AtMilliseconds(value) => Some(ctx.log_ms(value)),
         };
         instant.ok_or(Error::InvalidExpire(command.into()))
     }
@@ -166,7 +168,7 @@ fn expire_by(
     command: &'static str,
 ) -> Result<()> {
     let conditions = Conditions::parse(args)?;
-    let instant = expiry(args.integer(2)?).instant(ctx.now_ms, command)?;
+    let instant = expiry(args.integer(2)?).instant(ctx, command)?;
     let key = args.at(1);
     check_may_move(ctx, key)?;
     let present = ctx.view().deadline(key);
@@ -266,11 +268,11 @@ fn pttl(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 }
 
 fn expiretime(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    read_deadline(view, args, reply, seconds);
+    read_deadline(view, args, reply, |deadline| seconds(view.wall_ms(deadline)));
     Ok(())
 }
 
 fn pexpiretime(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    read_deadline(view, args, reply, |deadline| deadline);
+    read_deadline(view, args, reply, |deadline| view.wall_ms(deadline));
     Ok(())
 }

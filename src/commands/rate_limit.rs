@@ -100,7 +100,7 @@ impl<'a> IncrexOptions<'a> {
         let Some(option) = self.expiry else {
             return Ok(if self.persists { Deadline::None } else { Deadline::Keep });
         };
-        let deadline = option.expiry()?.deadline(ctx.now_ms, "increx")?;
+        let deadline = option.expiry()?.deadline(ctx, "increx")?;
         let stays = self.keeps_deadline && ctx.view().deadline(key).flatten().is_some();
         Ok(if stays { Deadline::Keep } else { Deadline::At(deadline) })
     }

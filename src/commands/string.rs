@@ -233,9 +233,9 @@ impl<'a> SetOptions<'a> {
         Ok(2)
     }
 
-    fn deadline(&self, now_ms: u64, command: &'static str) -> Result<Deadline> {
+    fn deadline(&self, ctx: &Ctx<'_>, command: &'static str) -> Result<Deadline> {
         match self.expiry {
-            Some(option) => Ok(Deadline::At(option.expiry()?.deadline(now_ms, command)?)),
+            Some(option) => Ok(Deadline::At(option.expiry()?.deadline(ctx, command)?)),
             None if self.keeps_deadline => Ok(Deadline::Keep),
             None => Ok(Deadline::None),
         }
@@ -250,7 +250,7 @@ fn set(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         return Ok(());
     }
     let options = SetOptions::parse(args, 3)?;
-    let deadline = options.deadline(ctx.now_ms, "set")?;
+    let deadline = options.deadline(ctx, "set")?;
     if options.gets {
         // An error before anything is written: the condition cannot fail where this does not.
         ctx.string(key)?;
@@ -287,14 +287,14 @@ fn setnx(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 }
 
 fn setex(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let deadline = Expiry::Seconds(args.integer(2)?).deadline(ctx.now_ms, "setex")?;
+    let deadline = Expiry::Seconds(args.integer(2)?).deadline(ctx, "setex")?;
     ctx.set(args.at(1), args.at(3), Deadline::At(deadline));
     reply.ok();
     Ok(())
 }
 
 fn psetex(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let deadline = Expiry::Milliseconds(args.integer(2)?).deadline(ctx.now_ms, "psetex")?;
+    let deadline = Expiry::Milliseconds(args.integer(2)?).deadline(ctx, "psetex")?;
     ctx.set(args.at(1), args.at(3), Deadline::At(deadline));
     reply.ok();
     Ok(())
@@ -331,7 +331,7 @@ fn getex(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         return Ok(());
     };
     let deadline = match expiry {
-        Some(option) => Some(option.expiry()?.deadline(ctx.now_ms, "getex")?),
+        Some(option) => Some(option.expiry()?.deadline(ctx, "getex")?),
         None => None,
     };
     reply.bulk(value);

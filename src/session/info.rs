@@ -252,6 +252,8 @@ fn kvorum(shared: &Shared, status: &Status, out: &mut String) {
     field(out, "checkpoint_index", status.checkpoint_index);
     field(out, "purged_index", status.purged_index);
     field(out, "ready", u8::from(status.not_ready.is_none()));
+    field(out, "clock_ahead_ms", status.clock_ahead_ms().map_or_else(unknown, |ms| ms.to_string()));
+    field(out, "clock_closing", u8::from(status.clock_is_closing));
     let counters = shared.router.node().counters();
     field(out, "leader_changes", counters.leader_changes);
     field(out, "log_fsyncs", counters.log_fsyncs);

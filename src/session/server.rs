@@ -16,7 +16,8 @@ use crate::{
 const WAIT_STEP: Duration = Duration::from_millis(5);
 const WAIT_STEP_MAX: Duration = Duration::from_millis(100);
 
-/// The node's own clock, which is what TIME is asked for; deadlines go by the log's.
+/// The node's wall clock, which is what TIME is asked for. Deadlines go by the log's clock, and are set and shown as times of the
+/// leader's wall clock.
 pub(super) fn time(_: &mut Session, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     reply.array(2);

@@ -5,7 +5,7 @@ use kvorum_raft::safeguard::{self, Safeguard};
 
 use super::{
     claims::Claims,
-    codec::{FORMAT, Input, put_varint},
+    codec::{FORMAT, Input, put_signed, put_varint},
     deadlines::Death,
     dirty::PageId,
     hash::Hashing,
@@ -62,6 +62,10 @@ impl State {
         put_varint(&mut out, self.term);
         put_varint(&mut out, self.led_since_ms);
         put_varint(&mut out, self.applied);
+        // Older versions know no distance; what they can load has none.
+        if self.ahead_ms != 0 {
+            put_signed(&mut out, self.ahead_ms);
+        }
         out
     }
 }
@@ -143,6 +147,7 @@ impl StateLoader {
         self.state.term = input.varint()?;
         self.state.led_since_ms = input.varint()?;
         self.state.applied = input.varint()?;
+        self.state.ahead_ms = if input.is_at_end() { 0 } else { input.signed()? };
         input.end()?;
         let found: Vec<_> = self.state.databases.iter().map(Keyspace::len).collect();
         self.state.keys = found.iter().sum();

@@ -16,6 +16,11 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+/// Appends a signed number as a varint, small when it is near 0.
+pub fn put_signed(out: &mut Vec<u8>, value: i64) {
+    put_varint(out, ((value << 1) ^ (value >> 63)).cast_unsigned());
+}
+
 /// Appends bytes with their length.
 #[inline]
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -62,6 +67,12 @@ impl<'a> Input<'a> {
             }
         }
         Err("a varint is longer than ten bytes".into())
+    }
+
+    /// A signed number.
+    pub fn signed(&mut self) -> Result<i64, String> {
+        let value = self.varint()?;
+        Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
     }
 
     /// A count or size.
@@ -111,7 +122,7 @@ impl<'a> Input<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Input, put_bytes, put_varint};
+    use super::{Input, put_bytes, put_signed, put_varint};
 
     #[test]
     fn what_is_written_is_read() {
@@ -119,10 +130,16 @@ mod tests {
         for value in [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX] {
             put_varint(&mut out, value);
         }
+        for value in [0, -1, 1, -86_400_000, i64::MIN, i64::MAX] {
+            put_signed(&mut out, value);
+        }
         put_bytes(&mut out, b"key");
         let mut input = Input::new(&out);
         for value in [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX] {
             assert_eq!(input.varint(), Ok(value));
+        }
+        for value in [0, -1, 1, -86_400_000, i64::MIN, i64::MAX] {
+            assert_eq!(input.signed(), Ok(value));
         }
         assert_eq!(input.bytes(), Ok(b"key".as_slice()));
         assert_eq!(input.end(), Ok(()));

@@ -79,6 +79,12 @@ impl<'a> Ctx<'a> {
         self.state.level
     }
 
+    /// An instant by the wall clock, as clients name it, by the log clock: where it becomes a deadline. In entries below
+    /// [`level::WALL_TIMES`] it is the same.
+    pub fn log_ms(&self, wall_ms: i64) -> i64 {
+        wall_ms.saturating_add(self.state.ahead_ms)
+    }
+
     /// The selected database.
     pub fn db(&self) -> u32 {
         self.db

@@ -8,8 +8,9 @@ pub const FIRST: u32 = 1;
 /// one reaping, of a pattern and of LCS is bounded; a refused claim changes nothing; reads behind FENCE have chance; no claim
 /// is guarded; LEASE.KEEPALIVE knows BINDING.
 pub const BOUNDED: u32 = 2;
-/// Entries ask for checkpoints, whose pages nodes compare: from here on whoever changes the form of a page does so from a level
-/// on, whose rise touches all pages.
-pub const COMPARED: u32 = 3;
+/// Entries say how far the log clock is ahead of the wall clock; instants that clients name are of the wall clock. And entries
+/// ask for checkpoints, whose pages nodes compare: from here on whoever changes the form of a page does so from a level on, whose
+/// rise touches all pages.
+pub const WALL_TIMES: u32 = kvorum_raft::DISTANCE_LEVEL;
 /// The highest that this version can apply.
-pub const LEVEL_MAX: u32 = COMPARED;
+pub const LEVEL_MAX: u32 = WALL_TIMES;

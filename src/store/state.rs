@@ -39,6 +39,8 @@ pub(crate) type KeyOfDb = (u32, Box<[u8]>);
 pub struct State {
     /// The log clock: the highest stamp seen.
     pub(crate) now_ms: u64,
+    /// How far the log clock is ahead of the wall clock, by the last entry.
+    pub(crate) ahead_ms: i64,
     /// Rises with each change of a key.
     pub(crate) revision: u64,
     pub(crate) next_object: u64,
@@ -86,6 +88,7 @@ impl State {
     pub fn new() -> State {
         State {
             now_ms: 0,
+            ahead_ms: 0,
             revision: 0,
             next_object: 1,
             token: 0,
@@ -119,6 +122,22 @@ impl State {
         if term != self.term {
             (self.term, self.led_since_ms) = (term, self.now_ms);
         }
+    }
+
+    /// How far the log clock is ahead of the wall clock, in milliseconds, by the last entry.
+    pub fn ahead_ms(&self) -> i64 {
+        self.ahead_ms
+    }
+
+    /// From here on the log clock is so far ahead of the wall clock.
+    pub fn set_ahead(&mut self, ahead_ms: i64) {
+        self.ahead_ms = ahead_ms;
+    }
+
+    /// An instant by the log clock, by the wall clock as clients mean it; within what an integer reply can say.
+    pub fn wall_ms(&self, log_ms: u64) -> u64 {
+        let wall_ms = i128::from(log_ms) - i128::from(self.ahead_ms);
+        wall_ms.clamp(0, i128::from(i64::MAX)) as u64
     }
 
     /// The term of the last log entry.
@@ -401,6 +420,9 @@ impl State {
         let numbers =
             [self.now_ms, self.revision, self.next_object, self.token, self.term, self.led_since_ms];
         numbers.into_iter().for_each(|number| digest.number(number));
+        if self.ahead_ms != 0 {
+            digest.number(self.ahead_ms.cast_unsigned());
+        }
         digest.bytes(&self.hashing.key().unwrap_or_default());
         digest.finish()
     }

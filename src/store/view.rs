@@ -55,6 +55,11 @@ impl<'a> View<'a> {
         self.db
     }
 
+    /// An instant by the log clock, by the wall clock: what clients are shown.
+    pub fn wall_ms(&self, log_ms: u64) -> u64 {
+        self.state.wall_ms(log_ms)
+    }
+
     /// The same of another database. What it meets late is not noted here.
     pub fn in_db(&self, db: u32) -> View<'a> {
         View::new(self.state, db, self.estimate_ms, self.chance).at_level(self.level)

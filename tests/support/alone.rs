@@ -17,6 +17,8 @@ use tokio::sync::oneshot;
 pub struct Alone {
     pub machine: Machine,
     pub now_ms: u64,
+    /// How far the log's clock is ahead of the wall clock.
+    pub ahead_ms: i64,
     pub protocol: Protocol,
     /// Of all entries.
     pub level: u32,
@@ -36,6 +38,7 @@ impl Default for Alone {
         Alone {
             machine: Machine::new(16),
             now_ms: 1_700_000_000_000,
+            ahead_ms: 0,
             protocol: Protocol::Resp2,
             level: APPLY_LEVEL_MAX,
             hash_key: Some(HASH_KEY),
@@ -53,6 +56,11 @@ impl Alone {
     /// One whose cluster had data before there were hash keys.
     pub fn without_hash_key() -> Alone {
         Alone { hash_key: None, ..Alone::default() }
+    }
+
+    /// One whose log's clock is so far ahead of the wall clock.
+    pub fn ahead(ahead_ms: i64) -> Alone {
+        Alone { ahead_ms, ..Alone::default() }
     }
 
     /// Runs a command line of words without quotes, in RESP2 unless `protocol` is another.
@@ -165,7 +173,8 @@ impl Alone {
         self.index += 1;
         let proposals = vec![Proposal { bytes: request, local: Some(pipeline) }];
         let (level, raised) = (self.level, self.hash_key.take());
-        let batch = Batch { index: self.index, stamp_ms: self.now_ms, term: 1, level, raised, proposals };
+        let (stamp_ms, ahead_ms) = (self.now_ms, self.ahead_ms);
+        let batch = Batch { index: self.index, stamp_ms, ahead_ms, term: 1, level, raised, proposals };
         self.machine.apply(batch);
         replies.try_recv().unwrap()
     }
@@ -174,7 +183,17 @@ impl Alone {
     pub fn apply(&mut self, proposals: &[Vec<u8>]) {
         self.index += 1;
         let raised = self.hash_key.take();
-        apply_at(&self.machine, self.index, self.now_ms, 1, (self.level, raised), proposals);
+        let proposals = proposals.iter().map(|bytes| Proposal { bytes, local: None }).collect();
+        let (stamp_ms, ahead_ms, level) = (self.now_ms, self.ahead_ms, self.level);
+        self.machine.apply(Batch {
+            index: self.index,
+            stamp_ms,
+            ahead_ms,
+            term: 1,
+            level,
+            raised,
+            proposals,
+        });
     }
 }
 
@@ -191,5 +210,5 @@ pub fn apply_at(
     proposals: &[Vec<u8>],
 ) {
     let proposals = proposals.iter().map(|bytes| Proposal { bytes, local: None }).collect();
-    machine.apply(Batch { index, stamp_ms, term, level, raised, proposals });
+    machine.apply(Batch { index, stamp_ms, ahead_ms: 0, term, level, raised, proposals });
 }

@@ -202,7 +202,9 @@ impl Cluster {
             peer.clone_from(listens);
         }
         if self.has_own_clocks {
-            self.shift_clock(node, 0);
+            if !self.clock_of(node).exists() {
+                self.shift_clock(node, 0);
+            }
             command
                 .env("LD_PRELOAD", FAKETIME)
                 .env("FAKETIME_TIMESTAMP_FILE", self.clock_of(node))
@@ -232,7 +234,7 @@ impl Cluster {
         self.dir.path().join(format!("node{}.clock", node + 1))
     }
 
-    /// Sets how far a node's wall clock is from the machine's.
+    /// Sets how far a node's wall clock is from the machine's, now and after its next start.
     pub fn shift_clock(&self, node: usize, seconds: i64) {
         // Replaced as a whole: the node reads it at every look at the clock.
         let (clock, next) = (self.clock_of(node), self.clock_of(node).with_extension("next"));

@@ -11,9 +11,10 @@ use kvorum::{
     resp::Protocol,
     store::{Ticket, level},
 };
+use kvorum_raft::{Machine as _, Proposal};
 
 use super::{
-    alone::{HASH_KEY, apply_at},
+    alone::HASH_KEY,
     hostile::{hostile_argv, hostile_reads},
     watchdog::watched,
 };
@@ -25,6 +26,8 @@ pub const STAMP_MS: u64 = 1_700_000_000_000;
 pub struct Batch {
     pub index: u64,
     pub stamp_ms: u64,
+    /// How far the log's clock is ahead of the wall clock.
+    pub ahead_ms: i64,
     pub term: u64,
     /// The rule by which it is applied; and what the entry says that raised it.
     pub level: u32,
@@ -35,9 +38,10 @@ pub struct Batch {
 impl Batch {
     /// Applies it, as long as it may take; nobody on this node waits for it.
     pub fn apply(&self, machine: &Machine) {
-        let Batch { index, stamp_ms, term, level, raised, ref proposals } = *self;
+        let Batch { index, stamp_ms, ahead_ms, term, level, raised, ref proposals } = *self;
+        let proposals = proposals.iter().map(|bytes| Proposal { bytes, local: None }).collect();
         watched(format_args!("entry {index}"), || {
-            apply_at(machine, index, stamp_ms, term, (level, raised), proposals);
+            machine.apply(kvorum_raft::Batch { index, stamp_ms, ahead_ms, term, level, raised, proposals });
         });
     }
 }
@@ -345,7 +349,7 @@ pub fn random_log(chance: &mut fastrand::Rng, batches: u64) -> Vec<Batch> {
             bytes
         });
         let (term, proposals) = (1 + index / 100, proposals.collect());
-        Batch { index, stamp_ms, term, level: level::FIRST, raised: None, proposals }
+        Batch { index, stamp_ms, ahead_ms: 0, term, level: level::FIRST, raised: None, proposals }
     };
     (1..=batches).map(batch).collect()
 }
@@ -377,5 +381,32 @@ pub fn raise(log: &mut [Batch], index: u64, level: u32) {
     for batch in log.iter_mut().filter(|batch| batch.index >= index) {
         batch.level = level;
         batch.raised = (batch.index == index).then_some(HASH_KEY);
+    }
+}
+
+/// The same log by wall clocks that are wrong and jump, from an index on, with times of theirs for some keys. Below level 3
+/// there are none.
+pub fn set_wall_clocks(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
+    let mut ahead_ms = 0;
+    for batch in log.iter_mut().filter(|batch| batch.index >= from) {
+        ahead_ms = match chance.u8(..20) {
+            0 => chance.i64(-100_000_000..100_000_000),
+            1 => chance.i64(..),
+            2 => 0,
+            _ => ahead_ms,
+        };
+        batch.ahead_ms = ahead_ms;
+        let mut bytes = Vec::new();
+        for _ in 0..chance.usize(..3) {
+            let wall_ms =
+                i128::from(batch.stamp_ms) - i128::from(ahead_ms) + i128::from(chance.i32(-500..3_000));
+            let (key, at) = (random_key(chance), wall_ms.to_string().into_bytes());
+            match chance.u8(..3) {
+                0 => put_call(&mut bytes, 0, &[b"PEXPIREAT", &key, &at]),
+                1 => put_call(&mut bytes, 0, &[b"SET", &key, b"v", b"PXAT", &at]),
+                _ => put_call(&mut bytes, 0, &[b"GETEX", &key, b"PXAT", &at]),
+            }
+        }
+        batch.proposals.push(bytes);
     }
 }

@@ -50,6 +50,8 @@ pub(super) enum Action {
     PutBackDisk(u64),
     /// The wall clock jumps by so many seconds.
     WallClock(u64, i64),
+    /// A node is asked to have the log's clock wait for the wall clock, or to have it go on.
+    CloseClock(u64, bool),
     /// The monotonic clock goes at this rate.
     Rate(u64, f64),
     /// A node without data is started, and the first one is asked to add it.
@@ -116,7 +118,9 @@ impl Action {
             }
             Action::Add(asked, id) => world.ask_to_add(asked, id),
             Action::Remove(asked, id) => world.ask_to_remove(asked, id),
-            Action::Transfer(..) | Action::Checkpoint(_) => return Ok(self.to_server(world)),
+            Action::Transfer(..) | Action::Checkpoint(_) | Action::CloseClock(..) => {
+                return Ok(self.to_server(world));
+            }
         }
         Ok(true)
     }
@@ -173,6 +177,9 @@ impl Action {
             Action::Transfer(asked, to) => world.ask(asked, move |server| async move {
                 let _ = tokio::time::timeout(TRANSFER_TIME, server.node().transfer_leader(to)).await;
             }),
+            Action::CloseClock(asked, close) => world.ask(asked, move |server| async move {
+                let _ = server.node().close_clock(close).await;
+            }),
             Action::Checkpoint(asked) => world.ask(asked, |server| async move {
                 let _ = server.node().checkpoint_now().await;
             }),
@@ -226,6 +233,8 @@ impl fmt::Display for Action {
             Action::CopyDisk(id) => write!(f, "copy-disk {id}"),
             Action::PutBackDisk(id) => write!(f, "put-back-disk {id}"),
             Action::WallClock(id, seconds) => write!(f, "wall-clock {id} {seconds}"),
+            Action::CloseClock(id, true) => write!(f, "close-clock {id}"),
+            Action::CloseClock(id, false) => write!(f, "run-clock {id}"),
             Action::Rate(id, rate) => write!(f, "rate {id} {rate}"),
             Action::Grow(asked) => write!(f, "grow {asked}"),
             Action::Add(asked, id) => write!(f, "add {asked} {id}"),
@@ -318,6 +327,8 @@ pub(super) fn parse(text: &str, names: &Names) -> Result<Action> {
         "copy-disk" => Action::CopyDisk(rest.node()?),
         "put-back-disk" => Action::PutBackDisk(rest.node()?),
         "wall-clock" => Action::WallClock(rest.node()?, rest.number()?),
+        "close-clock" => Action::CloseClock(rest.node()?, true),
+        "run-clock" => Action::CloseClock(rest.node()?, false),
         "rate" => Action::Rate(rest.node()?, rest.number()?),
         "grow" => Action::Grow(rest.node()?),
         "add" => Action::Add(rest.node()?, rest.node()?),
@@ -353,6 +364,8 @@ mod tests {
             Action::Delay(7, Delay { on, max_ms: 30, late_permille: 5 }),
             Action::Delay(7, Delay { on: None, max_ms: 30, late_permille: 5 }),
             Action::WallClock(3, -3600),
+            Action::CloseClock(3, true),
+            Action::CloseClock(3, false),
             Action::Rate(3, 0.875),
             Action::Remove(1, 2),
             Action::BreakStream,

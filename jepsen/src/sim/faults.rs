@@ -56,6 +56,7 @@ pub(super) const KINDS: &[&str] = &[
     "full-disk",
     "flipped-bit",
     "wall-clock",
+    "close-clock",
     "drift",
     "transfer",
     "checkpoint",
@@ -206,6 +207,10 @@ impl Faults {
             "full-disk" if self.may_kill(world) => world.perform(&Action::FullDisk(id)),
             "wall-clock" if !self.steady_clocks => {
                 world.perform(&Action::WallClock(id, self.chance.i64(-10_000..10_000)))
+            }
+            // Where it is not ahead this is refused.
+            "close-clock" if !self.steady_clocks => {
+                world.perform(&Action::CloseClock(id, self.chance.u8(..4) > 0))
             }
             "drift" if !self.steady_clocks => {
                 self.lasts(world, Action::Rate(id, 1.0));

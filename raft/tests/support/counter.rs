@@ -21,6 +21,7 @@ pub struct Counter {
 struct State {
     counts: BTreeMap<u64, u64>,
     clock_ms: u64,
+    ahead_ms: i64,
     dirty: BTreeSet<u64>,
     writing: BTreeMap<u64, u64>,
 }
@@ -51,6 +52,10 @@ impl Counter {
         self.state.lock().clock_ms
     }
 
+    pub fn ahead_ms(&self) -> i64 {
+        self.state.lock().ahead_ms
+    }
+
     pub fn set_clock_ms(&self, clock_ms: u64) {
         self.state.lock().clock_ms = clock_ms;
     }
@@ -78,10 +83,15 @@ impl Machine for Counter {
         self.state.lock().clock_ms
     }
 
+    fn ahead_ms(&self) -> i64 {
+        self.state.lock().ahead_ms
+    }
+
     fn apply(&self, batch: Batch<'_, Waiter>) {
         self.levels.lock().push((batch.level, batch.raised));
         let mut state = self.state.lock();
         state.clock_ms = state.clock_ms.max(batch.stamp_ms);
+        state.ahead_ms = batch.ahead_ms;
         for proposal in batch.proposals {
             let (key, amount) = (number(&proposal.bytes[..8]), number(&proposal.bytes[8..]));
             let count = state.counts.entry(key).or_default();
@@ -102,7 +112,8 @@ impl Machine for Counter {
         let mut state = self.state.lock();
         let dirty = std::mem::take(&mut state.dirty);
         state.writing = dirty.into_iter().map(|key| (key, state.counts[&key])).collect();
-        [state.clock_ms.to_le_bytes(), (state.counts.len() as u64).to_le_bytes()].concat()
+        let numbers = [state.clock_ms, state.counts.len() as u64, state.ahead_ms.cast_unsigned()];
+        numbers.map(u64::to_le_bytes).concat()
     }
 
     fn checkpoint_step(&self, bytes_max: usize, pages: &mut Vec<PageWrite>) -> bool {
@@ -136,7 +147,8 @@ impl Loader for Loading<'_> {
 
     fn finish(mut self: Box<Self>, head: &[u8]) -> Result<(), String> {
         self.state.clock_ms = number(&head[..8]);
-        if self.state.counts.len() as u64 != number(&head[8..]) {
+        self.state.ahead_ms = number(&head[16..]).cast_signed();
+        if self.state.counts.len() as u64 != number(&head[8..16]) {
             return Err("pages are missing".into());
         }
         *self.machine.state.lock() = self.state;
