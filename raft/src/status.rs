@@ -50,6 +50,19 @@ pub struct Member {
     pub last_contact_ms: Option<u64>,
     /// Whether it has answered lately; only the leader knows.
     pub is_in_contact: bool,
+    /// How long its answers to this node take, if one came within the last minute; None for this node itself.
+    pub round_trip: Option<RoundTrip>,
+}
+
+/// How long a peer's answers take, as a node measures it twice a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundTrip {
+    /// The least of the last ten: the distance.
+    pub least: Duration,
+    /// Smoothed, as TCP does.
+    pub smoothed: Duration,
+    /// The greatest of the last minute.
+    pub greatest: Duration,
 }
 
 /// Why a node is not ready.
@@ -141,6 +154,10 @@ pub struct Status {
     pub not_ready: Option<NotReady>,
     /// The log clock, estimated at this moment, in milliseconds since the Unix epoch.
     pub clock_ms: u64,
+    /// The election time-outs in force, the least and the greatest.
+    pub election_timeout_ms: (u64, u64),
+    /// Why the time-outs do not fit the round trips that were measured; None if they do.
+    pub timeouts_misfit: Option<String>,
 }
 
 /// Counters since the start, for metrics. All monotonic but the last two.
