@@ -29,12 +29,15 @@ pub(super) fn run(status: Status) -> Result<()> {
     println!("cluster {}", asked.cluster_id.as_deref().unwrap_or("(not formed yet)"));
     let told = own_views(&asked);
     let members = asked.members.iter().zip(&told);
-    let rows: Vec<[String; 10]> = members.map(|(member, own)| row(&asked, member, own.as_ref())).collect();
+    let rows: Vec<[String; 11]> = members.map(|(member, own)| row(&asked, member, own.as_ref())).collect();
     print!("{}", table(&HEADER, &rows));
     let is_listed = asked.members.iter().any(|member| member.id == asked.node_id);
     for cluster in told.iter().flatten().chain((!is_listed).then_some(&asked)) {
         if let Some(why) = &cluster.not_ready {
             println!("node {} is not ready: {why}", cluster.node_id);
+        }
+        if let Some(why) = &cluster.timeouts_misfit {
+            println!("node {}: {why}", cluster.node_id);
         }
     }
     // A member may take one for the leader that is gone: what counts is who says so of itself, and serves.
@@ -60,8 +63,9 @@ pub(super) fn cluster(url: &str) -> Result<Cluster> {
     Ok(ureq::Agent::from(config).get(format!("{url}/v1/cluster")).call()?.body_mut().read_json()?)
 }
 
-const HEADER: [&str; 10] =
-    ["ID", "ROLE", "TERM", "LOG", "COMMITTED", "APPLIED", "CHECKPOINT", "LAG", "RESP", "HTTP"];
+/// RTT is how long the member's answers to the one that is asked take, in milliseconds.
+const HEADER: [&str; 11] =
+    ["ID", "ROLE", "TERM", "LOG", "COMMITTED", "APPLIED", "CHECKPOINT", "LAG", "RTT", "RESP", "HTTP"];
 
 /// What each member tells of itself. All are asked at once: one that is gone may keep whoever asks it waiting.
 fn own_views(asked: &Cluster) -> Vec<Option<Cluster>> {
@@ -80,7 +84,7 @@ fn own_view(asked: &Cluster, member: &Member) -> Option<Cluster> {
     cluster(&format!("http://{}", member.addresses.get("http")?)).ok()
 }
 
-fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 10] {
+fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 11] {
     let unknown = || "-".to_owned();
     let address = |name: &str| member.addresses.get(name).cloned().unwrap_or_else(unknown);
     let Some(own) = own else {
@@ -88,6 +92,7 @@ fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 10] 
         return [
             member.id.to_string(),
             role.to_owned(),
+            unknown(),
             unknown(),
             unknown(),
             unknown(),
@@ -107,6 +112,7 @@ fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 10] 
         own.applied_index.to_string(),
         own.checkpoint_index.to_string(),
         asked.committed_index.saturating_sub(own.applied_index).to_string(),
+        member.round_trip.map_or_else(unknown, |round_trip| format!("{:.1}", round_trip.least_ms)),
         address("resp"),
         address("http"),
     ]

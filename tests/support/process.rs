@@ -12,6 +12,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use super::way::Way;
+
 /// How long a cluster may take to form, or a node to come back.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -32,6 +34,8 @@ pub struct Cluster {
     has_own_clocks: bool,
     /// They listen for peers on all addresses of the machine.
     listens_everywhere: bool,
+    /// Where they listen for peers, where a long way leads there from the address that these know.
+    far: Vec<(String, Way)>,
     dir: TempDir,
 }
 
@@ -66,6 +70,19 @@ impl Cluster {
         cluster
     }
 
+    /// As `start`, with so long a way to each node from its peers.
+    pub fn start_far(size: usize, one_way: Duration, options: &[&str]) -> Cluster {
+        let mut cluster = Cluster::off(size, options);
+        let ways = cluster.addresses.iter().map(|addresses| {
+            let there = free_address();
+            let way = Way::open(&addresses.peer, &there, one_way);
+            (there, way)
+        });
+        cluster.far = ways.collect();
+        cluster.start_all();
+        cluster
+    }
+
     /// As `start`; with `has_own_clocks` the nodes' wall clocks can be moved, which needs Debian's package faketime.
     pub fn start_with_clocks(size: usize, options: &[&str], has_own_clocks: bool) -> Cluster {
         let mut cluster = Cluster::off(size, options);
@@ -88,6 +105,7 @@ impl Cluster {
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             has_own_clocks: false,
             listens_everywhere: false,
+            far: Vec::new(),
             dir: tempfile::tempdir().expect("a directory for the test"),
         }
     }
@@ -148,7 +166,12 @@ impl Cluster {
         let log = File::options().create(true).append(true).open(self.log_of(node)).expect("a log file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvorum"));
         let port = addresses.peer.rsplit_once(':').map_or("", |(_, port)| port);
-        let peer = if self.listens_everywhere { format!("0.0.0.0:{port}") } else { addresses.peer.clone() };
+        let peer = match self.far.get(node) {
+            Some((there, _)) => there.clone(),
+            None if self.listens_everywhere => format!("0.0.0.0:{port}"),
+            None => addresses.peer.clone(),
+        };
+        let advertised = self.far.get(node).map(|_| ["--advertise-peer", addresses.peer.as_str()]);
         if self.has_own_clocks {
             self.shift_clock(node, 0);
             command
@@ -161,6 +184,7 @@ impl Cluster {
             .args(["serve", "--id", &(node + 1).to_string(), "--data"])
             .arg(self.data_of(node))
             .args(["--resp", &addresses.resp, "--http", &addresses.http, "--peer", &peer])
+            .args(advertised.into_iter().flatten())
             .args(membership)
             .args(&self.options)
             .stdin(Stdio::null())
