@@ -108,13 +108,14 @@ pub struct Options {
     /// How long a stopping node lets clients finish what is under way [default: 5000]
     #[arg(long, env = "KVORUM_DRAIN_MS", value_name = "MS")]
     pub drain_ms: Option<u64>,
-    /// Time between two heartbeats of the leader [default: 100]
+    /// Time between two heartbeats of the leader, over any distance [default: 100]
     #[arg(long, env = "KVORUM_HEARTBEAT_MS", value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
-    /// Least silence of the leader after which a node starts an election [default: 350]
+    /// A node that has heard no leader for election-timeout-max-ms waits for another time between the two, and stands
+    /// for election. Where neither is given, this second wait grows with the round trip [default: 350]
     #[arg(long, env = "KVORUM_ELECTION_TIMEOUT_MIN_MS", value_name = "MS")]
     pub election_timeout_min_ms: Option<u64>,
-    /// Greatest silence of the leader after which a node starts an election [default: 600]
+    /// As for --election-timeout-min-ms; the same on all nodes [default: 600]
     #[arg(long, env = "KVORUM_ELECTION_TIMEOUT_MAX_MS", value_name = "MS")]
     pub election_timeout_max_ms: Option<u64>,
     /// How long a request waits for a leader or for its confirmation [default: 5000]
@@ -404,6 +405,7 @@ impl Options {
             bootstrap,
             heartbeat_ms,
             election_timeout_ms: (min, max),
+            election_timeout_auto: self.election_timeout_min_ms.or(self.election_timeout_max_ms).is_none(),
             checkpoint_log_bytes: size(
                 "checkpoint-log-bytes",
                 &self.checkpoint_log_bytes,
@@ -486,6 +488,19 @@ mod tests {
         let config = least().validate().unwrap();
         assert_eq!(config.resp.port(), 6379);
         assert_eq!(config.settings.bulk_bytes_max, 512 << 20);
+    }
+
+    #[test]
+    fn time_outs_that_an_operator_gives_do_not_grow() {
+        let config = |options: Options| options.validate().unwrap().node;
+        assert!(config(least()).election_timeout_auto);
+        assert!(config(Options { heartbeat_ms: Some(50), ..least() }).election_timeout_auto);
+        for (min, max) in [(Some(300), None), (None, Some(700)), (Some(350), Some(600))] {
+            let given = Options { election_timeout_min_ms: min, election_timeout_max_ms: max, ..least() };
+            let config = config(given);
+            assert!(!config.election_timeout_auto);
+            assert_eq!(config.election_timeout_ms, (min.unwrap_or(350), max.unwrap_or(600)));
+        }
     }
 
     #[test]

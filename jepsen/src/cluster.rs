@@ -55,6 +55,8 @@ const OPTIONS: &[&str] = &[
 pub(crate) struct Needs {
     pub(crate) clocks: bool,
     pub(crate) disks: bool,
+    /// The round trip between any two nodes.
+    pub(crate) distance: Duration,
 }
 
 /// What a node's process is at this moment.
@@ -165,7 +167,7 @@ impl Cluster {
         let given = |is_needed: bool| if is_needed { Ok(()) } else { Err("no fault needs it".to_owned()) };
         let text = |error: anyhow::Error| format!("{error:#}");
         let cluster = Cluster {
-            network: Network::new()?,
+            network: Network::new(needs.distance / 2)?,
             clocks: given(needs.clocks).and_then(|()| Clocks::find(dir).map_err(text)),
             disks: given(needs.disks).and_then(|()| Disks::find(&dir.join("data")).map_err(text)),
             nodes: Mutex::default(),

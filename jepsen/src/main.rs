@@ -89,6 +89,9 @@ struct Common {
     /// How many of them only read; then all clients are spread over the nodes, and never leave them
     #[arg(long, value_name = "N", default_value_t = 0)]
     readers: usize,
+    /// Round trip between any two nodes, on top of what faults do
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=300))]
+    distance_ms: u64,
     /// Directory for what the run leaves; missing or empty, but for a suite that goes on
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -114,7 +117,8 @@ struct Run {
 
 #[derive(Args, Debug)]
 struct SuiteOptions {
-    /// Every workload with every fault, two faults at a time, instead of a short list
+    /// Every workload with every fault, two faults at a time, instead of a short list; or, with --distance-ms,
+    /// instead of every workload once
     #[arg(long)]
     full: bool,
     /// The server of one run in four, built with --profile checked: an assertion that fails ends it
@@ -140,6 +144,7 @@ impl Common {
             nodes: self.nodes,
             clients: self.clients.max(1),
             readers: self.readers,
+            distance_ms: self.distance_ms,
             broken: None,
         }
     }

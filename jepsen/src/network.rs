@@ -7,7 +7,7 @@
 //! process has the other end of a loopback connection (sock_diag, /proc/PID/fd).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     net::{SocketAddr, SocketAddrV4},
     sync::{
@@ -27,6 +27,7 @@ use tokio::{
     runtime::Runtime,
     sync::watch,
     task::AbortHandle,
+    time::Instant,
 };
 
 use crate::socket;
@@ -37,6 +38,8 @@ pub(crate) const CLIENTS: u64 = 0;
 /// How often and after which pauses a connection's owner is looked up: its entry may come a moment late.
 const LOOKUPS: usize = 5;
 const LOOKUP_PAUSE: Duration = Duration::from_millis(5);
+/// What is on its way over a distance, on one connection and one way: a sender waits beyond that.
+const ON_THE_WAY_MAX: usize = 16 << 20;
 /// The same for a port that is taken.
 const BIND_ATTEMPTS: usize = 50;
 const BIND_PAUSE: Duration = Duration::from_millis(20);
@@ -119,6 +122,8 @@ struct Shared {
     links: Mutex<Links>,
     /// Which node a process is.
     processes: Mutex<HashMap<u32, u64>>,
+    /// How long everything takes from one node to another, whatever the weather.
+    one_way: Duration,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -126,13 +131,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Network {
-    pub(crate) fn new() -> Result<Network> {
+    /// A network in which everything takes so long from one node to another.
+    pub(crate) fn new(one_way: Duration) -> Result<Network> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .context("cannot start the proxies' runtime")?;
-        Ok(Network { shared: Arc::default(), runtime })
+        let shared = Arc::new(Shared { one_way, ..Shared::default() });
+        Ok(Network { shared, runtime })
     }
 
     /// From here on connections of process `pid` are those of `node`.
@@ -233,13 +240,14 @@ async fn serve(
         // A process that has ended meanwhile has no use for an answer.
         let Some(from) = from else { continue };
         let (there, back) = (shared.link(from, node), shared.link(node, from));
+        let one_way = if is_for_peers { shared.one_way } else { Duration::ZERO };
         if is_refused(&there) || is_refused(&back) {
             tokio::time::sleep(LOOKUP_PAUSE).await;
             continue;
         }
         tokio::spawn(async move {
             // What goes wrong here is what both ends see: the connection closes.
-            let _ = carry(stream, address, there, back).await;
+            let _ = carry(stream, address, one_way, there, back).await;
         });
     }
 }
@@ -265,7 +273,13 @@ async fn owner_of(shared: &Arc<Shared>, stream: &TcpStream, other: SocketAddr) -
 }
 
 /// One connection from its beginning to its end. `there` is the link from the one who has connected.
-async fn carry(stream: TcpStream, address: SocketAddr, there: Arc<Link>, back: Arc<Link>) -> io::Result<()> {
+async fn carry(
+    stream: TcpStream,
+    address: SocketAddr,
+    one_way: Duration,
+    there: Arc<Link>,
+    back: Arc<Link>,
+) -> io::Result<()> {
     let (mut weather, mut weather_back) = (there.weather.subscribe(), back.weather.subscribe());
     // Neither a SYN nor its answer gets through a block.
     for (weather, link, side) in
@@ -282,24 +296,70 @@ async fn carry(stream: TcpStream, address: SocketAddr, there: Arc<Link>, back: A
     let (from_here, to_here) = stream.into_split();
     let (from_there, to_there) = onward.into_split();
     tokio::select! {
-        ended = pump(from_here, to_there, &there, Side::Calls) => ended,
-        ended = pump(from_there, to_here, &back, Side::Answers) => ended,
+        ended = pump(Way::new(from_here, one_way), to_there, &there, Side::Calls) => ended,
+        ended = pump(Way::new(from_there, one_way), to_here, &back, Side::Answers) => ended,
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, link: &Link, side: Side) -> io::Result<()> {
+/// One way of a connection, over which everything takes the same time.
+struct Way {
+    from: OwnedReadHalf,
+    one_way: Duration,
+    buffer: Vec<u8>,
+    /// With when they arrive; an empty one is the end.
+    pieces: VecDeque<(Instant, Vec<u8>)>,
+    bytes: usize,
+    has_ended: bool,
+}
+
+impl Way {
+    fn new(from: OwnedReadHalf, one_way: Duration) -> Way {
+        let (buffer, pieces) = (vec![0; 64 << 10], VecDeque::new());
+        Way { from, one_way, buffer, pieces, bytes: 0, has_ended: false }
+    }
+
+    /// The next piece that arrives; an empty one at the end. Nothing is lost when this is given up.
+    async fn next(&mut self) -> io::Result<Vec<u8>> {
+        loop {
+            let due = self.pieces.front().map(|(due, _)| *due);
+            let may_read = !self.has_ended && self.bytes < ON_THE_WAY_MAX;
+            tokio::select! {
+                biased;
+                () = arrival(due), if due.is_some() => {
+                    let (_, piece) = self.pieces.pop_front().unwrap_or((Instant::now(), Vec::new()));
+                    self.bytes -= piece.len();
+                    return Ok(piece);
+                }
+                read = self.from.read(&mut self.buffer), if may_read => {
+                    let read = read?;
+                    self.has_ended = read == 0;
+                    self.bytes += read;
+                    self.pieces.push_back((Instant::now() + self.one_way, self.buffer[..read].to_vec()));
+                }
+            }
+        }
+    }
+}
+
+/// Waits no moment for what has arrived: a timer would make a millisecond of it.
+async fn arrival(due: Option<Instant>) {
+    if let Some(due) = due.filter(|due| *due > Instant::now()) {
+        tokio::time::sleep_until(due).await;
+    }
+}
+
+async fn pump(mut way: Way, mut to: OwnedWriteHalf, link: &Link, side: Side) -> io::Result<()> {
     let mut weather = link.weather.subscribe();
     let cuts = weather.borrow().cuts;
-    let mut buffer = vec![0; 64 << 10];
     loop {
-        let len = tokio::select! {
-            read = from.read(&mut buffer) => read?,
+        let piece = tokio::select! {
+            piece = way.next() => piece?,
             _ = weather.wait_for(|weather| weather.cuts != cuts) => {
                 link.closed.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             }
         };
-        if len == 0 {
+        if piece.is_empty() {
             return Ok(());
         }
         let (least, most) = weather.borrow().delay_ms;
@@ -315,7 +375,7 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, link: &Link, side
                 return Ok(());
             }
         }
-        to.write_all(&buffer[..len]).await?;
+        to.write_all(&piece).await?;
     }
 }
 
@@ -330,6 +390,10 @@ mod tests {
 
     /// An echo behind a proxy; this process is node 7.
     fn echo() -> (Network, Proxy, SocketAddr) {
+        echo_at(Duration::ZERO)
+    }
+
+    fn echo_at(one_way: Duration) -> (Network, Proxy, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
@@ -343,7 +407,7 @@ mod tests {
                 });
             }
         });
-        let network = Network::new().unwrap();
+        let network = Network::new(one_way).unwrap();
         network.is_process_of(std::process::id(), 7);
         let here = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let proxy = network.open(3, here, address, true).unwrap();
@@ -390,6 +454,23 @@ mod tests {
                 stream.read_exact(&mut [0]).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn over_a_distance_everything_takes_as_long_and_nothing_waits_for_what_was_sent_before() {
+        let (_network, _proxy, address) = echo_at(Duration::from_millis(50));
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let begun = std::time::Instant::now();
+        for _ in 0..20 {
+            stream.write_all(b"x").unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.read_exact(&mut [0; 20]).unwrap();
+        let took = begun.elapsed();
+        // The last was sent after 190 ms. One after the other they would take 2 s.
+        assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(1), "{took:?}");
     }
 
     #[test]

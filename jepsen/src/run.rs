@@ -56,6 +56,9 @@ pub(crate) struct Plan {
     /// So many of them only read; then all clients are spread over the nodes, and never leave them.
     #[serde(default)]
     pub(crate) readers: usize,
+    /// The round trip between any two nodes, in milliseconds.
+    #[serde(default)]
+    pub(crate) distance_ms: u64,
     /// What is wrong with the server on purpose.
     pub(crate) broken: Option<String>,
 }
@@ -108,6 +111,7 @@ pub(crate) fn run(
     let is_lying = broken == Some(Break::LyingDisks);
     let mut needs = nemesis::needs(&nemeses);
     needs.disks |= is_lying;
+    needs.distance = Duration::from_millis(plan.distance_ms);
     let cluster = Arc::new(Cluster::start(binary, dir, plan.nodes, needs)?);
     let is_ready = |cluster: &Cluster| cluster.ids().iter().all(|node| cluster.is_ready(*node));
     if !cluster.wait_until(PATIENCE, |cluster| is_asked_to_stop() || is_ready(cluster)) {

@@ -51,6 +51,10 @@ const SHORT: &[(&str, &str)] = &[
     (CONTROL, "pause"),
 ];
 
+/// Over a distance: each workload once, with one of these in turn.
+const DISTANT: &[&str] =
+    &["kill-leader", "partition-one", "transfer", "pause-one", "kill-one,partition-leader", "loss"];
+
 /// Every fault, two at a time; each workload has them all. One of the two leaves some node behind, so that snapshots are
 /// sent.
 const FULL: &[&str] = &[
@@ -109,11 +113,15 @@ pub(crate) struct Suite {
     pub(crate) jobs: usize,
 }
 
-fn pairs(is_full: bool) -> Vec<(&'static str, &'static str)> {
+fn pairs(is_full: bool, is_distant: bool) -> Vec<(&'static str, &'static str)> {
+    let workloads = || workload::NAMES.iter().map(|(name, _)| *name).filter(|name| *name != CONTROL);
+    if !is_full && is_distant {
+        let pairs = workloads().zip(DISTANT.iter().copied().cycle());
+        return pairs.chain([(CONTROL, OF_CONTROL)]).collect();
+    }
     if !is_full {
         return SHORT.to_vec();
     }
-    let workloads = || workload::NAMES.iter().map(|(name, _)| *name).filter(|name| *name != CONTROL);
     // All workloads have met a fault before the next one's turn.
     let pairs = FULL.iter().flat_map(|nemeses| workloads().map(move |workload| (workload, *nemeses)));
     pairs.chain([(CONTROL, OF_CONTROL)]).collect()
@@ -135,7 +143,7 @@ impl Suite {
     /// Runs all pairs that have no verdict in the directory yet; gives whether each ended as it should, with a table in
     /// `suite.md`.
     pub(crate) fn run(&self, is_asked_to_stop: fn() -> bool) -> Result<bool> {
-        let pairs = pairs(self.is_full);
+        let pairs = pairs(self.is_full, self.plan.distance_ms > 0);
         std::fs::create_dir_all(&self.dir)
             .with_context(|| format!("cannot create {}", self.dir.display()))?;
         let done = Mutex::new(Done { rows: vec![None; pairs.len()], is_good: true });
@@ -217,6 +225,8 @@ impl Suite {
                 &plan.clients.to_string(),
                 "--readers",
                 &plan.readers.to_string(),
+                "--distance-ms",
+                &plan.distance_ms.to_string(),
                 "--binary",
             ])
             .arg(server)
@@ -291,12 +301,24 @@ mod tests {
 
     #[test]
     fn every_workload_meets_every_fault() {
-        let pairs = pairs(true);
+        let pairs = pairs(true, false);
         for (workload, _) in workload::NAMES.iter().filter(|(name, _)| *name != CONTROL) {
             let met = pairs.iter().filter(|(name, _)| name == workload);
             let met: BTreeSet<&str> = met.flat_map(|(_, nemeses)| nemeses.split(',')).collect();
             assert_eq!(met, nemesis::faults().collect(), "{workload}");
         }
         assert!(pairs.iter().any(|(name, _)| *name == CONTROL));
+        assert_eq!(super::pairs(true, true), pairs);
+    }
+
+    #[test]
+    fn every_workload_goes_a_long_way_once() {
+        let pairs = pairs(false, true);
+        let names: Vec<&str> = pairs.iter().map(|(name, _)| *name).collect();
+        let all: BTreeSet<&str> = workload::NAMES.iter().map(|(name, _)| *name).collect();
+        assert_eq!((names.len(), names.iter().copied().collect()), (all.len(), all));
+        for name in pairs.iter().flat_map(|(_, nemeses)| nemeses.split(',')) {
+            assert!(nemesis::named(name).is_some(), "{name}");
+        }
     }
 }

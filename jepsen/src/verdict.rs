@@ -304,6 +304,7 @@ mod tests {
             nodes: 2,
             clients: 1,
             readers: 0,
+            distance_ms: 0,
             broken: None,
         };
         let mut events = history(lines);

@@ -92,6 +92,11 @@ fn a_node_that_is_cut_off_is_not_ready() {
 }
 
 #[test]
+fn nodes_far_from_each_other_serve() {
+    assert_eq!(found("nodes-far-from-each-other-serve"), [""; 0]);
+}
+
+#[test]
 fn an_older_disk_loses_nothing() {
     assert_eq!(found("an-older-disk-loses-nothing"), [""; 0]);
 }

@@ -15,7 +15,7 @@
 //! next leader's clock is no jump from its own.
 //!
 //! Clients mean the wall clock when they name an instant. So the leader says in each entry how far the log clock is ahead of its
-//! wall clock (`distance.rs`). An operator may ask that a log clock that is ahead waits for the wall clock (`closing.rs`): it goes
+//! wall clock (`ahead.rs`). An operator may ask that a log clock that is ahead waits for the wall clock (`closing.rs`): it goes
 //! at half speed then, which shortens nothing that is measured by it.
 
 use std::time::Duration;
@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{
-    distance::{Distance, ahead_us},
+    ahead::{Distance, ahead_us},
     platform::WallClock,
 };
 

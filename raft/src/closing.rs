@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use crate::{
     Machine,
+    ahead::milliseconds,
     core::Core,
-    distance::milliseconds,
     level::DISTANCE_LEVEL,
     membership::{Refusal, conflict},
     packet::Pace,

@@ -27,8 +27,10 @@ pub struct NodeConfig {
     pub bootstrap: Option<BTreeMap<NodeId, String>>,
     /// The time between two heartbeats of a leader.
     pub heartbeat_ms: u64,
-    /// A follower that hears nothing for a time between these bounds starts an election.
+    /// A follower that hears nothing for the greater of these, and then for a time between them, starts an election.
     pub election_timeout_ms: (u64, u64),
+    /// Whether the second of these waits grows with the round trip to a majority.
+    pub election_timeout_auto: bool,
     /// Log bytes since the last checkpoint that start the next.
     pub checkpoint_log_bytes: u64,
     /// Applied entries that stay in the log behind a checkpoint, for followers that lag a little.
@@ -160,6 +162,7 @@ impl NodeConfig {
             bootstrap: None,
             heartbeat_ms: 100,
             election_timeout_ms: (350, 600),
+            election_timeout_auto: true,
             checkpoint_log_bytes: 64 << 20,
             log_entries_kept: 2000,
             log_segment_bytes: 64 << 20,

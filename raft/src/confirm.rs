@@ -41,7 +41,7 @@ impl<M: Machine> Core<M> {
     /// leads.
     pub(crate) async fn confirmed_index(&self) -> Option<u64> {
         let lead = self.lead().await?;
-        let limit = std::time::Duration::from_millis(self.config.election_timeout_ms.1);
+        let limit = self.timing.election_max();
         let confirmed = tokio::select! {
             biased;
             confirmed = tokio::time::timeout(limit, self.confirm(&lead)) => confirmed.unwrap_or(false),
@@ -93,7 +93,7 @@ impl<M: Machine> Core<M> {
         let Some(vote) = self.votes.vote() else { return false };
         let mut body = Vec::with_capacity(17);
         codec::put_vote(&mut body, &vote);
-        let limit = std::time::Duration::from_millis(self.config.election_timeout_ms.1);
+        let limit = self.timing.election_max();
         let answer = tokio::time::timeout(limit, self.ask_for_vote(id, &body, vote)).await;
         answer.is_ok_and(|follower| follower.is_some())
     }

@@ -4,10 +4,11 @@
 //! notes when it last heard its leader: a Raft message of a leader that no later vote has overtaken. That the connection to
 //! it is there, and answers pings, says nothing.
 //!
-//! The limits follow from the election timeouts:
-//! - After twice the greatest one, which is when the last of the others has begun to elect (openraft adds the leader's
-//!   lease to the timeout), and two heartbeats, the leader is not known any more, until it is heard again.
-//! - After three times the greatest one a failover would be over. From then on requests are refused at once, where until
+//! The limits follow from the election time-outs (`timing.rs`):
+//! - After twice the greatest one of the configuration, and two heartbeats, the leader is not known any more, until it is heard
+//!   again. Near by that is when the last of the others has begun to elect (openraft adds the leader's lease to the
+//!   time-out). A distance adds little: heartbeats come as often.
+//! - After three times the greatest one in force a failover would be over. From then on requests are refused at once, where until
 //!   then they wait for the next leader. Looks are counted beside the time, because a node that was stopped itself has heard
 //!   nobody meanwhile.
 
@@ -32,6 +33,7 @@ use crate::{
     log::LogStore,
     membership::{self, HasMajority},
     safeguard::{self, Safeguard},
+    timing::Timing,
     types::Vote,
 };
 
@@ -45,8 +47,7 @@ const RETURN: Duration = Duration::from_millis(10);
 pub(crate) struct Contact {
     votes: LogStore,
     started: Instant,
-    silence_max: Duration,
-    failover_max: Duration,
+    pub(crate) timing: Arc<Timing>,
     /// When the leader was last heard, in milliseconds since one before the start; 0 for never.
     heard_ms: AtomicU64,
     /// The leader is not known for its silence.
@@ -69,12 +70,10 @@ struct Answers {
 
 impl Contact {
     pub(crate) fn new(config: &NodeConfig, votes: LogStore) -> Contact {
-        let election_max = Duration::from_millis(config.election_timeout_ms.1);
         Contact {
             votes,
             started: Instant::now(),
-            silence_max: 2 * election_max + 2 * Duration::from_millis(config.heartbeat_ms),
-            failover_max: 3 * election_max,
+            timing: Arc::new(Timing::new(config)),
             heard_ms: AtomicU64::new(0),
             is_silent: AtomicBool::new(false),
             heard_again: Notify::new(),
@@ -101,11 +100,16 @@ impl Contact {
         Some(self.started.elapsed().saturating_sub(Duration::from_millis(heard_ms)))
     }
 
+    /// For how long a leader may be silent that is known.
+    fn silence_max(&self) -> Duration {
+        self.timing.contact_max() + 2 * self.timing.heartbeat()
+    }
+
     /// Whether the leader was heard lately. If it was not, [`Contact::heard_again`] returns when it is.
     pub(crate) fn is_heard(&self) -> bool {
         // First: a message that comes in between is seen here or there.
         self.is_silent.store(true, SeqCst);
-        let is_recent = |silence| silence < self.silence_max || safeguard::is_off(Safeguard::Contact);
+        let is_recent = |silence| silence < self.silence_max() || safeguard::is_off(Safeguard::Contact);
         let is_heard = self.silence().is_some_and(is_recent);
         if is_heard {
             self.is_silent.store(false, SeqCst);
@@ -119,7 +123,7 @@ impl Contact {
 
     /// Returns when no leader was heard for too long.
     pub(crate) async fn silent(&self) {
-        while let Some(left) = self.silence().and_then(|silence| self.silence_max.checked_sub(silence))
+        while let Some(left) = self.silence().and_then(|silence| self.silence_max().checked_sub(silence))
             && !left.is_zero()
         {
             tokio::time::sleep(left).await;
@@ -186,13 +190,9 @@ pub(crate) enum Complaint {
 }
 
 impl<M: Machine> Core<M> {
-    fn election_max(&self) -> Duration {
-        Duration::from_millis(self.config.election_timeout_ms.1)
-    }
-
     /// How long a member may be silent that counts as reachable.
     pub(crate) fn contact_max(&self) -> Duration {
-        2 * self.election_max()
+        self.timing.contact_max()
     }
 
     /// As the leader: for how long no majority has answered; None if none has yet.
@@ -234,13 +234,13 @@ impl<M: Machine> Core<M> {
 
 /// Looks from time to time whether this node is in contact, and says whether requests are to wait.
 pub(crate) async fn watch<M: Machine>(core: Arc<Core<M>>) {
-    let step = Duration::from_millis(core.config.heartbeat_ms);
+    let step = core.timing.heartbeat();
     let mut looks = 0;
     loop {
         tokio::time::sleep(if looks < LOOKS_MIN { step } else { RETURN }).await;
         let lost = core.out_of_contact();
         looks = if lost.is_some() { (looks + 1).min(LOOKS_MIN) } else { 0 };
-        let refusal = lost.filter(|(_, time)| looks >= LOOKS_MIN && *time >= core.contact.failover_max);
+        let refusal = lost.filter(|(_, time)| looks >= LOOKS_MIN && *time >= core.timing.failover_max());
         let refusal = refusal.map(|(why, _)| why);
         core.contact.refusal.send_if_modified(|present| {
             let is_new = *present != refusal;
@@ -256,12 +256,13 @@ pub(crate) async fn watch<M: Machine>(core: Arc<Core<M>>) {
 pub(crate) async fn ask_leader<M: Machine>(core: Arc<Core<M>>) {
     let pause = Duration::from_millis(core.config.election_timeout_ms.0);
     loop {
+        // As often at any distance.
         tokio::time::sleep(pause).await;
         let leader = *core.leader.borrow();
         let Some(leader) = leader.filter(|leader| *leader != core.config.id) else { continue };
         let Some(peer) = core.peer(leader) else { continue };
         let asked = Instant::now();
-        let answer = membership::ask_for_majority(&peer, core.election_max()).await;
+        let answer = membership::ask_for_majority(&peer, core.timing.election_max()).await;
         core.contact.take_answer(leader, asked, answer);
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     clock::Clock,
     codec::put_vote,
     contact::Contact,
+    elections::Elections,
     group::{Group, Responder},
     identity::Identity,
     level,
@@ -47,6 +48,7 @@ use crate::{
     rounds::Rounds,
     snapshot::{self, Receiver, Sender, SnapshotData},
     state::{Applier, StateMachine},
+    timing::Timing,
     types::{MemberNode, Payload, TypeConfig},
 };
 
@@ -167,6 +169,9 @@ pub(crate) struct Core<M: Machine> {
     /// When the leader was last heard: openraft takes the one that this node last followed for the present one, whether it
     /// is there or not.
     pub contact: Arc<Contact>,
+    /// The time-outs.
+    pub timing: Arc<Timing>,
+    pub elections: Elections,
     /// What the forming of the cluster waits for.
     pub forming: Mutex<Option<String>>,
     /// Counts changes of role, leader and membership.
@@ -443,6 +448,7 @@ impl<M: Machine> Handler for Core<M> {
             }
             Kind::TransferLeader => {
                 let request = messages::transfer_request(&body).map_err(text)?;
+                self.elections.handed_over(request.from_leader());
                 let accepted = self.raft.handle_transfer_leader(request).await.map_err(text)?.is_ok();
                 answer.push(u8::from(accepted));
             }

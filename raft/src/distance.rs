@@ -1,136 +1,241 @@
-//! How far the log clock is ahead of the wall clock, as entries say it. Instants that clients name are of the wall clock, and
-//! become deadlines by the log's with it, so it is the same on all nodes and does not go to and fro: on a healthy cluster it
-//! is 0. It follows what is measured on the leader only when that is off by more than a band.
+//! How far the peers are: the time between a question and its answer, taken at every greeting and twice a second by a ping,
+//! which a peer answers at once and without its disk. Each node measures for itself.
+//!
+//! What a link takes at least is its distance: the least of the last ten times. A busy machine or a full queue lengthens some
+//! of them, and none is ever too short. A peer that has not answered for a while has no distance.
 
-/// While the entries say 0, the clocks may be so far apart: the wall clocks of two nodes differ, and the log clock is slewed to
-/// that of a new leader within as many seconds as these are milliseconds.
-const NEAR_US: u64 = 10_000;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-/// What entries say otherwise may be off by so much.
-const STEP_US: u64 = 2_000;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
-/// The clocks have met when they are no further apart.
-const MET_US: u64 = 500;
+use crate::{
+    Machine, NodeId, RoundTrip,
+    core::{Core, GROUP},
+    net::frame::Kind,
+    sparse::Sparse,
+};
 
-/// What the entries say, and how well a follower knows the time.
-#[derive(Debug, Default)]
-pub(crate) struct Distance {
-    /// In milliseconds.
-    ahead_ms: i64,
-    /// As a new leader: how far the clock may be behind that of the leader before, because it was heard so late.
-    doubt_us: u64,
+/// The time between two pings.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// How long a ping waits for its answer, the connection included.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// So many of the last times make the distance, ...
+const RECENT: usize = 10;
+
+/// ... while the last of them is no older than this.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// For how long times are remembered.
+const KEPT: Duration = Duration::from_secs(60);
+
+/// The most times that are remembered of a peer: twice as many as there are pings.
+const KEPT_MAX: usize = 240;
+
+/// What was measured of one peer, and when, oldest first. Never empty.
+struct Measured {
+    smoothed: Duration,
+    times: VecDeque<(Instant, Duration)>,
 }
 
-impl Distance {
-    /// What an entry says that is stamped so, by this wall clock.
-    pub(crate) fn said(&mut self, stamp_us: u64, wall_us: u64) -> i64 {
-        let measured_us = ahead_us(stamp_us, wall_us);
-        let off_us = measured_us.saturating_sub(self.ahead_ms.saturating_mul(1000));
-        let band_us = if self.ahead_ms == 0 { NEAR_US } else { STEP_US };
-        let has_met = self.ahead_ms != 0 && measured_us.unsigned_abs() <= MET_US;
-        let is_within = off_us.unsigned_abs() <= band_us;
-        if is_within || has_met {
-            self.doubt_us = 0;
+impl Measured {
+    fn new(took: Duration) -> Measured {
+        Measured { smoothed: took, times: VecDeque::from([(Instant::now(), took)]) }
+    }
+
+    fn take(&mut self, took: Duration) {
+        // As TCP does: RFC 6298.
+        self.smoothed = (7 * self.smoothed + took) / 8;
+        self.times.push_back((Instant::now(), took));
+        while self.times.len() > KEPT_MAX || self.times.front().is_some_and(|(at, _)| at.elapsed() > KEPT) {
+            self.times.pop_front();
         }
-        // Behind by no more than it may be: the slew mends it.
-        let is_doubtful = off_us < 0 && off_us.unsigned_abs() <= band_us.saturating_add(self.doubt_us);
-        if has_met || !is_within && !is_doubtful {
-            let is_nothing = measured_us.unsigned_abs() <= STEP_US;
-            self.ahead_ms = if is_nothing { 0 } else { milliseconds(measured_us) };
-            self.doubt_us = 0;
+    }
+
+    fn age(&self) -> Duration {
+        self.times.back().map_or(Duration::MAX, |(at, _)| at.elapsed())
+    }
+
+    fn least(&self) -> Duration {
+        let recent = self.times.iter().rev().take(RECENT);
+        recent.map(|(_, took)| *took).min().unwrap_or(self.smoothed)
+    }
+
+    fn greatest(&self) -> Duration {
+        let kept = self.times.iter().filter(|(at, _)| at.elapsed() <= KEPT);
+        kept.map(|(_, took)| *took).max().unwrap_or(self.smoothed)
+    }
+}
+
+/// The distances of all peers.
+#[derive(Default)]
+pub(crate) struct Distances(Mutex<BTreeMap<NodeId, Measured>>);
+
+impl Distances {
+    /// A peer has answered after this time.
+    pub(crate) fn take(&self, id: NodeId, took: Duration) {
+        let mut all = self.0.lock();
+        match all.get_mut(&id).filter(|measured| measured.age() <= KEPT) {
+            Some(measured) => measured.take(took),
+            None => {
+                all.insert(id, Measured::new(took));
+            }
         }
-        self.ahead_ms
     }
 
-    /// What an entry of another node says.
-    pub(crate) fn heard(&mut self, ahead_ms: i64) {
-        self.ahead_ms = ahead_ms;
+    /// What was measured within the last minute, to be shown.
+    pub(crate) fn shown(&self, id: NodeId) -> Option<RoundTrip> {
+        let all = self.0.lock();
+        let measured = all.get(&id).filter(|measured| measured.age() <= KEPT)?;
+        Some(RoundTrip {
+            least: measured.least(),
+            smoothed: measured.smoothed,
+            greatest: measured.greatest(),
+        })
     }
 
-    /// The time was heard from the leader, who may have been ahead by so much.
-    pub(crate) fn doubt(&mut self, doubt_us: u64) {
-        self.doubt_us = doubt_us;
+    /// How far a peer is, if it has answered lately.
+    pub(crate) fn to(&self, id: NodeId) -> Option<Duration> {
+        let all = self.0.lock();
+        Some(all.get(&id).filter(|measured| measured.age() <= FRESH)?.least())
     }
 }
 
-/// How far a clock is ahead of the wall clock, in microseconds.
-pub(crate) fn ahead_us(clock_us: u64, wall_us: u64) -> i64 {
-    let ahead = i128::from(clock_us) - i128::from(wall_us);
-    ahead.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
+/// The round trip within which node `own` reaches a majority of the voters of each configuration, itself counted where it votes.
+/// Where too few distances are known, the greatest of these. None where none is known.
+pub(crate) fn to_majority(
+    own: NodeId,
+    configurations: &[BTreeSet<NodeId>],
+    to: impl Fn(NodeId) -> Option<Duration>,
+) -> Option<Duration> {
+    let of = |voters: &BTreeSet<NodeId>| {
+        let to = |id: &NodeId| if *id == own { Some(Duration::ZERO) } else { to(*id) };
+        let mut known: Vec<Duration> = voters.iter().filter_map(to).collect();
+        known.sort_unstable();
+        let is_enough = known.len() > voters.len() / 2 || known.iter().any(|time| !time.is_zero());
+        known.get(voters.len() / 2).or(known.last()).copied().filter(|_| is_enough)
+    };
+    configurations.iter().filter_map(of).max()
 }
 
-/// Microseconds as the nearest milliseconds.
-pub(crate) fn milliseconds(us: i64) -> i64 {
-    us.saturating_add(500).div_euclid(1000)
+impl<M: Machine> Core<M> {
+    /// Has the time-outs follow the distances of the voters.
+    pub(crate) fn follow_distances(&self) {
+        let configurations = {
+            let metrics = self.metrics();
+            metrics.membership_config.membership().get_joint_config().clone()
+        };
+        let to = |id| self.identity.distances.to(id);
+        let others = configurations.iter().flatten().filter(|id| **id != self.config.id);
+        let farthest = others.filter_map(|id| to(*id)).max().unwrap_or_default();
+        self.timing.follow(to_majority(self.config.id, &configurations, to), farthest);
+        self.proposer.reach(farthest);
+    }
+
+    async fn ping(&self, id: NodeId) {
+        let Some(peer) = self.peer(id) else { return };
+        // A connection that is made is measured by its greeting.
+        if peer.link().await.is_err() {
+            return;
+        }
+        let asked = Instant::now();
+        if peer.call(Kind::Ping, GROUP, &[], PATIENCE).await.is_ok() {
+            self.identity.distances.take(id, asked.elapsed());
+        }
+    }
+}
+
+/// Measures the distances of all members, for ever, and warns where the time-outs do not fit them.
+pub(crate) async fn measure<M: Machine>(core: Arc<Core<M>>) {
+    let mut warnings = Sparse::default();
+    loop {
+        let others: Vec<NodeId> = {
+            let metrics = core.metrics();
+            metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()
+        };
+        let pings = others.into_iter().filter(|id| *id != core.config.id);
+        let pings = pings.map(|id| tokio::time::timeout(PATIENCE, core.ping(id)));
+        futures::future::join_all(pings).await;
+        core.follow_distances();
+        if let Some(why) = core.timing.misfit()
+            && warnings.say("misfit").is_some()
+        {
+            tracing::warn!(why, "the time-outs do not fit the distance");
+        }
+        tokio::time::sleep(EVERY).await;
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Distance, ahead_us, milliseconds};
+    use std::time::Duration;
 
-    const NOW: u64 = 1_700_000_000_000_000;
-    const DAY_US: i64 = 86_400_000_000;
+    use super::{Distances, EVERY, FRESH, KEPT, KEPT_MAX, RECENT, to_majority};
 
-    /// What it says when the log clock is so far ahead, one after the other.
-    fn said(distance: &mut Distance, ahead: &[i64]) -> Vec<i64> {
-        ahead.iter().map(|ahead_us| distance.said(NOW.saturating_add_signed(*ahead_us), NOW)).collect()
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
     }
 
-    #[test]
-    fn it_is_nothing_while_the_clocks_are_near_each_other() {
-        let mut distance = Distance::default();
-        assert_eq!(said(&mut distance, &[0, 10_000, -10_000, 4_700, -1]), [0; 5]);
-    }
-
-    #[test]
-    fn it_follows_in_steps_and_does_not_go_to_and_fro() {
-        let mut distance = Distance::default();
-        let far = DAY_US + 400;
-        assert_eq!(said(&mut distance, &[far]), [DAY_US / 1000]);
-        let near = [DAY_US - 2_000, DAY_US + 2_000, DAY_US + 1_999];
-        assert_eq!(said(&mut distance, &near), [DAY_US / 1000; 3]);
-        assert_eq!(said(&mut distance, &[DAY_US - 2_001]), [DAY_US / 1000 - 2]);
-        // The wall clock jumps the other way.
-        assert_eq!(said(&mut distance, &[-DAY_US]), [-DAY_US / 1000]);
-    }
-
-    #[test]
-    fn clocks_that_come_nearer_meet() {
-        let mut distance = Distance::default();
-        let mut last = 20;
-        assert_eq!(said(&mut distance, &[20_000]), [20]);
-        for ahead_us in (0..20_000).rev() {
-            let said = said(&mut distance, &[ahead_us])[0];
-            assert!(said <= last && (ahead_us - said * 1000).abs() <= 2_500, "{said} at {ahead_us}");
-            last = said;
+    #[tokio::test(start_paused = true)]
+    async fn what_a_link_takes_at_least_is_its_distance() {
+        let distances = Distances::default();
+        assert_eq!((distances.to(2), distances.shown(2)), (None, None));
+        for took in [300, 310, 900, 305] {
+            distances.take(2, ms(took));
+            tokio::time::advance(EVERY).await;
         }
-        assert_eq!(last, 0);
-        assert_eq!(said(&mut distance, &[9_999]), [0]);
+        assert_eq!(distances.to(2), Some(ms(300)));
+        let shown = distances.shown(2).unwrap();
+        assert_eq!((shown.least, shown.greatest), (ms(300), ms(900)));
+        assert!(shown.smoothed > ms(300) && shown.smoothed < ms(400), "{shown:?}");
+        for _ in 0..RECENT {
+            distances.take(2, ms(1));
+            tokio::time::advance(EVERY).await;
+        }
+        assert_eq!(distances.to(2), Some(ms(1)), "the link is another one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_answer_has_no_distance_and_is_forgotten() {
+        let distances = Distances::default();
+        distances.take(2, ms(300));
+        tokio::time::advance(FRESH + ms(1)).await;
+        assert_eq!(distances.to(2), None);
+        assert!(distances.shown(2).is_some());
+        tokio::time::advance(KEPT).await;
+        assert_eq!(distances.shown(2), None);
+        distances.take(2, ms(1));
+        assert_eq!(distances.shown(2).unwrap().smoothed, ms(1), "nothing of what was is left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_remembered_is_bounded() {
+        let distances = Distances::default();
+        (0..10_000).for_each(|_| distances.take(2, ms(1)));
+        assert_eq!(distances.0.lock()[&2].times.len(), KEPT_MAX);
     }
 
     #[test]
-    fn a_new_leader_that_was_far_from_the_old_one_does_not_take_its_lag_for_a_distance() {
-        let mut distance = Distance::default();
-        distance.doubt(150_000);
-        // The slew takes it back, and then the doubt is over.
-        assert_eq!(said(&mut distance, &[-150_000, -80_000, -20_000, -9_000, -11_000]), [0, 0, 0, 0, -11]);
-        // Nobody is ahead because he heard late.
-        let mut distance = Distance::default();
-        distance.doubt(150_000);
-        assert_eq!(said(&mut distance, &[11_000]), [11]);
-    }
-
-    #[test]
-    fn no_distance_is_too_large() {
-        assert_eq!(ahead_us(u64::MAX, 0), i64::MAX);
-        assert_eq!(ahead_us(0, u64::MAX), i64::MIN);
-        assert_eq!(
-            [milliseconds(i64::MAX), milliseconds(-1_500), milliseconds(-1_501)],
-            [i64::MAX / 1000, -1, -2]
-        );
-        let mut distance = Distance::default();
-        distance.heard(i64::MIN);
-        assert_eq!(said(&mut distance, &[0]), [0]);
-        assert_eq!(distance.said(u64::MAX, 0), i64::MAX / 1000);
+    fn a_majority_is_as_far_as_its_farthest() {
+        let to = |id: u64| Some(ms(10 * id)).filter(|_| id < 9);
+        let far = |own, configurations: &[&[u64]]| {
+            let sets: Vec<_> = configurations.iter().map(|ids| ids.iter().copied().collect()).collect();
+            to_majority(own, &sets, to)
+        };
+        assert_eq!(far(1, &[&[1]]), Some(ms(0)));
+        assert_eq!(far(1, &[&[1, 2, 7]]), Some(ms(20)));
+        assert_eq!(far(1, &[&[1, 2, 3, 4, 5]]), Some(ms(30)));
+        assert_eq!(far(8, &[&[1, 2, 3]]), Some(ms(20)), "a learner does not count");
+        assert_eq!(far(1, &[&[1, 2, 3], &[1, 6, 7]]), Some(ms(60)), "a majority of both");
+        assert_eq!(far(1, &[&[1, 2, 9]]), Some(ms(20)));
+        assert_eq!(far(1, &[&[1, 2, 9, 10, 11]]), Some(ms(20)), "what is known of them");
+        assert_eq!(far(1, &[&[1, 9, 10]]), None);
+        assert_eq!(far(1, &[]), None);
     }
 }

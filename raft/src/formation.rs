@@ -16,8 +16,8 @@ use crate::{
     Machine, NodeId, core::Core, identity::DISK_ENDPOINT, level, net::peer::Peer, types::MemberNode,
 };
 
-/// How long a peer may take to answer.
-const GREETING: Duration = Duration::from_millis(500);
+/// How long a peer may take to answer: connecting and greeting take two round trips.
+const GREETING: Duration = Duration::from_millis(750);
 /// The time between two attempts, and between two looks of those who wait for the cluster to be formed.
 const PAUSE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(500);

@@ -40,7 +40,7 @@ impl<M: Machine> Core<M> {
         let (term, _) = self.terms();
         self.raft.trigger().transfer_leader(to).await.map_err(unknown)?;
         // Before the others begin to ask each other, and hear of a vote that makes them deaf to this leader.
-        let soon = Duration::from_millis(self.config.election_timeout_ms.0 - self.config.heartbeat_ms);
+        let soon = self.timing.election_min() - self.timing.heartbeat();
         if self.leader_after(term, soon).await.is_none() && self.is_leader() {
             self.hand_over_but_to(to).await?;
         }

@@ -9,6 +9,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -21,6 +22,7 @@ use crate::{
     chance,
     clock::Clock,
     directory::{self, Content, IdentityFile},
+    distance::Distances,
     net::{
         handshake::{Hello, PROTOCOL_OLDEST, PROTOCOL_VERSION, objection, outgrown},
         peer::Greeter,
@@ -72,6 +74,8 @@ pub(crate) struct Identity {
     told: Mutex<BTreeMap<NodeId, Told>>,
     /// What is known of the peers' disks.
     pub(crate) witness: Witness,
+    /// How far the peers are.
+    pub(crate) distances: Distances,
     matched: OnceLock<Matched>,
     clock: Arc<Clock>,
     /// The disk ids in the membership.
@@ -142,6 +146,7 @@ impl Identity {
             begun_with: Mutex::default(),
             told: Mutex::default(),
             witness: Witness::open(dir),
+            distances: Distances::default(),
             matched: OnceLock::new(),
             clock: clock.clone(),
             disks: Mutex::default(),
@@ -536,6 +541,10 @@ impl Greeter for Identity {
 
     fn objection(&self, theirs: &Hello) -> Option<String> {
         self.judge(theirs)
+    }
+
+    fn measured(&self, id: NodeId, round_trip: Duration) {
+        self.distances.take(id, round_trip);
     }
 }
 

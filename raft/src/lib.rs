@@ -6,6 +6,7 @@
 
 mod address;
 mod agreement;
+mod ahead;
 pub mod chance;
 mod checkpoint;
 mod clock;
@@ -20,6 +21,7 @@ mod contradiction;
 mod core;
 mod directory;
 mod distance;
+mod elections;
 mod fatal;
 mod formation;
 mod group;
@@ -54,6 +56,7 @@ mod state;
 mod status;
 mod supervised;
 mod tasks;
+mod timing;
 mod trail;
 mod types;
 mod witness;
@@ -68,4 +71,4 @@ pub use machine::{
 pub use net::transport;
 pub use node::Node;
 pub use platform::Platform;
-pub use status::{AdminError, Cause, Counters, Member, NotReady, ReadLevel, Role, Status};
+pub use status::{AdminError, Cause, Counters, Member, NotReady, ReadLevel, Role, RoundTrip, Status};

@@ -403,8 +403,7 @@ impl<M: Machine> Core<M> {
 
     /// Whether there is `enough` contact, now or soon: a leader that was just elected has heard from nobody yet.
     pub(crate) async fn in_contact(&self, enough: impl Fn(&Metrics) -> bool) -> bool {
-        let limit = Duration::from_millis(self.config.election_timeout_ms.1);
-        let deadline = tokio::time::Instant::now() + limit;
+        let deadline = tokio::time::Instant::now() + self.timing.election_max();
         while !enough(&self.metrics()) {
             if tokio::time::Instant::now() >= deadline {
                 return false;

@@ -26,6 +26,8 @@ use crate::{
     closing, common_checkpoint,
     contact::{self, Contact},
     core::{Core, GROUP, Metrics, PeerTable},
+    distance,
+    elections::{self, Elections},
     formation,
     identity::{Identity, Introduction},
     membership::{Request, last_contact_ms},
@@ -79,8 +81,7 @@ impl<M: Machine> Node<M> {
         config.validate()?;
         let clock = Arc::new(Clock::new(platform.wall.clone()));
         let introduction = introduction(&config, &*machine);
-        let identity = Identity::open(&config.dir, config.id, introduction, &clock, &platform)?;
-        let identity = Arc::new(identity);
+        let identity = Arc::new(Identity::open(&config.dir, config.id, introduction, &clock, &platform)?);
         let listener = listen(&platform, &config).await?;
         let peer_address = publish(&mut config, &*listener, &identity)?;
         let table = Arc::new(PeerTable::new(platform.clone(), identity.clone(), &config));
@@ -101,12 +102,12 @@ impl<M: Machine> Node<M> {
             snapshots: snapshots.clone(),
             interest: interest.clone(),
             clock: clock.clone(),
+            timing: contact.timing.clone(),
         };
         let state = StateMachine { applier: applier.clone(), checkpointer: checkpointer.clone() };
         let raft =
-            openraft::Raft::new(config.id, openraft_config(&config)?, factory, log.store(GROUP), state)
-                .await
-                .map_err(|error| io_error("cannot start consensus", error))?;
+            openraft::Raft::new(config.id, openraft_config(&config)?, factory, log.store(GROUP), state);
+        let raft = raft.await.map_err(|error| io_error("cannot start consensus", error))?;
         let core = Arc::new(Core {
             identity,
             table,
@@ -127,7 +128,9 @@ impl<M: Machine> Node<M> {
             logs_agree: Agreement::of(Subject::Logs),
             states_agree: Agreement::of(Subject::States),
             leader: watch::Sender::new(None),
+            timing: contact.timing.clone(),
             contact,
+            elections: Elections::default(),
             forming: Mutex::default(),
             changes: watch::Sender::new(0),
             caught_up: AtomicBool::new(false),
@@ -172,6 +175,8 @@ impl<M: Machine> Node<M> {
         tasks.spawn("deadlines", tasks::tick_for_deadlines(core.clone()));
         tasks.spawn("disk", tasks::watch_disk(core.clone()));
         tasks.spawn("reports", report::exchange_reports(core.clone()));
+        tasks.spawn("distances", distance::measure(core.clone()));
+        tasks.spawn("elections", elections::stand(core.clone()));
         tasks.spawn("contact", contact::watch(core.clone()));
         tasks.spawn("questions to the leader", contact::ask_leader(core.clone()));
         tasks.spawn("readiness", readiness::watch(core.clone()));
@@ -314,6 +319,8 @@ impl<M: Machine> Node<M> {
             clock_ms: self.clock_ms(),
             clock_ahead_us: self.core.clock.ahead_us(),
             clock_is_closing: self.core.applier.is_closing(),
+            election_timeout_ms: self.core.timing.election_ms(),
+            timeouts_misfit: self.core.timing.misfit(),
         }
     }
 
@@ -333,6 +340,7 @@ impl<M: Machine> Node<M> {
             matched_index: if leads && is_self { metrics.last_log_index } else { matched.map(|id| id.index) },
             last_contact_ms: if leads && is_self { Some(0) } else { last_contact_ms(metrics, id) },
             is_in_contact: leads && self.core.is_in_contact(id, metrics),
+            round_trip: self.core.identity.distances.shown(id).filter(|_| !is_self),
         }
     }
 
@@ -503,12 +511,15 @@ fn limits(config: &NodeConfig) -> Limits {
 }
 
 fn openraft_config(config: &NodeConfig) -> Result<Arc<Config>, StartError> {
-    let (low, high) = config.election_timeout_ms;
+    let (_, lease) = config.election_timeout_ms;
     let openraft = Config {
         cluster_name: "kvorum".into(),
         heartbeat_interval: config.heartbeat_ms,
-        election_timeout_min: low,
-        election_timeout_max: high,
+        // When to stand for election is decided here (`elections.rs`). Of openraft's time-outs the greatest is the lease, and the
+        // least the time that a vote has.
+        enable_elect: false,
+        election_timeout_min: lease - 1,
+        election_timeout_max: lease,
         max_payload_entries: 256,
         // Checkpoints are started here, not by openraft; it only learns of them.
         snapshot_policy: SnapshotPolicy::Never,

@@ -23,8 +23,8 @@ use crate::{
 /// Spare log segments that are kept zeroed.
 const SPARE_SEGMENTS: usize = 2;
 
-/// How long peers have at least to say that they know a later state of this disk.
-const ASKING_MIN: Duration = Duration::from_millis(250);
+/// How long peers have at least to say that they know a later state of this disk: connecting and greeting take two round trips.
+const ASKING_MIN: Duration = Duration::from_millis(750);
 
 pub(crate) fn io_error(context: &str, error: impl std::fmt::Display) -> StartError {
     StartError::Io { context: context.into(), source: std::io::Error::other(error.to_string()) }

@@ -32,6 +32,7 @@ use crate::{
 };
 
 mod give_up;
+mod window;
 
 /// The pause before a refused packet is offered again.
 const REFUSED_PAUSE: Duration = Duration::from_millis(5);
@@ -71,6 +72,8 @@ pub(crate) struct Proposer<L> {
     pending: Mutex<BTreeMap<u64, Pending<L>>>,
     wake: Notify,
     in_flight: Arc<Semaphore>,
+    /// How many permits that has.
+    window: Mutex<usize>,
     pub(crate) entries: std::sync::atomic::AtomicU64,
     pub(crate) proposals: std::sync::atomic::AtomicU64,
 }
@@ -89,6 +92,9 @@ struct Queue<L> {
     waiting: usize,
     /// The proposals in flight.
     in_flight: usize,
+    /// The entries or packets that they are in, and the bytes of these.
+    entries_in_flight: usize,
+    bytes_in_flight: usize,
     company: Company,
     next_sequence: u64,
     stopped: bool,
@@ -163,6 +169,7 @@ impl<L: Local> Proposer<L> {
         refusal: watch::Receiver<Option<Unavailable>>,
     ) -> Proposer<L> {
         let in_flight = Arc::new(Semaphore::new(limits.in_flight_max));
+        let window = Mutex::new(limits.in_flight_max);
         Proposer {
             node,
             boot: chance::id(),
@@ -175,6 +182,8 @@ impl<L: Local> Proposer<L> {
                 waiting_bytes: 0,
                 waiting: 0,
                 in_flight: 0,
+                entries_in_flight: 0,
+                bytes_in_flight: 0,
                 company: Company::default(),
                 next_sequence: 1,
                 stopped: false,
@@ -183,6 +192,7 @@ impl<L: Local> Proposer<L> {
             pending: Mutex::default(),
             wake: Notify::new(),
             in_flight,
+            window,
             entries: Default::default(),
             proposals: Default::default(),
         }
@@ -304,6 +314,7 @@ impl<L: Local> Proposer<L> {
     /// Waits until there is enough to send and room for an entry in flight.
     async fn next_permit(&self) -> Option<OwnedSemaphorePermit> {
         let permit = self.in_flight.clone().acquire_owned().await.ok()?;
+        self.room().await;
         let gathered = self.enough().await;
         // Whoever is ready to run may have something for this entry.
         let mut waiting = 0;
@@ -345,15 +356,21 @@ impl<L: Local> Proposer<L> {
     }
 
     /// Proposals have left the queue for an entry or a leader.
-    fn sent(&self, proposals: usize) {
+    fn sent(&self, proposals: usize, bytes: usize) {
         let mut queue = self.queue.lock();
         queue.waiting = queue.waiting.saturating_sub(proposals);
         queue.in_flight += proposals;
+        queue.entries_in_flight += 1;
+        queue.bytes_in_flight += bytes;
     }
 
     /// They are settled in one way or the other.
-    fn landed(&self, proposals: usize) {
-        self.queue.lock().in_flight -= proposals;
+    fn landed(&self, proposals: usize, bytes: usize) {
+        let mut queue = self.queue.lock();
+        queue.in_flight -= proposals;
+        queue.entries_in_flight -= 1;
+        queue.bytes_in_flight -= bytes;
+        drop(queue);
         self.wake.notify_one();
     }
 
@@ -433,13 +450,14 @@ impl<L: Local> Proposer<L> {
         if own.is_none() && answers.is_empty() {
             return;
         }
-        self.sent(proposals);
+        let size = payload.len();
+        self.sent(proposals, size);
         self.entries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (responder, done) = ProgressResponder::complete_only();
         if group.append(Payload(payload.into()), responder).await.is_err() {
             tokio::time::sleep(REFUSED_PAUSE).await;
             self.settle(own, answers, Forwarded::NotAppended);
-            self.landed(proposals);
+            self.landed(proposals, size);
             return;
         }
         let this = self.clone();
@@ -456,7 +474,7 @@ impl<L: Local> Proposer<L> {
             }
             this.settle(own, answers, outcome);
             drop(permit);
-            this.landed(proposals);
+            this.landed(proposals, size);
         });
     }
 
@@ -512,7 +530,8 @@ impl<L: Local> Proposer<L> {
         permit: OwnedSemaphorePermit,
     ) {
         let Some(Own { sequence, bytes, count }) = self.take_own(term, false) else { return };
-        self.sent(count);
+        let size = bytes.len();
+        self.sent(count, size);
         let (this, group) = (self.clone(), group.clone());
         tokio::spawn(async move {
             // A leader that is gone without a word would keep others waiting that the next one could serve.
@@ -531,7 +550,7 @@ impl<L: Local> Proposer<L> {
                 Ok(Forwarded::Unknown) | Err(CallError::Lost(_)) => this.doubt(sequence, bytes),
             }
             drop(permit);
-            this.landed(count);
+            this.landed(count, size);
         });
     }
 }

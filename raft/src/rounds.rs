@@ -14,8 +14,9 @@ use crate::Unavailable;
 /// How often the tasks that are ready may run before a round begins.
 const GATHER_YIELDS_MAX: usize = 8;
 
-/// The most rounds under way: without a majority each lasts for as long as a request may take.
-const UNDER_WAY_MAX: usize = 128;
+/// The most rounds under way: without a majority each lasts for as long as a request may take. At a follower over 300 ms they are
+/// 150.
+const UNDER_WAY_MAX: usize = 256;
 
 type Waiter = oneshot::Sender<Result<u64, Unavailable>>;
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use thiserror::Error;
 
-use crate::{NodeId, Unavailable, distance::milliseconds};
+use crate::{NodeId, Unavailable, ahead::milliseconds};
 
 /// What a read must guarantee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,19 @@ pub struct Member {
     pub last_contact_ms: Option<u64>,
     /// Whether it has answered lately; only the leader knows.
     pub is_in_contact: bool,
+    /// How long its answers to this node take, if one came within the last minute; None for this node itself.
+    pub round_trip: Option<RoundTrip>,
+}
+
+/// How long a peer's answers take, as a node measures it twice a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundTrip {
+    /// The least of the last ten: the distance.
+    pub least: Duration,
+    /// Smoothed, as TCP does.
+    pub smoothed: Duration,
+    /// The greatest of the last minute.
+    pub greatest: Duration,
 }
 
 /// Why a node is not ready.
@@ -146,6 +159,10 @@ pub struct Status {
     pub clock_ahead_us: Option<i64>,
     /// Whether the log clock goes at half speed until it meets the wall clock.
     pub clock_is_closing: bool,
+    /// The election time-outs in force, the least and the greatest.
+    pub election_timeout_ms: (u64, u64),
+    /// Why the time-outs do not fit the round trips that were measured; None if they do.
+    pub timeouts_misfit: Option<String>,
 }
 
 impl Status {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kvorum_raft::{NodeId, Status};
+use kvorum_raft::{NodeId, RoundTrip, Status};
 use serde::{Deserialize, Serialize};
 
 use crate::session::role_name;
@@ -36,6 +36,12 @@ pub struct Cluster {
     /// Whether the log's clock goes at half speed until it meets the wall clock.
     #[serde(default)]
     pub clock_closing: bool,
+    /// The election time-outs in force, the least and the greatest, in milliseconds.
+    #[serde(default)]
+    pub election_timeout_ms: Option<(u64, u64)>,
+    /// Why the time-outs do not fit the round trips; null when they do.
+    #[serde(default)]
+    pub timeouts_misfit: Option<String>,
     pub members: Vec<Member>,
 }
 
@@ -52,6 +58,31 @@ pub struct Member {
     pub matched_index: Option<u64>,
     /// Milliseconds since it last answered; null but at the leader.
     pub last_contact_ms: Option<u64>,
+    /// How long its answers to the node that is asked take; null if none came within the last minute, and for that node itself.
+    #[serde(default)]
+    pub round_trip: Option<RoundTripMs>,
+}
+
+/// How long answers take, in milliseconds with three decimals.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundTripMs {
+    /// The least of the last ten, which are taken twice a second.
+    pub least_ms: f64,
+    /// Smoothed.
+    pub smoothed_ms: f64,
+    /// The greatest of the last minute.
+    pub greatest_ms: f64,
+}
+
+impl From<RoundTrip> for RoundTripMs {
+    fn from(round_trip: RoundTrip) -> RoundTripMs {
+        let ms = |time: std::time::Duration| time.as_micros() as f64 / 1000.0;
+        RoundTripMs {
+            least_ms: ms(round_trip.least),
+            smoothed_ms: ms(round_trip.smoothed),
+            greatest_ms: ms(round_trip.greatest),
+        }
+    }
 }
 
 impl From<Status> for Cluster {
@@ -72,6 +103,8 @@ impl From<Status> for Cluster {
             purged_index: status.purged_index,
             clock_ahead_ms,
             clock_closing: status.clock_is_closing,
+            election_timeout_ms: Some(status.election_timeout_ms),
+            timeouts_misfit: status.timeouts_misfit,
             members: status.members.into_iter().map(Member::from).collect(),
         }
     }
@@ -89,6 +122,7 @@ impl From<kvorum_raft::Member> for Member {
             addresses,
             matched_index: member.matched_index,
             last_contact_ms: member.last_contact_ms,
+            round_trip: member.round_trip.map(RoundTripMs::from),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use kvorum_raft::{Cause, Role, Status};
+use kvorum_raft::{Cause, Member, Role, Status};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text::encode},
@@ -71,11 +71,17 @@ impl Collected {
             ("checkpoint_index", "The last entry in the last durable checkpoint", status.checkpoint_index),
             ("purged_index", "The last entry removed from the log", status.purged_index),
             ("members", "Members of the group", status.members.len() as u64),
+            (
+                "timeouts_misfit",
+                "Whether the time-outs do not fit the round trips",
+                u64::from(status.timeouts_misfit.is_some()),
+            ),
         ];
         for (name, help, value) in gauges {
             in_group(encoder, &format!("kvorum_raft_{name}"), help, &ConstGauge::new(value as i64))?;
         }
         clock(encoder, &status)?;
+        times(encoder, &status)?;
         not_ready(encoder, status.not_ready.map(|not_ready| not_ready.cause))?;
         let counters = self.0.router.node().counters();
         let totals = [
@@ -202,6 +208,34 @@ fn not_ready(encoder: &mut DescriptorEncoder<'_>, present: Option<Cause>) -> Res
         let labels = [("group", "0"), ("reason", cause.name())];
         let value = i64::from(present == Some(cause));
         ConstGauge::new(value).encode(reasons.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// The round trips to the other members, and the election time-outs that follow from them.
+fn times(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), std::fmt::Error> {
+    let peers: Vec<_> =
+        status.members.iter().filter_map(|member: &Member| Some((member.id, member.round_trip?))).collect();
+    for (name, help, of) in [
+        ("round_trip_least", "The least of the last ten round trips to a member", 0),
+        ("round_trip_smoothed", "The round trip to a member, smoothed", 1),
+        ("round_trip_greatest", "The greatest round trip to a member of the last minute", 2),
+    ] {
+        let (name, unit) = (format!("kvorum_raft_{name}"), Some(&Unit::Seconds));
+        let mut family = encoder.encode_descriptor(&name, help, unit, MetricType::Gauge)?;
+        for (id, round_trip) in &peers {
+            let time = [round_trip.least, round_trip.smoothed, round_trip.greatest][of];
+            let labels = [("group", "0".to_owned()), ("member", id.to_string())];
+            ConstGauge::new(time.as_secs_f64()).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    let help = "The election time-outs in force";
+    let (name, unit) = ("kvorum_raft_election_timeout", Some(&Unit::Seconds));
+    let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+    let (least, greatest) = status.election_timeout_ms;
+    for (bound, ms) in [("least", least), ("greatest", greatest)] {
+        let seconds = ms as f64 / 1000.0;
+        ConstGauge::new(seconds).encode(family.encode_family(&[("group", "0"), ("bound", bound)])?)?;
     }
     Ok(())
 }

@@ -36,6 +36,9 @@ pub(super) fn run(status: Status) -> Result<()> {
         if let Some(why) = &cluster.not_ready {
             println!("node {} is not ready: {why}", cluster.node_id);
         }
+        if let Some(why) = &cluster.timeouts_misfit {
+            println!("node {}: {why}", cluster.node_id);
+        }
     }
     if asked.clock_closing {
         println!("the log's clock goes at half speed until it meets the wall clock");
@@ -63,8 +66,22 @@ pub(super) fn cluster(url: &str) -> Result<Cluster> {
     Ok(ureq::Agent::from(config).get(format!("{url}/v1/cluster")).call()?.body_mut().read_json()?)
 }
 
-const HEADER: [&str; 11] =
-    ["ID", "ROLE", "TERM", "LOG", "COMMITTED", "APPLIED", "CHECKPOINT", "LAG", "CLOCK", "RESP", "HTTP"];
+/// CLOCK is how far the log's clock is ahead of the member's wall clock. RTT is how long the member's answers to the one that is
+/// asked take, in milliseconds.
+const HEADER: [&str; 12] = [
+    "ID",
+    "ROLE",
+    "TERM",
+    "LOG",
+    "COMMITTED",
+    "APPLIED",
+    "CHECKPOINT",
+    "LAG",
+    "CLOCK",
+    "RTT",
+    "RESP",
+    "HTTP",
+];
 
 /// What each member tells of itself. All are asked at once: one that is gone may keep whoever asks it waiting.
 pub(super) fn own_views(asked: &Cluster) -> Vec<Option<Cluster>> {
@@ -112,6 +129,7 @@ fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 11] 
         own.checkpoint_index.to_string(),
         asked.committed_index.saturating_sub(own.applied_index).to_string(),
         own.clock_ahead_ms.map_or_else(unknown, |ahead_ms| format!("{ahead_ms:+} ms")),
+        member.round_trip.map_or_else(unknown, |round_trip| format!("{:.1}", round_trip.least_ms)),
         address("resp"),
         address("http"),
     ]

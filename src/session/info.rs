@@ -254,6 +254,20 @@ fn kvorum(shared: &Shared, status: &Status, out: &mut String) {
     field(out, "ready", u8::from(status.not_ready.is_none()));
     field(out, "clock_ahead_ms", status.clock_ahead_ms().map_or_else(unknown, |ms| ms.to_string()));
     field(out, "clock_closing", u8::from(status.clock_is_closing));
+    let (least, greatest) = status.election_timeout_ms;
+    field(out, "election_timeout_ms", format_args!("{least}-{greatest}"));
+    field(out, "timeouts_misfit", status.timeouts_misfit.as_deref().unwrap_or("-"));
+    for member in &status.members {
+        let Some(round_trip) = member.round_trip else { continue };
+        let ms = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
+        let (least, smoothed, greatest) =
+            (ms(round_trip.least), ms(round_trip.smoothed), ms(round_trip.greatest));
+        field(
+            out,
+            &format!("round_trip_node{}", member.id),
+            format_args!("least_ms={least:.3},smoothed_ms={smoothed:.3},greatest_ms={greatest:.3}"),
+        );
+    }
     let counters = shared.router.node().counters();
     field(out, "leader_changes", counters.leader_changes);
     field(out, "log_fsyncs", counters.log_fsyncs);

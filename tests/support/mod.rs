@@ -10,6 +10,7 @@ pub mod redis_server;
 pub mod resp;
 pub mod transcript;
 pub mod watchdog;
+pub mod way;
 
 /// The seed of a random test: `KVORUM_SEED`, or a new one. It is printed, with what replays it.
 pub fn seed(test: &str) -> u64 {

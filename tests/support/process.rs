@@ -12,6 +12,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use super::way::Way;
+
 /// How long a cluster may take to form, or a node to come back.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -34,6 +36,8 @@ pub struct Cluster {
     listens_everywhere: bool,
     /// Where those listen for peers who are known by their names.
     listens: BTreeMap<usize, String>,
+    /// Where they listen for peers, where a long way leads there from the address that these know.
+    far: Vec<(String, Way)>,
     dir: TempDir,
 }
 
@@ -79,6 +83,19 @@ impl Cluster {
         for node in 0..size {
             cluster.listen_at(node, listens(node));
         }
+        cluster.start_all();
+        cluster
+    }
+
+    /// As `start`, with so long a way to each node from its peers.
+    pub fn start_far(size: usize, one_way: Duration, options: &[&str]) -> Cluster {
+        let mut cluster = Cluster::off(size, options);
+        let ways = cluster.addresses.iter().map(|addresses| {
+            let there = free_address();
+            let way = Way::open(&addresses.peer, &there, one_way);
+            (there, way)
+        });
+        cluster.far = ways.collect();
         cluster.start_all();
         cluster
     }
@@ -129,6 +146,7 @@ impl Cluster {
             has_own_clocks: false,
             listens_everywhere: false,
             listens: BTreeMap::new(),
+            far: Vec::new(),
             dir: tempfile::tempdir().expect("a directory for the test"),
         }
     }
@@ -189,16 +207,19 @@ impl Cluster {
         let log = File::options().create(true).append(true).open(self.log_of(node)).expect("a log file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvorum"));
         let port = addresses.peer.rsplit_once(':').map_or("", |(_, port)| port);
-        let mut peer =
-            if self.listens_everywhere { format!("0.0.0.0:{port}") } else { addresses.peer.clone() };
-        let mut advertised = Vec::new();
+        let mut peer = match self.far.get(node) {
+            Some((there, _)) => there.clone(),
+            None if self.listens_everywhere => format!("0.0.0.0:{port}"),
+            None => addresses.peer.clone(),
+        };
+        let mut advertised = self.far.get(node).map(|_| ["--advertise-peer", addresses.peer.as_str()]);
         if let Some(listens) = self.listens.get(&node) {
             // Its names are its own: a mount namespace hides the machine's.
             command = Command::new("unshare");
             let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
             command.args(["--mount", "sh", "-c", script]).arg(self.hosts());
             command.arg(env!("CARGO_BIN_EXE_kvorum"));
-            advertised = vec!["--advertise-peer", &addresses.peer];
+            advertised = Some(["--advertise-peer", addresses.peer.as_str()]);
             peer.clone_from(listens);
         }
         if self.has_own_clocks {
@@ -215,7 +236,7 @@ impl Cluster {
             .args(["serve", "--id", &(node + 1).to_string(), "--data"])
             .arg(self.data_of(node))
             .args(["--resp", &addresses.resp, "--http", &addresses.http, "--peer", &peer])
-            .args(advertised)
+            .args(advertised.into_iter().flatten())
             .args(membership)
             .args(&self.options)
             .stdin(Stdio::null())

@@ -202,7 +202,7 @@ pub(crate) fn needs(nemeses: &[Nemesis]) -> Needs {
     let is_chosen = |prefix: &str| {
         nemeses.iter().flat_map(|nemesis| &nemesis.faults).any(|(fault, _)| fault.starts_with(prefix))
     };
-    Needs { clocks: is_chosen("clock-"), disks: is_chosen("disk-") }
+    Needs { clocks: is_chosen("clock-"), disks: is_chosen("disk-"), distance: Duration::ZERO }
 }
 
 /// The victims of a fault, until it ends.

@@ -14,13 +14,15 @@ use crate::{client::Connection, history::Kind};
 const LOOK_MS: u64 = 100;
 /// After how long a silence somebody asks where an answer must come from ...
 const PROBE_MS: u64 = 1_500;
-/// ... and after which one that is a finding.
+/// ... and after which one that is a finding, and how many ways from one node to another longer.
 const SILENCE_MS_MAX: u64 = 5_000;
+const SILENCE_WAYS: u64 = 40;
 /// For how long entries may be applied while the clock stands still.
 const STANDSTILL_MS_MAX: u64 = 5_000;
 /// How long a node may take to know that it is cut off, by its own clock: it knows within two seconds, but for what was on its
-/// way when it was.
-const CUT_OFF_MS_MAX: f64 = 3_000.0;
+/// way when it was. The same.
+const CUT_OFF_MS_MAX: u64 = 3_000;
+const CUT_OFF_WAYS: u64 = 10;
 /// The probe's key is not among those of any workload.
 const PROBE: [&str; 3] = ["SET", "probe", "1"];
 
@@ -57,7 +59,7 @@ impl World {
             if well.is_empty() { None } else { self.health.well_since.or(Some(self.now)) };
         let Some(well_since) = self.health.well_since else { return };
         let silence_ms = self.now - self.health.done_at.max(well_since);
-        if silence_ms > SILENCE_MS_MAX {
+        if silence_ms > SILENCE_MS_MAX + SILENCE_WAYS * self.network.distance_ms {
             let detail =
                 format!("nodes {well:?} are well and connected, and nothing was done for {silence_ms} ms");
             self.found("silence", detail);
@@ -138,7 +140,8 @@ impl World {
             }
             let since = *self.health.cut_off.entry(id).or_insert(self.now);
             let node = &self.nodes[&id];
-            let is_late = (self.now - since) as f64 * node.rate > CUT_OFF_MS_MAX;
+            let limit_ms = CUT_OFF_MS_MAX + CUT_OFF_WAYS * self.network.distance_ms;
+            let is_late = (self.now - since) as f64 * node.rate > limit_ms as f64;
             if is_late && node.status().is_some_and(|status| status.not_ready.is_none()) {
                 self.health.cut_off.remove(&id);
                 self.found(

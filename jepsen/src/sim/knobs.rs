@@ -24,7 +24,11 @@ const ROWS: &[Row] = &[
     // Zero stands for what a server has.
     ("hash-bits", 0, &[4, 8]),
     ("packed-max", 0, &[4]),
+    // How long everything takes from one node to another, in milliseconds, beside what chance and faults do.
+    (DISTANCE, 0, &[0, 0, 10, 50, 150]),
 ];
+
+const DISTANCE: &str = "distance-ms";
 
 impl Default for Knobs {
     fn default() -> Knobs {
@@ -58,6 +62,11 @@ impl Knobs {
     fn value(&self, name: &str) -> usize {
         let found = self.0.iter().find(|(known, _)| *known == name);
         found.expect("every row has a value").1
+    }
+
+    /// How long everything takes from one node to another.
+    pub(super) fn distance_ms(&self) -> u64 {
+        self.value(DISTANCE) as u64
     }
 
     /// Turns those of this process.

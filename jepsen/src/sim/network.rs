@@ -1,7 +1,8 @@
-//! The simulated network: byte streams between nodes and from clients to nodes. What is written takes its time; streams
-//! keep their order, as TCP does, and overtake each other. Ways are blocked one by one, each direction and each side of
-//! the connections by itself: what is sent meanwhile is held, and comes late or never, and what two ways have held comes
-//! at moments of their own. Single calls between peers come twice, the second time much later.
+//! The simulated network: byte streams between nodes and from clients to nodes. What is written takes its time, and between
+//! nodes that of the distance too; streams keep their order, as TCP does, and overtake each other. Ways are blocked one by
+//! one, each direction and each side of the connections by itself: what is sent meanwhile is held, and comes late or never,
+//! and what two ways have held comes at moments of their own. Single calls between peers come twice, the second time much
+//! later.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -245,6 +246,8 @@ pub(super) struct Network {
     twice: BTreeMap<u64, u64>,
     /// Nodes without power: nobody hears of their end before they are back.
     pub(super) dark: BTreeSet<u64>,
+    /// How long everything takes from one node to another at least.
+    pub(super) distance_ms: u64,
     chance: fastrand::Rng,
     now: u64,
     /// Bytes delivered, for the trace.
@@ -261,6 +264,7 @@ impl Network {
             delays: BTreeMap::new(),
             twice: BTreeMap::new(),
             dark: BTreeSet::new(),
+            distance_ms: 0,
             chance,
             now: 0,
             delivered: 0,
@@ -383,7 +387,9 @@ impl Network {
         let delay = slow.max_by_key(|delay| delay.max_ms).copied().unwrap_or(USUAL);
         let ms = self.chance.u64(1..=delay.max_ms.max(1));
         let is_late = self.chance.u64(..1000) < delay.late_permille;
-        self.now + if is_late { 10 * ms } else { ms }
+        let are_nodes = matches!((from, to), (Place::Node(_), Place::Node(_)));
+        let distance_ms = if are_nodes { self.distance_ms } else { 0 };
+        self.now + distance_ms + if is_late { 10 * ms } else { ms }
     }
 
     /// Carries what was written, and delivers what is due. `accept` opens a client's connection on a node.

@@ -129,7 +129,7 @@ impl Node {
             is_paused: false,
             rate: 1.0,
             wall_offset_us: Arc::default(),
-            // openraft draws from the system's chance between two bounds: they are next to each other here.
+            // Near by they are drawn between two bounds: those are next to each other here.
             election_timeout_ms: chance.u64(350..600),
             bootstrap: (!first.is_empty()).then(|| peers.join(",")),
             knobs: knobs.clone(),
@@ -152,6 +152,7 @@ impl Node {
             ..Options::default()
         };
         let mut config = options.validate().context("the nodes' configuration")?;
+        config.node.election_timeout_auto = true;
         self.knobs.turn(&mut config.node);
         Ok(config)
     }

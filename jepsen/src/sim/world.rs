@@ -72,11 +72,12 @@ impl World {
         dir: PathBuf,
         load: Arc<Load>,
         now_us: Arc<AtomicU64>,
-        network: Network,
+        mut network: Network,
         members: u64,
         knobs: Knobs,
         mut chance: fastrand::Rng,
     ) -> World {
+        network.distance_ms = knobs.distance_ms();
         let first: Vec<u64> = (1..=members).collect();
         let node = |id: u64| (id, Node::new(id, dir.join(id.to_string()), &first, &knobs, &mut chance));
         let nodes = first.iter().copied().map(node).collect();

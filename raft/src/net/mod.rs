@@ -3,6 +3,7 @@
 
 pub(crate) mod frame;
 pub(crate) mod handshake;
+pub(crate) mod heartbeat;
 pub(crate) mod interest;
 pub(crate) mod messages;
 pub(crate) mod peer;

@@ -37,6 +37,8 @@ pub(crate) trait Greeter: Send + Sync + 'static {
     fn judgement(&self) -> u64;
     /// Why not to talk to the one who said this.
     fn objection(&self, theirs: &Hello) -> Option<String>;
+    /// How long the other side took to answer the greeting.
+    fn measured(&self, id: NodeId, round_trip: Duration);
 }
 
 /// How long making a connection may take, greetings included.
@@ -187,7 +189,7 @@ impl Peer {
             return Ok(present);
         }
         let remote = self.remote.clone();
-        // It goes on when the caller gives up: a heartbeat has less time than a distant peer's greeting takes.
+        // It goes on when the caller gives up: a question may have less time than a distant peer's greeting takes.
         let connecting = tokio::spawn(async move {
             let new = remote.connect(is_bulk).await?;
             Ok(link.insert(new).link.clone())
@@ -289,11 +291,13 @@ impl Remote {
     async fn greet(&self, address: &str, is_bulk: bool) -> io::Result<Greeted> {
         let judgement = self.greeter.judgement();
         let mut connection = self.transport.connect(address).await?;
+        let asked = Instant::now();
         connection
             .write_all(&frame::encode(Kind::Hello, 0, 0, &self.greeter.hello(self.id).encode()))
             .await?;
         let mut buffer = BytesMut::new();
         let answer = frame::read(&mut connection, &mut buffer).await?;
+        let round_trip = asked.elapsed();
         let answer = (answer.kind == Kind::Hello).then(|| Hello::decode(&answer.body));
         let Some(Ok(answer)) = answer else {
             return Err(io::Error::other(format!("{address} does not speak the peer protocol")));
@@ -308,6 +312,7 @@ impl Remote {
             )));
         }
         self.greeter.greeted(&answer).await.map_err(io::Error::other)?;
+        self.greeter.measured(self.id, round_trip);
         Ok(Greeted { link: Link::start(connection, buffer, is_bulk), answer, judgement })
     }
 }

@@ -52,6 +52,8 @@ impl Greeter for Polite {
     fn objection(&self, _: &Hello) -> Option<String> {
         self.has_changed.load(Ordering::Relaxed).then(|| "not welcome any more".to_owned())
     }
+
+    fn measured(&self, _: NodeId, _: Duration) {}
 }
 
 /// A peer that answers votes, and takes its time to read anything else.

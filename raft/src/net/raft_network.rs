@@ -19,10 +19,11 @@ use openraft::{
     },
     type_config::alias::SnapshotOf,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     frame::{self, Kind},
+    heartbeat::LateAnswer,
     interest::Interest,
     messages::{self, AppendRequest, AppendResult},
     peer::{CallError, Link, Peer},
@@ -32,6 +33,7 @@ use crate::{
     clock::Clock,
     codec::CodecError,
     snapshot::{SnapshotData, SnapshotSender},
+    timing::Timing,
     types::{MemberNode, TypeConfig, Vote},
 };
 
@@ -47,6 +49,9 @@ type RpcError = RPCError<TypeConfig>;
 /// How long a commit index may wait for entries to travel with.
 const HOLD: Duration = Duration::from_millis(1);
 
+/// How much longer while answers are due: over a long link some always are.
+const HOLD_BUSY: Duration = Duration::from_millis(4);
+
 /// Finds the peer of a node id, and keeps it.
 pub(crate) trait Peers: Send + Sync + 'static {
     fn peer(&self, id: u64, node: &MemberNode) -> Arc<Peer>;
@@ -59,6 +64,7 @@ pub(crate) struct Factory {
     pub snapshots: Arc<dyn SnapshotSender>,
     pub interest: Arc<Interest>,
     pub clock: Arc<Clock>,
+    pub timing: Arc<Timing>,
 }
 
 /// One group's client of one peer.
@@ -69,7 +75,9 @@ pub(crate) struct Client {
     snapshots: Arc<dyn SnapshotSender>,
     interest: Arc<Interest>,
     clock: Arc<Clock>,
-    heartbeat: bool,
+    timing: Arc<Timing>,
+    /// Of a client for heartbeats.
+    late: Option<LateAnswer>,
 }
 
 impl Factory {
@@ -80,7 +88,8 @@ impl Factory {
             snapshots: self.snapshots.clone(),
             interest: self.interest.clone(),
             clock: self.clock.clone(),
-            heartbeat,
+            timing: self.timing.clone(),
+            late: heartbeat.then(LateAnswer::default),
         }
     }
 }
@@ -112,10 +121,38 @@ impl From<CallError> for RpcError {
 }
 
 impl Client {
-    async fn heartbeat(self, request: AppendRequest, ttl: Duration) -> Result<AppendResult, RpcError> {
+    /// Sends a heartbeat. Its answer, or else the last one that came late.
+    async fn heartbeat(
+        self,
+        request: AppendRequest,
+        ttl: Duration,
+        late: LateAnswer,
+    ) -> Result<AppendResult, RpcError> {
+        let (sender, answer) = oneshot::channel();
+        let came_late = late.clone();
+        // It goes on when its time is up.
+        tokio::spawn(async move {
+            let answer = self.ask_follower(request).await;
+            if let Err(Ok(result)) = sender.send(answer) {
+                came_late.came(result);
+            }
+        });
+        match tokio::time::timeout(ttl, answer).await {
+            Ok(Ok(answer)) => {
+                // What came late before says nothing any more.
+                late.take();
+                answer
+            }
+            Ok(Err(_)) => Err(unreachable("the node is stopping")),
+            Err(_) => late.take().map_or_else(|| Err(unreachable("no answer in time")), Ok),
+        }
+    }
+
+    async fn ask_follower(&self, request: AppendRequest) -> Result<AppendResult, RpcError> {
         let mut body = Vec::with_capacity(128);
         messages::put_append_request(&mut body, &request);
-        let answer = self.peer.call(Kind::Append, self.group, &body, ttl).await?;
+        let limit = self.timing.election_max();
+        let answer = self.peer.call(Kind::Append, self.group, &body, limit).await?;
         let response = messages::append_response(&answer).map_err(malformed)?;
         let last = request.entries.last().map(|entry| entry.log_id);
         // A conflict without a previous log id is not something a follower may say.
@@ -134,8 +171,9 @@ impl Client {
         Ok(response)
     }
 
+    /// Asks for as long as openraft listens.
     async fn call(&self, kind: Kind, body: &[u8], option: &RPCOption) -> Result<Bytes, RpcError> {
-        Ok(self.peer.call(kind, self.group, body, option.soft_ttl()).await?)
+        Ok(self.peer.call(kind, self.group, body, option.hard_ttl()).await?)
     }
 }
 
@@ -151,7 +189,7 @@ struct Replication<S> {
     in_flight_bytes: usize,
     /// A request without entries, which only carries a commit index: see `take`.
     held: Option<AppendRequest>,
-    /// When `held` is sent at the latest, while nothing is in flight.
+    /// When `held` is sent at the latest, while nothing is in flight; a little later else.
     held_until: tokio::time::Instant,
     interest: Arc<Interest>,
     requests_ended: bool,
@@ -168,14 +206,9 @@ impl<S> Drop for Replication<S> {
 
 impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
     /// Connects, and sends the first of the requests.
-    async fn open(
-        client: Client,
-        ttl: Duration,
-        first: Option<AppendRequest>,
-        rest: S,
-    ) -> Result<Replication<S>, RpcError> {
-        let Client { group, peer, interest, .. } = client;
-        let link = tokio::time::timeout(ttl, peer.bulk_link())
+    async fn open(client: Client, first: Option<AppendRequest>, rest: S) -> Result<Replication<S>, RpcError> {
+        let Client { group, peer, interest, timing, .. } = client;
+        let link = tokio::time::timeout(timing.election_max(), peer.bulk_link())
             .await
             .map_err(|_| unreachable("connecting took too long"))?
             .map_err(unreachable)?;
@@ -216,7 +249,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
     /// Takes the next request. One without entries only tells the peer what is committed. It is held: the next
     /// one with entries, which carries the same commit index or a later one, takes its place. Its own answer is
     /// not missed, since openraft counts a request as answered when a later one is. The peer waits for it only
-    /// while it serves clients of its own, and even then no longer than for the answers that are due.
+    /// while it serves clients of its own, and even then not for long.
     fn take(&mut self, request: AppendRequest) -> Result<(), RpcError> {
         if request.entries.is_empty() && (!self.in_flight.is_empty() || !self.interest.is_there()) {
             self.held = Some(request);
@@ -286,6 +319,9 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
                         }
                     },
                     () = held_enough(self.held_until, &self.interest), if is_idle && is_held => self.release(),
+                    () = tokio::time::sleep_until(self.held_until + HOLD_BUSY), if !is_idle && is_held && may_send => {
+                        self.release()
+                    }
                 }
             };
             if let Err(error) = sent {
@@ -320,12 +356,13 @@ impl NetStreamAppend<TypeConfig> for Client {
     where
         S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
     {
-        let (client, ttl) = (self.clone(), option.soft_ttl());
-        if self.heartbeat {
+        let client = self.clone();
+        if let Some(late) = self.late.clone() {
+            let ttl = option.soft_ttl();
             return Box::pin(async move {
                 let results = stream::once(async move {
                     let request = input.next().await.ok_or_else(|| unreachable("no heartbeat to send"))?;
-                    client.heartbeat(request, ttl).await
+                    client.heartbeat(request, ttl, late).await
                 });
                 Ok(Box::pin(results) as BoxStream<'s, _>)
             });
@@ -334,7 +371,7 @@ impl NetStreamAppend<TypeConfig> for Client {
         // that refuses connections would be asked without a pause.
         let results = stream::once(async move {
             let first = input.next().await;
-            match Replication::open(client, ttl, first, input).await {
+            match Replication::open(client, first, input).await {
                 Ok(replication) => replication.results().left_stream(),
                 Err(error) => stream::once(std::future::ready(Err(error))).right_stream(),
             }

@@ -1,10 +1,11 @@
-//! A network in memory: addresses are names, links can be cut, and what one node sends to another can be held back, apart
-//! for the connections that either of them made.
+//! A network in memory: addresses are names, links can be cut, may be long, and what one node sends to another can be held
+//! back, apart for the connections that either of them made.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -14,6 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{Notify, mpsc, watch},
     task::AbortHandle,
+    time::Instant,
 };
 
 type Incoming = Box<dyn Connection>;
@@ -27,6 +29,8 @@ struct Hub {
     attempts: HashMap<String, u64>,
     /// Whether what goes from one node to another on the connections of one of them is held.
     gates: HashMap<Way, watch::Sender<bool>>,
+    /// How long everything takes from one node to another.
+    one_way: watch::Sender<Duration>,
 }
 
 /// From, to, and who made the connection.
@@ -40,20 +44,47 @@ impl Hub {
     }
 }
 
-/// Carries bytes one way, while they are not held.
+/// What a connection passes on one way.
+struct Passage {
+    held: watch::Receiver<bool>,
+    one_way: watch::Receiver<Duration>,
+}
+
+async fn arrival(due: Instant) {
+    // The timer would make a millisecond of none.
+    if due > Instant::now() {
+        tokio::time::sleep_until(due).await;
+    }
+}
+
+/// Carries bytes one way, while they are not held, each piece as late as the way is long.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut held: watch::Receiver<bool>,
+    mut passage: Passage,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 16];
+    let (mut buffer, mut has_ended) = (vec![0; 1 << 16], false);
+    // With when each arrives; an empty one is the end.
+    let mut pieces: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
     loop {
-        let read = from.read(&mut buffer).await?;
-        let _ = held.wait_for(|held| !held).await;
-        if read == 0 {
-            return to.shutdown().await;
+        let due = pieces.front().map(|(due, _)| *due);
+        tokio::select! {
+            biased;
+            () = arrival(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                let (_, piece) = pieces.pop_front().expect("one is due");
+                let _ = passage.held.wait_for(|held| !held).await;
+                if piece.is_empty() {
+                    return to.shutdown().await;
+                }
+                to.write_all(&piece).await?;
+            }
+            read = from.read(&mut buffer), if !has_ended => {
+                let read = read?;
+                has_ended = read == 0;
+                let due = Instant::now() + *passage.one_way.borrow();
+                pieces.push_back((due, buffer[..read].to_vec()));
+            }
         }
-        to.write_all(&buffer[..read]).await?;
     }
 }
 
@@ -104,6 +135,11 @@ impl Network {
         self.hub.lock().gate(from, to, made_by).send_replace(is_held);
     }
 
+    /// From here on everything takes so long from one node to another.
+    pub fn stretch(&self, one_way: Duration) {
+        self.hub.lock().one_way.send_replace(one_way);
+    }
+
     pub fn attempts(&self, address: &str) -> u64 {
         self.hub.lock().attempts.get(address).copied().unwrap_or(0)
     }
@@ -124,6 +160,8 @@ impl Transport for Port {
 
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
         Box::pin(async move {
+            let one_way = *self.hub.lock().one_way.borrow();
+            arrival(Instant::now() + 2 * one_way).await;
             let mut hub = self.hub.lock();
             *hub.attempts.entry(address.into()).or_default() += 1;
             let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
@@ -135,9 +173,13 @@ impl Transport for Port {
             hub.listeners.get(address).ok_or_else(refused)?.send(Box::new(theirs)).map_err(|_| refused())?;
             let silence = Arc::new(Notify::new());
             let silenced = silence.clone();
+            let one_way = hub.one_way.subscribe();
             let (asking, answering) = (
-                hub.gate(&self.name, address, &self.name).subscribe(),
-                hub.gate(address, &self.name, &self.name).subscribe(),
+                Passage {
+                    held: hub.gate(&self.name, address, &self.name).subscribe(),
+                    one_way: one_way.clone(),
+                },
+                Passage { held: hub.gate(address, &self.name, &self.name).subscribe(), one_way },
             );
             let (left_in, left_out) = tokio::io::split(left);
             let (right_in, right_out) = tokio::io::split(right);
