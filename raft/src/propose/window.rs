@@ -47,12 +47,12 @@ impl<L: Local> Proposer<L> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::time::Duration;
 
     use tokio::sync::watch;
 
     use super::{super::Limits, BYTES_MAX, ENTRIES_MAX, Proposer};
-    use crate::{Local, ProposeError, clock::Clock};
+    use crate::{Local, ProposeError};
 
     struct Nobody;
 
@@ -69,7 +69,7 @@ mod tests {
             in_flight_max: 4,
             timeout: Duration::from_secs(5),
         };
-        Proposer::new(1, limits, Arc::new(Clock::new(Arc::new(|| 0))), watch::channel(None).1)
+        Proposer::new(1, limits, watch::channel(None).1)
     }
 
     #[test]
