@@ -10,17 +10,22 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, RwLock, oneshot};
+use tokio::{
+    sync::{Notify, RwLock, oneshot},
+    time::Instant,
+};
 
 use crate::{
-    GroupId, Machine,
+    DiskState, GroupId, Machine,
     codec::{self, CodecError, Reader, put_bool, put_bytes, put_u8, put_u32, put_u64},
     pages::{PageStore, PagesError},
     platform::Platform,
     snapshot::Received,
+    space::occupied,
     state::{Applier, Progress, SnapshotMeta},
 };
 
@@ -37,6 +42,15 @@ const STEP_BYTES: usize = 128 * 1024;
 
 /// The most applied bytes between two checkpoints, however large the state is: what a restart replays.
 const LOG_BYTES_MAX: u64 = 1 << 30;
+
+/// How often a checkpoint is written while there is little room, if anything was applied, and tried again while there is none: so
+/// none needs much, and the log is purged soon.
+const EAGER: Duration = Duration::from_millis(500);
+
+/// The most commits of nothing new that follow a checkpoint while there is little room, and how many of them in a row may bring
+/// nothing: sled gives space back with later commits only, and moves what lies behind it first.
+const SETTLING_MAX: usize = 16;
+const SETTLING_IN_VAIN: usize = 4;
 
 /// Page bytes asked for at once when loading.
 const LOAD_BYTES: usize = 4 << 20;
@@ -160,19 +174,26 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Who waits for a checkpoint, and hears why there is none.
+type Request = oneshot::Sender<Result<u64, String>>;
+
 /// A checkpoint that was just written, and who waits for it.
 pub(crate) struct Durable {
     index: u64,
-    requests: Vec<oneshot::Sender<u64>>,
+    requests: Vec<Request>,
+}
+
+fn answer(requests: Vec<Request>, answer: &Result<u64, String>) {
+    for request in requests {
+        // Whoever went away does not need it.
+        let _ = request.send(answer.clone());
+    }
 }
 
 impl Durable {
     /// Tells those who wait.
     pub(crate) fn announce(self) {
-        for request in self.requests {
-            // Whoever went away does not need it.
-            let _ = request.send(self.index);
-        }
+        answer(self.requests, &Ok(self.index));
     }
 }
 
@@ -194,7 +215,9 @@ pub(crate) struct Checkpointer<M: Machine> {
     /// `Applier::bytes` when the last checkpoint began.
     begun_at_bytes: AtomicU64,
     wake: Notify,
-    requests: Mutex<Vec<oneshot::Sender<u64>>>,
+    requests: Mutex<Vec<Request>>,
+    /// When the last one was written, or could not be.
+    tried: Mutex<Option<Instant>>,
     pub count: AtomicU64,
     pub pages_written: AtomicU64,
     pub installed: AtomicU64,
@@ -223,6 +246,7 @@ impl<M: Machine> Checkpointer<M> {
             begun_at_bytes: AtomicU64::new(0),
             wake: Notify::new(),
             requests: Mutex::default(),
+            tried: Mutex::default(),
             count: AtomicU64::new(0),
             pages_written: AtomicU64::new(0),
             installed: AtomicU64::new(0),
@@ -248,7 +272,16 @@ impl<M: Machine> Checkpointer<M> {
     /// state is large: the log may grow as long as the last one was, which bounds the write amplification.
     fn is_due(&self) -> bool {
         let allowed = self.written_bytes.load(Ordering::Relaxed).min(LOG_BYTES_MAX);
-        self.bytes_since() >= self.threshold_bytes.max(allowed)
+        let (bytes, space) = (self.bytes_since(), &self.platform.space);
+        if space.checkpoint_waits() {
+            return !self.has_tried_lately();
+        }
+        bytes >= self.threshold_bytes.max(allowed)
+            || bytes > 0 && space.is_tight() && !self.has_tried_lately()
+    }
+
+    fn has_tried_lately(&self) -> bool {
+        self.tried.lock().is_some_and(|tried| tried.elapsed() < EAGER)
     }
 
     /// Starts a checkpoint if one is due. Cheap.
@@ -259,7 +292,7 @@ impl<M: Machine> Checkpointer<M> {
     }
 
     /// Asks for a checkpoint of at least what is applied now; resolves to its index when it is durable.
-    pub(crate) fn request(&self) -> oneshot::Receiver<u64> {
+    pub(crate) fn request(&self) -> oneshot::Receiver<Result<u64, String>> {
         let (sender, receiver) = oneshot::channel();
         self.requests.lock().push(sender);
         self.wake.notify_one();
@@ -274,8 +307,18 @@ impl<M: Machine> Checkpointer<M> {
             if requests.is_empty() && !self.is_due() {
                 continue;
             }
-            match self.write().await {
+            let begun_at_bytes = self.begun_at_bytes.load(Ordering::Relaxed);
+            let written = self.write().await;
+            self.platform.space.set_checkpoint_waits(matches!(written, Err(PagesError::Full(_))));
+            *self.tried.lock() = Some(Instant::now());
+            match written {
                 Ok(index) => return Durable { index, requests },
+                // What was to be written is part of the next one.
+                Err(PagesError::Full(why)) => {
+                    tracing::debug!(why, "there is no room for a checkpoint");
+                    self.begun_at_bytes.store(begun_at_bytes, Ordering::Relaxed);
+                    answer(requests, &Err(format!("the disk has no room for a checkpoint: {why}")));
+                }
                 // The page store is poisoned and its fatal handler is ending the process.
                 Err(error) => tracing::error!(%error, "the checkpoint failed"),
             }
@@ -284,18 +327,19 @@ impl<M: Machine> Checkpointer<M> {
 
     async fn write(&self) -> Result<u64, PagesError> {
         let _exclusive = self.in_use.write().await;
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let (progress, head) = self.applier.paused(|machine, progress| {
             self.begun_at_bytes.store(self.applier.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
             (progress.clone(), machine.checkpoint_begin())
         });
         let store = self.store();
-        let (mut written, mut bytes) = (0, 0);
+        let (mut written, mut bytes, mut removed) = (0, 0, 0);
         loop {
             let mut pages = Vec::new();
             let more = self.applier.paused(|machine, _| machine.checkpoint_step(STEP_BYTES, &mut pages));
             written += pages.len();
             bytes += pages.iter().filter_map(|page| page.content.as_ref()).map(Vec::len).sum::<usize>();
+            removed += pages.iter().filter(|page| page.content.is_none()).count();
             if !pages.is_empty() {
                 store.write(self.group, pages).await?;
             }
@@ -303,19 +347,46 @@ impl<M: Machine> Checkpointer<M> {
                 break;
             }
         }
-        store.commit(self.group, Head::encode(&progress, &head)).await?;
+        let head = Head::encode(&progress, &head);
+        store.commit(self.group, head.clone()).await?;
+        let space = &self.platform.space;
+        if space.is_tight() && (removed > 0 || space.disk().state >= DiskState::Short) {
+            self.settle(&store, &head).await?;
+        }
         let index = progress.last.map_or(0, |id| id.index);
         *self.last.lock() = meta(&progress);
         self.written_bytes.store(bytes as u64, Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed);
         self.pages_written.fetch_add(written as u64, Ordering::Relaxed);
-        tracing::info!(
-            index,
-            pages = written,
-            ms = started.elapsed().as_millis() as u64,
-            "checkpoint written"
-        );
+        let ms = started.elapsed().as_millis() as u64;
+        if space.is_tight() {
+            // There are many.
+            tracing::debug!(index, pages = written, ms, "checkpoint written");
+        } else {
+            tracing::info!(index, pages = written, ms, "checkpoint written");
+        }
         Ok(index)
+    }
+
+    /// Has the page store give back the space of what was removed or replaced.
+    async fn settle(&self, store: &PageStore, head: &[u8]) -> Result<(), PagesError> {
+        let dir = store.dir().to_owned();
+        let (mut least, mut in_vain) = (u64::MAX, 0);
+        for _ in 0..SETTLING_MAX {
+            let looked_at = dir.clone();
+            // It fails by a panic only, which is reported.
+            let present = self.platform.block(move || occupied(&looked_at)).await.unwrap_or(0);
+            in_vain = if present < least { 0 } else { in_vain + 1 };
+            least = least.min(present);
+            if in_vain == SETTLING_IN_VAIN {
+                break;
+            }
+            match store.commit(self.group, head.to_vec()).await {
+                Err(PagesError::Full(_)) => break,
+                settled => settled?,
+            }
+        }
+        Ok(())
     }
 
     /// Replaces the state by a received snapshot: first in memory, then on disk. A crash in between finds the

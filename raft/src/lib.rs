@@ -41,11 +41,13 @@ mod readiness;
 mod reads;
 mod recover;
 mod report;
+mod room;
 mod rounds;
 pub mod safeguard;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod snapshot;
+mod space;
 mod sparse;
 mod state;
 mod status;
@@ -64,4 +66,5 @@ pub use machine::{
 pub use net::transport;
 pub use node::Node;
 pub use platform::Platform;
-pub use status::{AdminError, Cause, Counters, Member, NotReady, ReadLevel, Role, Status};
+pub use room::Need;
+pub use status::{AdminError, Cause, Counters, Disk, DiskState, Member, NotReady, ReadLevel, Role, Status};

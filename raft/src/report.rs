@@ -13,6 +13,7 @@ use crate::{
         frame::Kind,
         handshake::{Hello, PROTOCOL_REPORTS},
     },
+    room::Room,
     trail::Mark,
     types::LogId,
     witness::{Held, Known},
@@ -39,6 +40,8 @@ pub(crate) struct Report {
     trail: Vec<Mark>,
     /// Where nodes are, as they say, its own address among them.
     addresses: BTreeMap<NodeId, Told>,
+    /// What its disk has room for. None in a version that does not say.
+    room: Option<Room>,
 }
 
 impl<M: Machine> Core<M> {
@@ -59,6 +62,7 @@ impl<M: Machine> Core<M> {
             disks,
             trail: self.applier.told(),
             addresses: self.identity.told_addresses(),
+            room: Some(Room::of(self.space())),
         }
     }
 
@@ -80,6 +84,7 @@ impl<M: Machine> Core<M> {
         for (id, told) in &heard.addresses {
             self.identity.hear_of_address(*id, told);
         }
+        self.hear_of_room(heard.from, heard.room);
         self.agreement.compare(heard.from, &heard.trail, |index| self.applier.hash_at(index));
         self.take_stand();
     }
@@ -102,7 +107,8 @@ impl<M: Machine> Core<M> {
 pub(crate) async fn exchange_reports<M: Machine>(core: Arc<Core<M>>) {
     let mut turn = 0_u32;
     loop {
-        tokio::time::sleep(EVERY).await;
+        // News of the disk's room does not wait for its turn.
+        let _ = tokio::time::timeout(EVERY, core.rooms.news.notified()).await;
         let others: Vec<NodeId> = {
             let metrics = core.metrics();
             metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()
