@@ -1,7 +1,7 @@
 //! Real `kvorum serve` processes on loopback, on ports that were free a moment ago.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     net::TcpListener,
     path::PathBuf,
@@ -32,6 +32,8 @@ pub struct Cluster {
     has_own_clocks: bool,
     /// They listen for peers on all addresses of the machine.
     listens_everywhere: bool,
+    /// Where data are, where they are elsewhere than with all else of the test.
+    data: BTreeMap<usize, PathBuf>,
     dir: TempDir,
 }
 
@@ -74,7 +76,8 @@ impl Cluster {
         cluster
     }
 
-    fn start_all(&mut self) {
+    /// Starts all nodes, and waits until they are ready.
+    pub fn start_all(&mut self) {
         (0..self.addresses.len()).for_each(|node| self.start_node(node));
         (0..self.addresses.len()).for_each(|node| self.wait_ready(node));
     }
@@ -88,6 +91,7 @@ impl Cluster {
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             has_own_clocks: false,
             listens_everywhere: false,
+            data: BTreeMap::new(),
             dir: tempfile::tempdir().expect("a directory for the test"),
         }
     }
@@ -161,6 +165,8 @@ impl Cluster {
             .args(["serve", "--id", &(node + 1).to_string(), "--data"])
             .arg(self.data_of(node))
             .args(["--resp", &addresses.resp, "--http", &addresses.http, "--peer", &peer])
+            // Not the usual amount for each of so many nodes. What stands in `options` counts.
+            .env("KVORUM_DISK_RESERVE", "8mb")
             .args(membership)
             .args(&self.options)
             .stdin(Stdio::null())
@@ -172,7 +178,18 @@ impl Cluster {
     }
 
     pub fn data_of(&self, node: usize) -> PathBuf {
-        self.dir.path().join(format!("node{}", node + 1))
+        let usual = || self.dir.path().join(format!("node{}", node + 1));
+        self.data.get(&node).cloned().unwrap_or_else(usual)
+    }
+
+    /// Has a node that was not started keep its data elsewhere.
+    pub fn put_data(&mut self, node: usize, data: PathBuf) {
+        self.data.insert(node, data);
+    }
+
+    /// Whether the process goes on.
+    pub fn is_running(&mut self, node: usize) -> bool {
+        self.children[node].as_mut().is_some_and(|child| child.try_wait().expect("a child").is_none())
     }
 
     fn clock_of(&self, node: usize) -> PathBuf {
