@@ -133,6 +133,10 @@ pub struct Options {
     /// Size of a log segment [default: 64mb]
     #[arg(long, env = "KVORUM_LOG_SEGMENT_BYTES", value_name = "SIZE")]
     pub log_segment_bytes: Option<String>,
+    /// Space set aside on the disk for what must still be written when it is full; 0 for none [default: two log
+    /// segments and checkpoint-log-bytes, or an eighth of a small file system]
+    #[arg(long, env = "KVORUM_DISK_RESERVE", value_name = "SIZE")]
+    pub disk_reserve: Option<String>,
     /// Memory for the newest log entries [default: 2mb]
     #[arg(long, env = "KVORUM_LOG_CACHE_BYTES", value_name = "SIZE")]
     pub log_cache_bytes: Option<String>,
@@ -262,6 +266,7 @@ impl Options {
             checkpoint_log_bytes: self.checkpoint_log_bytes.or(below.checkpoint_log_bytes),
             log_entries_kept: self.log_entries_kept.or(below.log_entries_kept),
             log_segment_bytes: self.log_segment_bytes.or(below.log_segment_bytes),
+            disk_reserve: self.disk_reserve.or(below.disk_reserve),
             log_cache_bytes: self.log_cache_bytes.or(below.log_cache_bytes),
             page_cache_bytes: self.page_cache_bytes.or(below.page_cache_bytes),
             feed_history_bytes: self.feed_history_bytes.or(below.feed_history_bytes),
@@ -425,6 +430,10 @@ impl Options {
                 .unwrap_or(4),
             request_timeout_ms: self.request_timeout_ms.unwrap_or(5_000),
             disk_stall_ms: self.disk_stall_ms.unwrap_or(2_000),
+            disk_reserve_bytes: match &self.disk_reserve {
+                None => None,
+                text => Some(size("disk-reserve", text, 0, 0)?),
+            },
         })
     }
 }
@@ -526,7 +535,7 @@ mod tests {
 
     #[test]
     fn contradictions_name_their_key() {
-        let cases: [(&str, Options); 16] = [
+        let cases: [(&str, Options); 17] = [
             ("id", Options { id: None, ..least() }),
             ("id", Options { id: Some(0), ..least() }),
             ("id", Options { id: Some(u64::MAX), ..least() }),
@@ -540,6 +549,7 @@ mod tests {
             ("peers", Options { peers: Some("1=a:1,2=a:1".into()), ..least() }),
             ("resp", Options { resp: Some("nonsense".into()), ..least() }),
             ("log-segment-bytes", Options { log_segment_bytes: Some("lots".into()), ..least() }),
+            ("disk-reserve", Options { disk_reserve: Some("some".into()), ..least() }),
             ("read-consistency", Options { read_consistency: Some("bounded".into()), ..least() }),
             ("read-consistency", Options { read_consistency: Some("stale 5".into()), ..least() }),
             ("election-timeout-max-ms", Options { election_timeout_max_ms: Some(10), ..least() }),

@@ -338,6 +338,7 @@ pub fn unavailable(why: &Unavailable) -> Error {
     match why {
         Unavailable::Overloaded => Error::Other(format!("TRYAGAIN {why}").into()),
         Unavailable::TooLarge(_) => Error::err(why.to_string()),
+        Unavailable::NoRoom(_) => Error::Other(format!("OOM {why}").into()),
         Unavailable::NotServing(_) => Error::Other(format!("LOADING {why}").into()),
         Unavailable::NoLeader | Unavailable::NoQuorum => Error::Other(format!("CLUSTERDOWN {why}").into()),
     }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use kvorum_raft::{Node, ReadLevel, Status};
+use kvorum_raft::{Need, Node, ReadLevel, Status};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -87,6 +87,11 @@ impl Router {
     /// What happened to keys.
     pub fn feed(&self) -> &Arc<Feed> {
         self.machine.feed()
+    }
+
+    /// Refuses a write that the disks have no room for. Cheap.
+    pub fn check_room(&self, need: Need, bytes: usize) -> Result<(), Error> {
+        self.node.check_room(need, bytes).map_err(|why| proposal::unavailable(&why))
     }
 
     /// Sends a pipeline's writes into the log; its replies come through `pipeline.done`.

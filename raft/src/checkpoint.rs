@@ -10,18 +10,23 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, RwLock, oneshot};
+use tokio::{
+    sync::{Notify, RwLock, oneshot},
+    time::Instant,
+};
 
 use crate::{
-    GroupId, Machine,
+    DiskState, GroupId, Machine,
     codec::{self, CodecError, Reader, put_bool, put_bytes, put_u8, put_u32, put_u64},
     level,
     pages::{PageStore, PagesError},
     platform::Platform,
     snapshot::Received,
+    space::occupied,
     state::{Applier, Begun, Progress, SnapshotMeta},
     trail::Mark,
 };
@@ -49,6 +54,15 @@ const ALONE_QUARTERS: u64 = 5;
 
 /// The states of so many checkpoints are remembered.
 const STATES: usize = 8;
+
+/// How often a checkpoint is written while there is little room, if anything was applied, and tried again while there is none: so
+/// none needs much, and the log is purged soon.
+const EAGER: Duration = Duration::from_millis(500);
+
+/// The most commits of nothing new that follow a checkpoint while there is little room, and how many of them in a row may bring
+/// nothing: sled gives space back with later commits only, and moves what lies behind it first.
+const SETTLING_MAX: usize = 16;
+const SETTLING_IN_VAIN: usize = 4;
 
 /// Page bytes asked for at once when loading.
 const LOAD_BYTES: usize = 4 << 20;
@@ -176,19 +190,26 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Who waits for a checkpoint, and hears why there is none.
+type Request = oneshot::Sender<Result<u64, String>>;
+
 /// A checkpoint that was just written, and who waits for it.
 pub(crate) struct Durable {
     index: u64,
-    requests: Vec<oneshot::Sender<u64>>,
+    requests: Vec<Request>,
+}
+
+fn answer(requests: Vec<Request>, answer: &Result<u64, String>) {
+    for request in requests {
+        // Whoever went away does not need it.
+        let _ = request.send(answer.clone());
+    }
 }
 
 impl Durable {
     /// Tells those who wait.
     pub(crate) fn announce(self) {
-        for request in self.requests {
-            // Whoever went away does not need it.
-            let _ = request.send(self.index);
-        }
+        answer(self.requests, &Ok(self.index));
     }
 }
 
@@ -212,7 +233,9 @@ pub(crate) struct Checkpointer<M: Machine> {
     wake: Notify,
     /// A checkpoint is due, and an entry should ask all nodes for it.
     wish: Notify,
-    requests: Mutex<Vec<oneshot::Sender<u64>>>,
+    requests: Mutex<Vec<Request>>,
+    /// When the last one was written, or could not be.
+    tried: Mutex<Option<Instant>>,
     /// The sums of all pages at the last checkpoints.
     states: Mutex<VecDeque<Mark>>,
     pub count: AtomicU64,
@@ -245,6 +268,7 @@ impl<M: Machine> Checkpointer<M> {
             wish: Notify::new(),
             requests: Mutex::default(),
             states: Mutex::default(),
+            tried: Mutex::default(),
             count: AtomicU64::new(0),
             pages_written: AtomicU64::new(0),
             installed: AtomicU64::new(0),
@@ -272,6 +296,10 @@ impl<M: Machine> Checkpointer<M> {
         self.threshold_bytes.max(self.written_bytes.load(Ordering::Relaxed).min(LOG_BYTES_MAX))
     }
 
+    fn has_tried_lately(&self) -> bool {
+        self.tried.lock().is_some_and(|tried| tried.elapsed() < EAGER)
+    }
+
     /// Whether an entry should ask all nodes for a checkpoint.
     pub(crate) fn is_wished(&self) -> bool {
         self.bytes_since() >= self.allowed_bytes()
@@ -281,7 +309,13 @@ impl<M: Machine> Checkpointer<M> {
 
     /// Whether this node should write one, whatever others do.
     fn is_due(&self) -> bool {
-        let (since, allowed) = (self.bytes_since(), self.allowed_bytes());
+        let (since, allowed, space) = (self.bytes_since(), self.allowed_bytes(), &self.platform.space);
+        if space.checkpoint_waits() {
+            return !self.has_tried_lately();
+        }
+        if since > 0 && space.is_tight() && !self.has_tried_lately() {
+            return true;
+        }
         let quarters = if self.applier.level() >= level::CHECKPOINTS { ALONE_QUARTERS } else { 4 };
         since >= allowed.saturating_mul(quarters) / 4
     }
@@ -333,7 +367,7 @@ impl<M: Machine> Checkpointer<M> {
     }
 
     /// Asks for a checkpoint of at least what is applied now; resolves to its index when it is durable.
-    pub(crate) fn request(&self) -> oneshot::Receiver<u64> {
+    pub(crate) fn request(&self) -> oneshot::Receiver<Result<u64, String>> {
         let (sender, receiver) = oneshot::channel();
         self.requests.lock().push(sender);
         self.wake.notify_one();
@@ -355,8 +389,18 @@ impl<M: Machine> Checkpointer<M> {
                 }
                 requests
             };
-            match self.write().await {
+            let begun_at_bytes = self.begun_at_bytes.load(Ordering::Relaxed);
+            let written = self.write().await;
+            self.platform.space.set_checkpoint_waits(matches!(written, Err(PagesError::Full(_))));
+            *self.tried.lock() = Some(Instant::now());
+            match written {
                 Ok(index) => return Durable { index, requests },
+                // What was to be written is part of the next one.
+                Err(PagesError::Full(why)) => {
+                    tracing::debug!(why, "there is no room for a checkpoint");
+                    self.begun_at_bytes.store(begun_at_bytes, Ordering::Relaxed);
+                    answer(requests, &Err(format!("the disk has no room for a checkpoint: {why}")));
+                }
                 // The page store is poisoned and its fatal handler is ending the process.
                 Err(error) => tracing::error!(%error, "the checkpoint failed"),
             }
@@ -365,16 +409,17 @@ impl<M: Machine> Checkpointer<M> {
 
     async fn write(&self) -> Result<u64, PagesError> {
         let _exclusive = self.in_use.write().await;
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let Begun { progress, head, bytes: begun_at } = self.applier.begin_checkpoint();
         self.begun_at_bytes.store(begun_at, Ordering::Relaxed);
         let store = self.store();
-        let (mut written, mut bytes) = (0, 0);
+        let (mut written, mut bytes, mut removed) = (0, 0, 0);
         loop {
             let mut pages = Vec::new();
             let more = self.applier.paused(|machine, _| machine.checkpoint_step(STEP_BYTES, &mut pages));
             written += pages.len();
             bytes += pages.iter().filter_map(|page| page.content.as_ref()).map(Vec::len).sum::<usize>();
+            removed += pages.iter().filter(|page| page.content.is_none()).count();
             if !pages.is_empty() {
                 store.write(self.group, pages).await?;
             }
@@ -383,20 +428,47 @@ impl<M: Machine> Checkpointer<M> {
             }
         }
         self.applier.written();
-        store.commit(self.group, Head::encode(&progress, &head)).await?;
+        let head = Head::encode(&progress, &head);
+        store.commit(self.group, head.clone()).await?;
+        let space = &self.platform.space;
+        if space.is_tight() && (removed > 0 || space.disk().state >= DiskState::Short) {
+            self.settle(&store, &head).await?;
+        }
         self.note_state().await?;
         let index = progress.last.map_or(0, |id| id.index);
         *self.last.lock() = meta(&progress);
         self.written_bytes.store(bytes as u64, Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed);
         self.pages_written.fetch_add(written as u64, Ordering::Relaxed);
-        tracing::info!(
-            index,
-            pages = written,
-            ms = started.elapsed().as_millis() as u64,
-            "checkpoint written"
-        );
+        let ms = started.elapsed().as_millis() as u64;
+        if space.is_tight() {
+            // There are many.
+            tracing::debug!(index, pages = written, ms, "checkpoint written");
+        } else {
+            tracing::info!(index, pages = written, ms, "checkpoint written");
+        }
         Ok(index)
+    }
+
+    /// Has the page store give back the space of what was removed or replaced.
+    async fn settle(&self, store: &PageStore, head: &[u8]) -> Result<(), PagesError> {
+        let dir = store.dir().to_owned();
+        let (mut least, mut in_vain) = (u64::MAX, 0);
+        for _ in 0..SETTLING_MAX {
+            let looked_at = dir.clone();
+            // It fails by a panic only, which is reported.
+            let present = self.platform.block(move || occupied(&looked_at)).await.unwrap_or(0);
+            in_vain = if present < least { 0 } else { in_vain + 1 };
+            least = least.min(present);
+            if in_vain == SETTLING_IN_VAIN {
+                break;
+            }
+            match store.commit(self.group, head.to_vec()).await {
+                Err(PagesError::Full(_)) => break,
+                settled => settled?,
+            }
+        }
+        Ok(())
     }
 
     /// Replaces the state by a received snapshot: first in memory, then on disk. A crash in between finds the

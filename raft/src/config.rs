@@ -54,6 +54,9 @@ pub struct NodeConfig {
     pub request_timeout_ms: u64,
     /// A leader whose fdatasync takes longer hands its leadership over, or gives it up.
     pub disk_stall_ms: u64,
+    /// Space that is set aside on the disk for what must still be written when it is full. None for two segments of the log and
+    /// what it grows by between two checkpoints, or an eighth of a small file system.
+    pub disk_reserve_bytes: Option<u64>,
 }
 
 /// Why a node could not start.
@@ -174,6 +177,7 @@ impl NodeConfig {
             entries_in_flight_max: 4,
             request_timeout_ms: 5000,
             disk_stall_ms: 2000,
+            disk_reserve_bytes: None,
         }
     }
 

@@ -45,8 +45,10 @@ use crate::{
     propose::Proposer,
     reads::Confirmed,
     recover,
+    room::Rooms,
     rounds::Rounds,
     snapshot::{self, Receiver, Sender, SnapshotData},
+    space::Space,
     state::{Applier, StateMachine},
     timing::Timing,
     types::{MemberNode, Payload, TypeConfig},
@@ -164,6 +166,8 @@ pub(crate) struct Core<M: Machine> {
     pub logs_agree: Agreement,
     /// Whether they have come to the same state.
     pub states_agree: Agreement,
+    /// What the members have room for.
+    pub rooms: Rooms,
     /// The leader as openraft last said, if it was heard lately.
     pub leader: watch::Sender<Option<NodeId>>,
     /// When the leader was last heard: openraft takes the one that this node last followed for the present one, whether it
@@ -186,6 +190,11 @@ pub(crate) struct Core<M: Machine> {
 impl<M: Machine> Core<M> {
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_millis(self.config.request_timeout_ms)
+    }
+
+    /// Room on this node's disk.
+    pub(crate) fn space(&self) -> &Arc<Space> {
+        &self.table.platform.space
     }
 
     pub(crate) fn metrics(&self) -> Metrics {

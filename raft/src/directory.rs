@@ -7,11 +7,12 @@ use std::{
     fs::{File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, StartError, chance, lives::Lives, types::MemberNode, witness::Met};
+use crate::{NodeId, StartError, chance, lives::Lives, space::Space, types::MemberNode, witness::Met};
 use parking_lot::Mutex;
 
 const FORMAT_VERSION: u32 = 1;
@@ -86,6 +87,8 @@ impl Content {
 /// The identity file of a directory, and what it holds.
 pub(crate) struct IdentityFile {
     dir: PathBuf,
+    /// Room for it.
+    space: Arc<Space>,
     content: Mutex<Content>,
     /// Held while the file is written: whether that is over for good. Nobody who only reads waits for the disk.
     is_closed: Mutex<bool>,
@@ -93,8 +96,8 @@ pub(crate) struct IdentityFile {
 
 impl IdentityFile {
     /// What the directory has.
-    pub(crate) fn new(dir: &Path, content: Content) -> IdentityFile {
-        IdentityFile { dir: dir.to_owned(), content: Mutex::new(content), is_closed: Mutex::default() }
+    pub(crate) fn new(dir: &Path, space: Arc<Space>, content: Content) -> IdentityFile {
+        IdentityFile { dir: dir.to_owned(), space, content: Mutex::new(content), is_closed: Mutex::default() }
     }
 
     /// Looks at what it holds.
@@ -117,7 +120,7 @@ impl IdentityFile {
         let mut changed = before.clone();
         change(&mut changed);
         if changed != before {
-            save(&self.dir, &changed)?;
+            self.space.with_room(|| save(&self.dir, &changed))?;
             *self.content.lock() = changed;
         }
         Ok(())

@@ -132,7 +132,7 @@ impl<M: Machine> Core<M> {
         self.target().contains(&self.config.id)
     }
 
-    fn successor_among(&self, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
+    pub(crate) fn successor_among(&self, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
         let metrics = self.metrics();
         let replication = metrics.replication.as_ref()?;
         let others = voters.iter().filter(|id| **id != self.config.id && self.is_in_contact(**id, &metrics));

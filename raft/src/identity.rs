@@ -113,11 +113,14 @@ impl Identity {
         let io = |context: String| move |source| StartError::Io { context, source };
         std::fs::create_dir_all(dir).map_err(io(format!("cannot create {}", dir.display())))?;
         let lock = directory::lock(dir)?;
+        let space = &platform.space;
+        space.open();
         let content = match directory::read(dir)? {
             Some(content) => content,
             None => {
                 let content = Content::new(node_id);
-                directory::save(dir, &content).map_err(io(format!("cannot write to {}", dir.display())))?;
+                let saved = space.with_room(|| directory::save(dir, &content));
+                saved.map_err(io(format!("cannot write to {}", dir.display())))?;
                 content
             }
         };
@@ -131,7 +134,7 @@ impl Identity {
         if let Some(unfinished) = content.unfinished {
             return Err(StartError::Unfinished { dir: dir.to_owned(), backup: unfinished.backup });
         }
-        let file = IdentityFile::new(dir, content);
+        let file = IdentityFile::new(dir, space.clone(), content);
         // Durable before anybody hears of it.
         file.change(|content| content.lives.begin())
             .map_err(io(format!("cannot write to {}", dir.display())))?;

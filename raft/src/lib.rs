@@ -46,11 +46,13 @@ mod readiness;
 mod reads;
 mod recover;
 mod report;
+mod room;
 mod rounds;
 pub mod safeguard;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod snapshot;
+mod space;
 mod sparse;
 mod state;
 mod status;
@@ -71,4 +73,7 @@ pub use machine::{
 pub use net::transport;
 pub use node::Node;
 pub use platform::Platform;
-pub use status::{AdminError, Cause, Counters, Member, NotReady, ReadLevel, Role, RoundTrip, Status};
+pub use room::Need;
+pub use status::{
+    AdminError, Cause, Counters, Disk, DiskState, Member, NotReady, ReadLevel, Role, RoundTrip, Status,
+};

@@ -146,4 +146,7 @@ pub enum Unavailable {
     /// This node is stopping, or it is not part of a cluster yet.
     #[error("this node is not serving: {0}")]
     NotServing(&'static str),
+    /// There is no room for it on the disks.
+    #[error("{0}")]
+    NoRoom(String),
 }

@@ -32,11 +32,12 @@ use crate::{
     identity::{Identity, Introduction},
     membership::{Request, last_contact_ms},
     net::{interest::Interest, raft_network::Factory, serve, transport::Listener},
-    opening::{io_error, listen, open_data},
+    opening::{RECEIVED, io_error, listen, open_data},
     pages::PageStore,
     platform::Platform,
     propose::{Limits, Proposer},
     readiness, report,
+    room::{self, Need, Rooms},
     rounds::{Pace, Rounds},
     snapshot::{Receiver, Sender},
     state::{Applier, Progress, StateMachine},
@@ -79,6 +80,7 @@ impl<M: Machine> Node<M> {
     ) -> Result<Node<M>, StartError> {
         let started = Instant::now();
         config.validate()?;
+        let platform = platform.with_space_of(&config);
         let clock = Arc::new(Clock::new(platform.wall.clone()));
         let introduction = introduction(&config, &*machine);
         let identity = Arc::new(Identity::open(&config.dir, config.id, introduction, &clock, &platform)?);
@@ -94,7 +96,7 @@ impl<M: Machine> Node<M> {
         let applier = checkpointer.applier.clone();
         let snapshots =
             Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
-        let receiver = Receiver::new(&checkpointer, config.dir.join("pages.received"), log.store(GROUP));
+        let receiver = Receiver::new(&checkpointer, config.dir.join(RECEIVED), log.store(GROUP));
         let interest = Arc::new(Interest::new());
         let factory = Factory {
             group: GROUP,
@@ -127,6 +129,7 @@ impl<M: Machine> Node<M> {
             interest,
             logs_agree: Agreement::of(Subject::Logs),
             states_agree: Agreement::of(Subject::States),
+            rooms: Rooms::default(),
             leader: watch::Sender::new(None),
             timing: contact.timing.clone(),
             contact,
@@ -181,6 +184,7 @@ impl<M: Machine> Node<M> {
         tasks.spawn("questions to the leader", contact::ask_leader(core.clone()));
         tasks.spawn("readiness", readiness::watch(core.clone()));
         tasks.spawn("clock", closing::watch(core.clone()));
+        tasks.spawn("room", room::watch(core.clone()));
         let reading = core.clone();
         tasks.spawn("reads", async move {
             reading.reads.run(Pace::Every(READ_PAUSE), || reading.read_round()).await
@@ -321,6 +325,8 @@ impl<M: Machine> Node<M> {
             clock_is_closing: self.core.applier.is_closing(),
             election_timeout_ms: self.core.timing.election_ms(),
             timeouts_misfit: self.core.timing.misfit(),
+            disk: self.core.space().disk(),
+            no_room: self.core.rooms.shortage(Need::Growth),
         }
     }
 
@@ -416,7 +422,13 @@ impl<M: Machine> Node<M> {
     /// Writes a checkpoint and waits until it is durable. Returns its index.
     pub async fn checkpoint_now(&self) -> Result<u64, AdminError> {
         let durable = self.core.checkpointer.request();
-        durable.await.map_err(|_| AdminError::Unknown("this node is stopping".into()))
+        let written = durable.await.map_err(|_| AdminError::Unknown("this node is stopping".into()))?;
+        written.map_err(|why| AdminError::Unavailable(Unavailable::NoRoom(why)))
+    }
+
+    /// Whether the disks have room for a write of so many bytes. Cheap; an error means that nothing was done.
+    pub fn check_room(&self, need: Need, bytes: usize) -> Result<(), Unavailable> {
+        self.core.rooms.check(need, bytes)
     }
 
     /// Hands leadership over if there is somebody, writes a checkpoint, and stops.

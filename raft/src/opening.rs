@@ -23,11 +23,19 @@ use crate::{
 /// Spare log segments that are kept zeroed.
 const SPARE_SEGMENTS: usize = 2;
 
+/// Where the pages of a snapshot are collected.
+pub(crate) const RECEIVED: &str = "pages.received";
+
 /// How long peers have at least to say that they know a later state of this disk: connecting and greeting take two round trips.
 const ASKING_MIN: Duration = Duration::from_millis(750);
 
 pub(crate) fn io_error(context: &str, error: impl std::fmt::Display) -> StartError {
     StartError::Io { context: context.into(), source: std::io::Error::other(error.to_string()) }
+}
+
+fn no_room(why: String) -> StartError {
+    let source = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
+    StartError::Io { context: "cannot use the pages".into(), source }
 }
 
 pub(crate) async fn listen(
@@ -58,6 +66,7 @@ async fn open_log(platform: &Platform, config: &NodeConfig, identity: &Identity)
         segment_bytes: config.log_segment_bytes,
         cache_bytes: config.log_cache_bytes,
         spare_segments: SPARE_SEGMENTS,
+        space: platform.space.clone(),
     };
     let opened =
         platform.open_log(log_config).await.map_err(|error| io_error("cannot open the log", error))?;
@@ -93,6 +102,9 @@ async fn open_pages<M: Machine>(
     machine: &M,
 ) -> Result<(PageStore, Progress), StartError> {
     table.identity.begin_with(held(log, &Progress::default()));
+    // What came of a snapshot before is of no use, and may occupy what is needed here.
+    let removed = table.platform.remove_pages(&config.dir.join(RECEIVED)).await;
+    removed.map_err(|error| io_error("cannot remove a snapshot that was received in part", error))?;
     let (pages, progress) = load_pages(config, log, table, machine).await?;
     if let Some(applied) = progress.last {
         let agreed = log.store(GROUP).agree_with(applied).await;
@@ -132,12 +144,14 @@ async fn load_pages<M: Machine>(
         let fetched = recover::fetch(table, &dir, config.page_cache_bytes, purged_index).await;
         let store = fetched.map_err(|error| match error {
             PagesError::Failed(error) => io_error("cannot fetch the pages", error),
+            PagesError::Full(why) => no_room(why),
             PagesError::Unreadable(reasons) => StartError::PagesUnreadable(format!("{why}; {reasons}")),
         })?;
         store.close();
     }
     let opened = try_open_pages(&table.platform, config, machine).await.map_err(|error| match error {
         LoadError::Pages(PagesError::Failed(why)) => io_error("cannot use the pages", why),
+        LoadError::Pages(PagesError::Full(why)) => no_room(why),
         error => StartError::PagesUnreadable(error.to_string()),
     })?;
     let trusted = table.identity.trust_state();
@@ -164,6 +178,7 @@ async fn open_trusted_pages<M: Machine>(
         }
         // Nothing is wrong with what lies there: setting it aside would lose it.
         Err(LoadError::Pages(PagesError::Failed(why))) => Err(io_error("cannot use the pages", why)),
+        Err(LoadError::Pages(PagesError::Full(why))) => Err(no_room(why)),
         Err(error) if error.is_of_a_later_version() => Err(StartError::Config(error.to_string())),
         Err(why) => Ok(Err(why.to_string())),
     }

@@ -13,10 +13,11 @@ use std::{
 #[cfg(feature = "simulation")]
 use crate::simulation::Storage;
 use crate::{
-    fatal,
+    NodeConfig, fatal,
     log::{Log, LogConfig, LogError},
     net::transport::{Tcp, Transport},
     pages::{self, PageStore, PagesError},
+    space::{self, Space},
 };
 
 /// Microseconds since the Unix epoch, by a clock that may be wrong and may jump.
@@ -29,6 +30,8 @@ pub struct Platform {
     pub(crate) wall: WallClock,
     pub(crate) fatal: fatal::Handler,
     pub(crate) contradiction: fatal::Handler,
+    /// Room on the disk of the node that runs here.
+    pub(crate) space: Arc<Space>,
     /// None for the system's.
     #[cfg(feature = "simulation")]
     pub(crate) storage: Option<Storage>,
@@ -47,9 +50,19 @@ impl Platform {
             wall: Arc::new(system_wall_us),
             fatal: fatal::handler(),
             contradiction: fatal::contradiction(),
+            space: space::unknown(),
             #[cfg(feature = "simulation")]
             storage: None,
         }
+    }
+
+    /// The same, with the room of a node's disk.
+    pub(crate) fn with_space_of(self, config: &NodeConfig) -> Platform {
+        #[cfg(feature = "simulation")]
+        if self.storage.is_some() {
+            return self;
+        }
+        Platform { space: Arc::new(Space::of(config)), ..self }
     }
 
     /// Runs what may block.
@@ -80,8 +93,8 @@ impl Platform {
         if let Some(storage) = &self.storage {
             return Ok(storage.open_pages(dir));
         }
-        let fatal = self.fatal.clone();
-        let opened = self.block(move || PageStore::open(&dir, cache_bytes, fatal)).await;
+        let (fatal, space) = (self.fatal.clone(), self.space.clone());
+        let opened = self.block(move || PageStore::open_in(&dir, cache_bytes, fatal, space)).await;
         opened.unwrap_or_else(|error| Err(PagesError::Failed(error.to_string())))
     }
 

@@ -10,9 +10,10 @@ use openraft::ServerState;
 use tokio::time::Instant;
 
 use crate::{
-    Cause, Machine, NotReady, Unavailable,
+    Cause, DiskState, Machine, NotReady, Unavailable,
     contact::Complaint,
     core::{Core, Metrics},
+    room::Need,
     sparse,
 };
 
@@ -29,13 +30,34 @@ fn because(cause: Cause, why: impl Into<String>) -> Option<NotReady> {
 impl<M: Machine> Core<M> {
     /// Why this node is not ready: of all reasons the one from which the others follow. A new one has its place here.
     pub(crate) fn not_ready(&self, metrics: &Metrics) -> Option<NotReady> {
-        self.disk_stalls()
+        self.log_has_no_room()
+            .or_else(|| self.disk_stalls())
             .or_else(|| self.is_no_member(metrics))
             .or_else(|| self.has_diverged())
             .or_else(|| self.has_no_leader())
             .or_else(|| self.has_no_majority(metrics))
             .or_else(|| self.refuses())
             .or_else(|| self.is_behind(metrics))
+            .or_else(|| self.has_no_room())
+    }
+
+    fn log_has_no_room(&self) -> Option<NotReady> {
+        let dir = self.space().dir().filter(|_| self.space().log_waits())?;
+        let why = format!("the disk is full: the log in {} waits for space", dir.display());
+        because(Cause::DiskFull, why)
+    }
+
+    /// Others are better asked. Where all disks are full, whoever makes room needs this node too.
+    fn has_no_room(&self) -> Option<NotReady> {
+        let disk = self.space().disk();
+        if disk.state < DiskState::Short || self.rooms.shortage(Need::Growth).is_some() {
+            return None;
+        }
+        let why = format!(
+            "the disk is nearly full: {} bytes are free, and {} set aside; the other nodes have room",
+            disk.free_bytes, disk.reserve_bytes
+        );
+        because(Cause::DiskFull, why)
     }
 
     fn disk_stalls(&self) -> Option<NotReady> {

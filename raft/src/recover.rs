@@ -70,7 +70,7 @@ pub(crate) async fn fetch(
             tracing::info!(peer = id, address, "asking a peer for its checkpoint");
             match fetch_from(&table.platform, &peer, dir, cache_bytes, index_min).await {
                 Ok(store) => return Ok(store),
-                Err(PagesError::Failed(why)) => return Err(PagesError::Failed(why)),
+                Err(error @ (PagesError::Failed(_) | PagesError::Full(_))) => return Err(error),
                 Err(PagesError::Unreadable(why)) => reasons.push(format!("node {id} ({address}): {why}")),
             }
         }
@@ -93,7 +93,7 @@ async fn fetch_from(
     for _ in 0..ATTEMPTS {
         platform.remove_pages(dir).await.map_err(|error| PagesError::Failed(text(error)))?;
         let store = platform.open_pages(dir.to_owned(), cache_bytes).await?;
-        if copy(peer, &store, index_min).await.map_err(PagesError::Unreadable)? {
+        if copy(peer, &store, index_min).await? {
             return Ok(store);
         }
         store.close();
@@ -102,40 +102,46 @@ async fn fetch_from(
 }
 
 /// False when the peer's checkpoint changed on the way.
-async fn copy(peer: &Peer, store: &PageStore, index_min: u64) -> Result<bool, String> {
+async fn copy(peer: &Peer, store: &PageStore, index_min: u64) -> Result<bool, PagesError> {
     let mut first_head: Option<Vec<u8>> = None;
     let mut after: Option<Vec<u8>> = None;
     loop {
         let mut request = Vec::new();
         put_bool(&mut request, after.is_some());
         put_bytes(&mut request, after.as_deref().unwrap_or_default());
-        let answer = peer.call(Kind::FetchPages, GROUP, &request, CALL_TIMEOUT).await.map_err(text)?;
+        let answer = peer.call(Kind::FetchPages, GROUP, &request, CALL_TIMEOUT).await.map_err(unreadable)?;
         let mut reader = Reader::new(&answer);
-        let head = reader.bytes().map_err(text)?.to_vec();
-        let tally = Tally::read(&mut reader).map_err(text)?;
-        let pages = decode_pages(reader.rest()).map_err(text)?;
+        let head = reader.bytes().map_err(unreadable)?.to_vec();
+        let tally = Tally::read(&mut reader).map_err(unreadable)?;
+        let pages = decode_pages(reader.rest()).map_err(unreadable)?;
         let expected = first_head.get_or_insert_with(|| head.clone());
         if *expected != head {
             return Ok(false);
         }
         if after.is_none() {
-            let index = if head.is_empty() { 0 } else { Head::decode(&head).map_err(text)?.index() };
+            let index = if head.is_empty() { 0 } else { Head::decode(&head).map_err(unreadable)?.index() };
             if index < index_min || index == 0 {
-                return Err(format!("its checkpoint is at {index}, the log here begins after {index_min}"));
+                return Err(unreadable(format!(
+                    "its checkpoint is at {index}, the log here begins after {index_min}"
+                )));
             }
         }
         let Some(last) = pages.last().map(|page| page.id.clone()) else {
-            store.commit(GROUP, head).await.map_err(text)?;
-            let fetched = store.head_and_tally(GROUP).await.map_err(text)?.map(|(_, tally)| tally);
+            store.commit(GROUP, head).await?;
+            let fetched = store.head_and_tally(GROUP).await?.map(|(_, tally)| tally);
             return if fetched == Some(tally) {
                 Ok(true)
             } else {
-                Err("its pages are not those of one checkpoint".into())
+                Err(unreadable("its pages are not those of one checkpoint"))
             };
         };
         after = Some(last);
-        store.write(GROUP, pages).await.map_err(text)?;
+        store.write(GROUP, pages).await?;
     }
+}
+
+fn unreadable(error: impl std::fmt::Display) -> PagesError {
+    PagesError::Unreadable(error.to_string())
 }
 
 fn text(error: impl std::fmt::Display) -> String {

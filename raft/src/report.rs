@@ -15,6 +15,7 @@ use crate::{
         frame::Kind,
         handshake::{Hello, PROTOCOL_REPORTS},
     },
+    room::Room,
     trail::Mark,
     types::LogId,
     witness::{Held, Known},
@@ -45,6 +46,8 @@ pub(crate) struct Report {
     addresses: BTreeMap<NodeId, Told>,
     /// From the leader: the log clock, in microseconds since the Unix epoch.
     clock_us: Option<u64>,
+    /// What its disk has room for. None in a version that does not say.
+    room: Option<Room>,
 }
 
 impl<M: Machine> Core<M> {
@@ -67,6 +70,7 @@ impl<M: Machine> Core<M> {
             states: self.checkpointer.states(),
             addresses: self.identity.told_addresses(),
             clock_us: if self.is_leader() { self.clock.say_us() } else { None },
+            room: Some(Room::of(self.space())),
         }
     }
 
@@ -90,6 +94,7 @@ impl<M: Machine> Core<M> {
         for (id, told) in &heard.addresses {
             self.identity.hear_of_address(*id, told);
         }
+        self.hear_of_room(heard.from, heard.room);
         self.logs_agree.compare(heard.from, &heard.trail, |index| self.applier.hash_at(index));
         self.states_agree.compare(heard.from, &heard.states, |index| self.checkpointer.state_at(index));
         self.take_stand();
@@ -126,7 +131,8 @@ impl<M: Machine> Core<M> {
 pub(crate) async fn exchange_reports<M: Machine>(core: Arc<Core<M>>) {
     let mut turn = 0_u32;
     loop {
-        tokio::time::sleep(EVERY).await;
+        // News of the disk's room does not wait for its turn.
+        let _ = tokio::time::timeout(EVERY, core.rooms.news.notified()).await;
         let others: Vec<NodeId> = {
             let metrics = core.metrics();
             metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()

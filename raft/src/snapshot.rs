@@ -21,7 +21,7 @@ use crate::{
     codec::{self, CodecError, Reader, put_bool, put_bytes, put_u32, put_u64},
     log::LogStore,
     net::{frame::Kind, peer::Peer},
-    pages::{PageStore, Tally},
+    pages::{PageStore, PagesError, Tally},
     platform::Platform,
     state::SnapshotMeta,
     types::Vote,
@@ -50,6 +50,10 @@ pub(crate) const REFUSED: u8 = 0;
 
 const NOT_NOW: &str = "the peer follows a later leader, or installs what it has received before";
 const GIVEN_UP: &str = "the peer has given the transfer up";
+const NO_ROOM: &str = "the disk has no room for the snapshot";
+
+/// What must be free beside the reserve where a snapshot is to begin.
+const ROOM_BYTES: u64 = 4 << 20;
 
 /// openraft's snapshot content.
 pub(crate) enum SnapshotData {
@@ -131,6 +135,10 @@ impl<M: Machine> Sender<M> {
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
+}
+
+fn why(error: PagesError) -> String {
+    if matches!(error, PagesError::Full(_)) { NO_ROOM.into() } else { text(error) }
 }
 
 pub(crate) fn put_pages(out: &mut Vec<u8>, pages: &[(Vec<u8>, Vec<u8>)]) {
@@ -232,6 +240,7 @@ impl Receiver {
             Some(staging) => (staging.transfer, staging.vote, staging.next) = (transfer, vote, 0),
             None => {
                 *staging = None;
+                self.check_room().await?;
                 let Ok(claim) = self.directory.clone().try_acquire_owned() else { return Ok(vec![REFUSED]) };
                 let (store, claim) = self.create_staging(claim).await?;
                 let (next, last, unspilled_bytes) = (0, None, 0);
@@ -261,14 +270,30 @@ impl Receiver {
         creating.await.map_err(text)?
     }
 
+    /// A snapshot must not take the last room of a node that needs it.
+    async fn check_room(&self) -> Result<(), String> {
+        let space = self.platform.space.clone();
+        let has_room = self.platform.block(move || space.has_free(ROOM_BYTES)).await.map_err(text)?;
+        if has_room { Ok(()) } else { Err(NO_ROOM.into()) }
+    }
+
     /// Takes one piece, if it is the next one of the transfer under way.
     pub(crate) async fn pages(&self, body: &[u8]) -> Result<Vec<u8>, String> {
+        let mut staging = self.staging.lock().await;
+        let taken = self.take(staging.as_mut(), body).await;
+        if taken.as_ref().is_err_and(|why| why == NO_ROOM) {
+            // What has come so far occupies what the log may need.
+            drop(staging.take());
+            self.platform.remove_pages(&self.dir).await.map_err(text)?;
+        }
+        taken
+    }
+
+    async fn take(&self, staging: Option<&mut Staging>, body: &[u8]) -> Result<Vec<u8>, String> {
         let mut reader = Reader::new(body);
         let (transfer, number) = (reader.u64().map_err(text)?, reader.u64().map_err(text)?);
         let pages = decode_pages(reader.rest()).map_err(text)?;
-        let mut staging = self.staging.lock().await;
-        let Some(staging) =
-            staging.as_mut().filter(|staging| (staging.transfer, staging.next) == (transfer, number))
+        let Some(staging) = staging.filter(|staging| (staging.transfer, staging.next) == (transfer, number))
         else {
             return Ok(vec![REFUSED]);
         };
@@ -277,7 +302,7 @@ impl Receiver {
         staging.store.write(self.group, pages).await.map_err(text)?;
         staging.unspilled_bytes += bytes;
         if staging.unspilled_bytes >= SPILL_BYTES {
-            staging.store.spill(self.group).await.map_err(text)?;
+            staging.store.spill(self.group).await.map_err(why)?;
             staging.unspilled_bytes = 0;
         }
         staging.next += 1;
@@ -296,7 +321,11 @@ impl Receiver {
             return Ok(None);
         };
         let meta = Head::decode(&head).map_err(text)?.meta();
-        store.commit(self.group, head).await.map_err(text)?;
+        if let Err(error) = store.commit(self.group, head).await {
+            drop((store, claim));
+            self.platform.remove_pages(&self.dir).await.map_err(text)?;
+            return Err(why(error));
+        }
         let received = store.head_and_tally(self.group).await.map_err(text)?.map(|(_, tally)| tally);
         if received != Some(tally) {
             tracing::error!(expected = ?tally, ?received, "a snapshot is not what its sender has announced; it is thrown away");

@@ -22,8 +22,13 @@ struct Receiving {
 
 fn receiving() -> Receiving {
     let dir = tempfile::tempdir().unwrap();
-    let config =
-        LogConfig { dir: dir.path().join("log"), segment_bytes: 1 << 16, cache_bytes: 0, spare_segments: 0 };
+    let config = LogConfig {
+        dir: dir.path().join("log"),
+        segment_bytes: 1 << 16,
+        cache_bytes: 0,
+        spare_segments: 0,
+        space: crate::space::unknown(),
+    };
     let log = Log::open(config, Arc::new(|why| panic!("{why}"))).unwrap();
     let receiver = Receiver {
         group: 0,

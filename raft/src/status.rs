@@ -93,11 +93,13 @@ pub enum Cause {
     NoMajority,
     /// It has not caught up with the leader.
     Behind,
+    /// Its disk is full, or nearly so.
+    DiskFull,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Cause; 8] = [
+    pub const ALL: [Cause; 9] = [
         Cause::Disk,
         Cause::NotFormed,
         Cause::NotMember,
@@ -106,6 +108,7 @@ impl Cause {
         Cause::NoLeader,
         Cause::NoMajority,
         Cause::Behind,
+        Cause::DiskFull,
     ];
 
     /// Its name.
@@ -119,8 +122,50 @@ impl Cause {
             Cause::NoLeader => "no-leader",
             Cause::NoMajority => "no-majority",
             Cause::Behind => "behind",
+            Cause::DiskFull => "disk-full",
         }
     }
+}
+
+/// How much room a node has on its disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DiskState {
+    /// Enough.
+    #[default]
+    Ample,
+    /// Enough for now: nothing is kept that only saves time.
+    Low,
+    /// None for more data.
+    Short,
+    /// Little is left of the reserve, or the log waits for space.
+    Full,
+}
+
+impl DiskState {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskState::Ample => "ample",
+            DiskState::Low => "low",
+            DiskState::Short => "short",
+            DiskState::Full => "full",
+        }
+    }
+}
+
+/// A node's disk, in bytes; all zero where it does not tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk {
+    /// The size of the file system of the data directory.
+    pub total_bytes: u64,
+    /// What is free there.
+    pub free_bytes: u64,
+    /// What this node has set aside there.
+    pub reserve_bytes: u64,
+    /// What it wants to set aside.
+    pub reserve_wanted_bytes: u64,
+    /// What follows.
+    pub state: DiskState,
 }
 
 /// A node's view of itself and the group, at one moment.
@@ -163,6 +208,10 @@ pub struct Status {
     pub election_timeout_ms: (u64, u64),
     /// Why the time-outs do not fit the round trips that were measured; None if they do.
     pub timeouts_misfit: Option<String>,
+    /// Room on this node's disk.
+    pub disk: Disk,
+    /// Why writes that need space are refused; None while they are not.
+    pub no_room: Option<String>,
 }
 
 impl Status {

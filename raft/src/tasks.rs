@@ -9,7 +9,7 @@ use std::{
 
 use openraft::async_runtime::watch::WatchReceiver;
 
-use crate::{Machine, NodeId, core::Core};
+use crate::{Machine, NodeId, core::Core, sparse::Sparse};
 
 /// How often slow affairs are looked at.
 const UPKEEP: Duration = Duration::from_millis(100);
@@ -147,7 +147,7 @@ pub(crate) async fn tick_for_deadlines<M: Machine>(core: Arc<Core<M>>) {
 /// it hands over, and if nobody takes over it falls silent, so that the others elect.
 pub(crate) async fn watch_disk<M: Machine>(core: Arc<Core<M>>) {
     let stall = Duration::from_millis(core.config.disk_stall_ms);
-    let mut silent = false;
+    let (mut silent, mut said) = (false, Sparse::default());
     loop {
         tokio::time::sleep(stall / 8).await;
         let stalled_for = core.log.stats().fsync_in_progress_since.map(|since| since.elapsed());
@@ -158,10 +158,14 @@ pub(crate) async fn watch_disk<M: Machine>(core: Arc<Core<M>>) {
                     core.raft.runtime_config().heartbeat(false);
                     silent = true;
                 } else if let Some(successor) = core.successor() {
-                    tracing::error!(
-                        successor,
-                        "the disk has not answered for {time:?}: handing the leadership over"
-                    );
+                    // A full disk may stay so for hours, and the others may be full too.
+                    if let Some(times) = said.say(successor) {
+                        tracing::error!(
+                            successor,
+                            times,
+                            "the disk has not answered for {time:?}: handing the leadership over"
+                        );
+                    }
                     // A failure shows in the next round.
                     let _ = core.raft.trigger().transfer_leader(successor).await;
                 }

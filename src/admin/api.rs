@@ -42,7 +42,26 @@ pub struct Cluster {
     /// Why the time-outs do not fit the round trips; null when they do.
     #[serde(default)]
     pub timeouts_misfit: Option<String>,
+    /// Room on this node's disk.
+    #[serde(default)]
+    pub disk: Disk,
+    /// Why writes that need space are refused; null while they are not.
+    #[serde(default)]
+    pub no_room: Option<String>,
     pub members: Vec<Member>,
+}
+
+/// A node's disk in it, in bytes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Disk {
+    /// The size of the file system of the data directory.
+    pub total_bytes: u64,
+    /// What is free there.
+    pub free_bytes: u64,
+    /// What the node has set aside there.
+    pub reserve_bytes: u64,
+    /// `ample`, `low`, `short` or `full`.
+    pub state: String,
 }
 
 /// A member in it.
@@ -105,6 +124,13 @@ impl From<Status> for Cluster {
             clock_closing: status.clock_is_closing,
             election_timeout_ms: Some(status.election_timeout_ms),
             timeouts_misfit: status.timeouts_misfit,
+            disk: Disk {
+                total_bytes: status.disk.total_bytes,
+                free_bytes: status.disk.free_bytes,
+                reserve_bytes: status.disk.reserve_bytes,
+                state: status.disk.state.name().to_owned(),
+            },
+            no_room: status.no_room,
             members: status.members.into_iter().map(Member::from).collect(),
         }
     }
@@ -142,6 +168,9 @@ pub struct NewMember {
 
 /// The type of the problem that another change of the membership is under way: the only 409 that ends by waiting.
 pub const BUSY: &str = "urn:kvorum:problem:busy";
+
+/// The type of the problem that the disks have no room for what was asked: nothing was done.
+pub const DISK_FULL: &str = "urn:kvorum:problem:disk-full";
 
 /// `POST /v1/cluster/leader`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -235,6 +235,8 @@ async fn read(shared: &Shared, db: u32, argv: &[Vec<u8>]) -> Result<Value, Refus
 async fn write(shared: &Shared, db: u32, argv: &[Vec<u8>], waits: bool) -> Result<Value, Refusal> {
     check_db(shared, db)?;
     let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
+    let need = commands::resolve(&argv)?.need(&argv);
+    shared.router.check_room(need, argv.iter().map(|argument| argument.len()).sum())?;
     let mut bytes = Vec::new();
     if !waits {
         proposal::put_call(&mut bytes, db, &argv);
@@ -337,6 +339,7 @@ fn refusal_of(text: &str) -> Refusal {
         "CLUSTERDOWN" | "TRYAGAIN" | "LOADING" => {
             (StatusCode::SERVICE_UNAVAILABLE, "urn:kvorum:problem:unavailable")
         }
+        "OOM" => (StatusCode::INSUFFICIENT_STORAGE, super::api::DISK_FULL),
         "UNCERTAIN" => (StatusCode::GATEWAY_TIMEOUT, "urn:kvorum:problem:unknown-outcome"),
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "urn:kvorum:problem:invalid"),
     };

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use kvorum_raft::{Cause, Member, Role, Status};
+use kvorum_raft::{Cause, Disk, Member, Role, Status};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text::encode},
@@ -83,6 +83,7 @@ impl Collected {
         clock(encoder, &status)?;
         times(encoder, &status)?;
         not_ready(encoder, status.not_ready.map(|not_ready| not_ready.cause))?;
+        disk(encoder, &status.disk, status.no_room.is_some())?;
         let counters = self.0.router.node().counters();
         let totals = [
             ("log_fsyncs", "Syncs of the log", counters.log_fsyncs),
@@ -238,6 +239,24 @@ fn times(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), std
         ConstGauge::new(seconds).encode(family.encode_family(&[("group", "0"), ("bound", bound)])?)?;
     }
     Ok(())
+}
+
+fn disk(
+    encoder: &mut DescriptorEncoder<'_>,
+    disk: &Disk,
+    refuses_growth: bool,
+) -> Result<(), std::fmt::Error> {
+    for (name, help, value) in [
+        ("kvorum_disk_size_bytes", "The file system of the data directory", disk.total_bytes),
+        ("kvorum_disk_free_bytes", "What is free there", disk.free_bytes),
+        ("kvorum_disk_reserve_bytes", "What this node has set aside there", disk.reserve_bytes),
+        ("kvorum_disk_reserve_wanted_bytes", "What it wants to set aside", disk.reserve_wanted_bytes),
+        ("kvorum_disk_state", "0 ample, 1 low, 2 short: no room for more data, 3 full", disk.state as u64),
+    ] {
+        plain(encoder, name, help, &ConstGauge::new(value as i64))?;
+    }
+    let help = "Whether writes that need space are refused, because no majority has room for them";
+    in_group(encoder, "kvorum_raft_growth_refused", help, &ConstGauge::new(i64::from(refuses_growth)))
 }
 
 fn in_group(

@@ -16,7 +16,7 @@ use axum::{
     routing::{delete, get, post},
     serve::ListenerExt,
 };
-use kvorum_raft::{AdminError, NodeId};
+use kvorum_raft::{AdminError, NodeId, Unavailable};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch};
@@ -96,9 +96,12 @@ async fn healthz() -> &'static str {
 }
 
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    match shared.router.status().not_ready {
-        None => "ready\n".into_response(),
-        Some(not_ready) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, not_ready.why).into_response(),
+    let status = shared.router.status();
+    match (status.not_ready, status.no_room) {
+        (None, None) => "ready\n".into_response(),
+        // Reads go on, and so does whatever makes room: clients must get here.
+        (None, Some(why)) => format!("ready, but for what needs space: {why}\n").into_response(),
+        (Some(not_ready), _) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, not_ready.why).into_response(),
     }
 }
 
@@ -196,6 +199,9 @@ impl From<AdminError> for Refusal {
             AdminError::Busy(_) => (StatusCode::CONFLICT, api::BUSY),
             AdminError::NotFound(_) => (StatusCode::NOT_FOUND, "urn:kvorum:problem:not-found"),
             AdminError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "urn:kvorum:problem:invalid"),
+            AdminError::Unavailable(Unavailable::NoRoom(_)) => {
+                (StatusCode::INSUFFICIENT_STORAGE, api::DISK_FULL)
+            }
             AdminError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "urn:kvorum:problem:unavailable"),
             AdminError::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, "urn:kvorum:problem:unknown-outcome"),
         };

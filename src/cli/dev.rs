@@ -175,6 +175,10 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("cannot share the log file")?)
             .stderr(output);
+        if std::env::var_os("KVORUM_DISK_RESERVE").is_none() {
+            // All have the same disk, and it is only for trying things out.
+            command.args(["--disk-reserve", "16mb"]);
+        }
         if std::env::var_os("KVORUM_THREADS").is_none() {
             command.args(["--threads", &threads_of_each(dev.nodes).to_string()]);
         }

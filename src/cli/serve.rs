@@ -155,11 +155,26 @@ fn failure(error: ServeError, dir: &Path) -> Failure {
             StartError::LogCorrupted { .. } | StartError::PagesUnreadable(_) | StartError::WentBack { .. },
         ) => (DATA_DAMAGED, Some(rejoin(dir))),
         ServeError::Start(StartError::Config(_)) => (CONFIG, None),
+        ServeError::Start(StartError::Io { source, .. }) if is_full(source) => (FAILED, Some(make_room(dir))),
         ServeError::Ended(..) | ServeError::Start(StartError::Io { .. } | StartError::StateDiffers(_)) => {
             (FAILED, None)
         }
     };
     Failure { code, error: anyhow!("{error}"), advice }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// What to do where not even the reserve is left.
+fn make_room(dir: &Path) -> String {
+    format!(
+        "The disk is full, and nothing is left of what this node had set aside. Nothing is lost, and nothing is damaged:\n\
+         make room and start again. Enlarge the file system, or remove what others have put there. In {} only\n\
+         pages.unreadable-N and before-recovery-N may be removed, when nobody needs them any more.",
+        dir.display()
+    )
 }
 
 /// How a node whose data is lost comes back. Its id must not be used again: the votes that it gave are lost.

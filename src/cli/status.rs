@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use kvorum_raft::Role;
+use kvorum_raft::{DiskState, Role};
 
 use crate::{
     admin::api::{Cluster, Member},
@@ -35,6 +35,11 @@ pub(super) fn run(status: Status) -> Result<()> {
     for cluster in told.iter().flatten().chain((!is_listed).then_some(&asked)) {
         if let Some(why) = &cluster.not_ready {
             println!("node {} is not ready: {why}", cluster.node_id);
+        } else if cluster.disk.state == DiskState::Low.name() {
+            println!("node {}: {} bytes are left on the disk", cluster.node_id, cluster.disk.free_bytes);
+        }
+        if let Some(why) = &cluster.no_room {
+            println!("node {} refuses what needs space: {why}", cluster.node_id);
         }
         if let Some(why) = &cluster.timeouts_misfit {
             println!("node {}: {why}", cluster.node_id);

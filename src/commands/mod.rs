@@ -3,6 +3,8 @@
 
 use std::sync::LazyLock;
 
+use kvorum_raft::Need;
+
 use crate::{
     args::{Args, parse_integer},
     error::{Error, Result},
@@ -152,6 +154,28 @@ impl Spec {
             count == self.arity as usize
         } else {
             count >= self.arity.unsigned_abs() as usize
+        }
+    }
+
+    /// What a call asks of the disks. One that grows has Redis's flag `denyoom`.
+    pub fn need(&self, argv: &[&[u8]]) -> Need {
+        let (mut spec, mut argv) = (self, argv);
+        // ONCE runs FENCE, and not more: where another command stands in the arguments, it is that one's.
+        for _ in 0..2 {
+            let inner = match spec.name {
+                once::NAME => argv.get(2..),
+                fence::NAME => argv.get(3..),
+                _ => None,
+            };
+            let Some(inner) = inner.filter(|inner| !inner.is_empty()) else { break };
+            // What is no command changes nothing.
+            let Ok(run) = resolve(inner) else { return Need::Entry };
+            (spec, argv) = (run, inner);
+        }
+        match spec.name {
+            "FLUSHALL" | "FLUSHDB" => Need::Nothing,
+            _ if spec.flags.contains(&"denyoom") => Need::Growth,
+            _ => Need::Entry,
         }
     }
 
@@ -315,4 +339,70 @@ fn unknown_command(argv: &[&[u8]]) -> Error {
 fn unknown_subcommand(container: &Spec, name: &[u8]) -> Error {
     let name = String::from_utf8_lossy(&name[..name.len().min(QUOTED_BYTES_MAX)]).into_owned();
     Error::err(format!("unknown subcommand '{name}'. Try {} HELP.", container.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use kvorum_raft::Need;
+
+    use super::{Run, all, resolve};
+
+    #[test]
+    fn what_a_call_needs_is_what_the_command_needs_that_it_runs() {
+        let need = |line: &str| {
+            let argv: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            resolve(&argv).unwrap().need(&argv)
+        };
+        for (line, expected) in [
+            ("SET k v", Need::Growth),
+            ("LOCK.ACQUIRE l o PX 10", Need::Growth),
+            ("DEL k", Need::Entry),
+            ("EXPIRE k 1", Need::Entry),
+            ("LOCK.RELEASE l o 1", Need::Entry),
+            ("FLUSHALL", Need::Nothing),
+            ("ONCE 1 SET k v", Need::Growth),
+            ("ONCE 1 DEL k", Need::Entry),
+            ("ONCE 1 nothing", Need::Entry),
+            ("FENCE l 1 DEL k", Need::Entry),
+            ("ONCE 1 FENCE l 1 SET k v", Need::Growth),
+            ("ONCE 1 FENCE l 1 FLUSHDB", Need::Nothing),
+            ("ONCE 1 ONCE 1 ONCE 1 DEL k", Need::Growth),
+        ] {
+            assert_eq!(need(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_frees_space_is_not_refused_for_want_of_it() {
+        let shrinks = [
+            "DEL",
+            "UNLINK",
+            "HDEL",
+            "SREM",
+            "ZREM",
+            "LPOP",
+            "RPOP",
+            "LREM",
+            "LTRIM",
+            "SPOP",
+            "EXPIRE",
+            "PEXPIRE",
+            "EXPIREAT",
+            "PEXPIREAT",
+            "GETDEL",
+            "ZREMRANGEBYSCORE",
+            "LOCK.RELEASE",
+            "LEASE.REVOKE",
+            "SEM.RELEASE",
+            "ELECT.RESIGN",
+            "LOCK.BREAK",
+            "SESSION.RENEW",
+            "LEASE.KEEPALIVE",
+            "LOCK.RENEW",
+        ];
+        for name in shrinks {
+            let spec = all().find(|spec| spec.name == name).unwrap();
+            assert!(matches!(spec.run, Run::Write(_)) && spec.need(&[]) == Need::Entry, "{name}");
+        }
+    }
 }

@@ -268,6 +268,10 @@ fn kvorum(shared: &Shared, status: &Status, out: &mut String) {
             format_args!("least_ms={least:.3},smoothed_ms={smoothed:.3},greatest_ms={greatest:.3}"),
         );
     }
+    field(out, "disk_state", status.disk.state.name());
+    field(out, "disk_free_bytes", status.disk.free_bytes);
+    field(out, "disk_reserve_bytes", status.disk.reserve_bytes);
+    field(out, "growth_refused", u8::from(status.no_room.is_some()));
     let counters = shared.router.node().counters();
     field(out, "leader_changes", counters.leader_changes);
     field(out, "log_fsyncs", counters.log_fsyncs);

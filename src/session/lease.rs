@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use kvorum_raft::Need;
 use tokio::task::JoinHandle;
 
 use super::{Session, Shared, clients::Client};
@@ -100,6 +101,9 @@ impl Session {
         let is_revoked = args.is(2, "REVOKE");
         if args.len() > 3 || args.len() == 3 && !is_revoked {
             return self.reply(|reply| reply.error(&Error::Syntax));
+        }
+        if let Err(error) = self.shared.router.check_room(Need::Entry, 0) {
+            return self.reply(|reply| reply.error(&error));
         }
         let (db, id) = (self.db, args.at(1).to_vec());
         // Whoever binds a lease has it for its whole time, and takes it over from whoever had bound it.

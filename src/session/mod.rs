@@ -39,6 +39,7 @@ mod once;
 mod pipeline;
 mod presence;
 mod push;
+mod room;
 mod server;
 pub mod settings;
 pub mod stats;

@@ -1,6 +1,8 @@
 //! CLIENT SESSION: takes a connection into a session, in which ONCE applies commands once. Which session that is
 //! travels with each of the connection's proposals.
 
+use kvorum_raft::Need;
+
 use super::Session;
 use crate::{
     args::Args,
@@ -34,6 +36,10 @@ impl Session {
         } else {
             vec![b"SESSION.RENEW".as_slice(), id]
         };
+        let need = if is_new { Need::Growth } else { Need::Entry };
+        if let Err(error) = self.shared.router.check_room(need, id.len()) {
+            return self.reply(|reply| reply.error(&error));
+        }
         let mut bytes = Vec::new();
         proposal::put_call(&mut bytes, db, &call);
         let answer = self.shared.router.call(&bytes, 1, Protocol::Resp2).await;

@@ -200,13 +200,16 @@ impl Session {
             }
         };
         self.client.last_row.store(row.index, std::sync::atomic::Ordering::Relaxed);
-        if let Some(error) = self.not_while_listening(row) {
+        let argv = || decoder.argv(buffer, request);
+        let refused = self.not_while_listening(row);
+        let refused = refused.or_else(|| self.no_room(row, run, decoder.bytes_of(request), argv));
+        if let Some(error) = refused {
             self.ready(scratch, |_, reply| reply.error(&error));
             return Class::Taken;
         }
         if self.queue.is_some() && !row.in_transaction {
             scratch.count(row);
-            let queued = self.enqueue(row, run, &decoder.argv(buffer, request));
+            let queued = self.enqueue(row, run, &argv());
             self.ready(scratch, |_, reply| match queued {
                 Ok(()) => reply.simple("QUEUED"),
                 Err(error) => reply.error(&error),
@@ -219,15 +222,13 @@ impl Session {
         }
         match run {
             Run::Read(run) => scratch.items.push(Item::Read { request, db: self.db, run }),
-            Run::Write if row.may_wait && Session::asks_to_wait(row, &decoder.argv(buffer, request)) => {
-                return Class::Alone(row);
-            }
+            Run::Write if row.may_wait && Session::asks_to_wait(row, &argv()) => return Class::Alone(row),
             Run::Write => scratch.items.push(Item::Write { request, db: self.db, row }),
             Run::Now(function) => {
-                let argv = decoder.argv(buffer, request);
+                let argv = argv();
                 self.ready(scratch, |session, reply| call(session, function, &argv, reply));
             }
-            Run::Exec => match self.take_transaction() {
+            Run::Exec => match self.take_transaction().and_then(|queue| self.admit(queue)) {
                 Ok(queue) if queue.is_trivial() => self.ready(scratch, |_, reply| reply.array(0)),
                 Ok(queue) if queue.has_session_call() => {
                     // Its replies are put together by hand, so it goes alone.

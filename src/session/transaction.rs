@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use kvorum_raft::Need;
 use smallvec::SmallVec;
 
 use super::{
@@ -32,7 +33,9 @@ pub(super) struct Queue {
     calls: Vec<Queued>,
     watched: WatchedKeys,
     /// Bytes of all arguments.
-    bytes: usize,
+    pub(super) bytes: usize,
+    /// The most that one of them asks of the disks.
+    pub(super) need: Need,
 }
 
 struct Queued {
@@ -135,6 +138,9 @@ impl Session {
             return Err(Error::err("the transaction is larger than client-query-buffer-limit"));
         }
         queue.bytes += size;
+        if matches!(run, Run::Write) {
+            queue.need = queue.need.max(row.spec.need(&argv));
+        }
         queue.calls.push(Queued { row, run, db, argv: argv.iter().map(|arg| arg.to_vec()).collect() });
         let count = queue.calls.len();
         self.identify(|identity| identity.queued = Some(count));

@@ -38,6 +38,8 @@ pub struct Cluster {
     listens: BTreeMap<usize, String>,
     /// Where they listen for peers, where a long way leads there from the address that these know.
     far: Vec<(String, Way)>,
+    /// Where data are, where they are elsewhere than with all else of the test.
+    data: BTreeMap<usize, PathBuf>,
     dir: TempDir,
 }
 
@@ -131,7 +133,8 @@ impl Cluster {
         cluster
     }
 
-    fn start_all(&mut self) {
+    /// Starts all nodes, and waits until they are ready.
+    pub fn start_all(&mut self) {
         (0..self.addresses.len()).for_each(|node| self.start_node(node));
         (0..self.addresses.len()).for_each(|node| self.wait_ready(node));
     }
@@ -147,6 +150,7 @@ impl Cluster {
             listens_everywhere: false,
             listens: BTreeMap::new(),
             far: Vec::new(),
+            data: BTreeMap::new(),
             dir: tempfile::tempdir().expect("a directory for the test"),
         }
     }
@@ -237,6 +241,8 @@ impl Cluster {
             .arg(self.data_of(node))
             .args(["--resp", &addresses.resp, "--http", &addresses.http, "--peer", &peer])
             .args(advertised.into_iter().flatten())
+            // Not the usual amount for each of so many nodes. What stands in `options` counts.
+            .env("KVORUM_DISK_RESERVE", "8mb")
             .args(membership)
             .args(&self.options)
             .stdin(Stdio::null())
@@ -248,7 +254,18 @@ impl Cluster {
     }
 
     pub fn data_of(&self, node: usize) -> PathBuf {
-        self.dir.path().join(format!("node{}", node + 1))
+        let usual = || self.dir.path().join(format!("node{}", node + 1));
+        self.data.get(&node).cloned().unwrap_or_else(usual)
+    }
+
+    /// Has a node that was not started keep its data elsewhere.
+    pub fn put_data(&mut self, node: usize, data: PathBuf) {
+        self.data.insert(node, data);
+    }
+
+    /// Whether the process goes on.
+    pub fn is_running(&mut self, node: usize) -> bool {
+        self.children[node].as_mut().is_some_and(|child| child.try_wait().expect("a child").is_none())
     }
 
     fn clock_of(&self, node: usize) -> PathBuf {

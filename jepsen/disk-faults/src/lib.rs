@@ -13,6 +13,7 @@ pub mod format;
 mod journal;
 mod names;
 mod real;
+mod space;
 mod writes;
 
 use std::{

@@ -118,6 +118,15 @@ pub(crate) fn stat(fd: c_int) -> Option<libc::stat> {
     unsafe { (libc::fstat(fd, stat.as_mut_ptr()) == 0).then(|| stat.assume_init()) }
 }
 
+/// The file system that has a path; None if that cannot be told.
+pub(crate) fn file_system(path: &CStr) -> Option<libc::statfs> {
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path is a C string for the whole call; statfs fills the struct when it returns 0.
+    unsafe {
+        (libc::syscall(libc::SYS_statfs, path.as_ptr(), stat.as_mut_ptr()) == 0).then(|| stat.assume_init())
+    }
+}
+
 pub(crate) fn exists(dir: c_int, path: &CStr) -> bool {
     // SAFETY: the path is a C string for the whole call.
     unsafe { libc::syscall(libc::SYS_faccessat, dir, path.as_ptr(), libc::F_OK) == 0 }

@@ -17,7 +17,8 @@ use std::{
 pub(crate) trait Disk: Send + Sync + 'static {
     /// Names and lengths of all files.
     fn list(&self) -> io::Result<Vec<(String, u64)>>;
-    /// Creates a file that reads as `bytes` zeros. Its space is reserved where the system can do so.
+    /// Creates a file that reads as `bytes` zeros. Its space is reserved where the system can do so. Nothing is left of it if that
+    /// fails.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
@@ -75,21 +76,31 @@ pub(super) fn list(dir: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(files)
 }
 
+/// Has an empty file read as so many zeros.
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    let length = i64::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for the whole call, and fallocate touches no memory.
+    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => file.set_len(bytes),
+        error => Err(error),
+    }
+}
+
 impl Disk for RealDisk {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         list(&self.dir)
     }
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(self.dir.join(name))?;
-        let length = i64::try_from(bytes).map_err(io::Error::other)?;
-        // SAFETY: the descriptor is open for the whole call, and fallocate touches no memory.
-        let refused = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } != 0;
-        if refused {
-            match io::Error::last_os_error() {
-                error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => file.set_len(bytes)?,
-                error => return Err(error),
-            }
+        let path = self.dir.join(name);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        if let Err(error) = reserve(&file, bytes) {
+            // Should it stay, whoever tries again is told.
+            let _ = fs::remove_file(path);
+            return Err(error);
         }
         Ok(Arc::new(RealFile { file }))
     }

@@ -47,6 +47,10 @@ struct Faults {
     writes_left: AtomicU64,
     /// Syncs succeed and do nothing.
     lies: AtomicBool,
+    /// There is no space: writes end in the middle.
+    is_full: AtomicBool,
+    /// Larger files find no space.
+    file_bytes_max: AtomicU64,
 }
 
 #[derive(Default)]
@@ -78,6 +82,8 @@ impl FaultyDisk {
             syncs_left: AtomicU64::new(NEVER),
             writes_left: AtomicU64::new(NEVER),
             lies: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
+            file_bytes_max: AtomicU64::new(NEVER),
         };
         FaultyDisk { directory: Arc::new(Mutex::new(directory)), faults: Arc::new(faults), pace: None }
     }
@@ -128,6 +134,18 @@ impl FaultyDisk {
 
     pub(crate) fn fail_after_syncs(&self, syncs: u64) {
         self.faults.syncs_left.store(syncs, Ordering::SeqCst);
+    }
+
+    /// From now on there is no space, or there is some again.
+    #[cfg(test)]
+    pub(crate) fn fill(&self, is_full: bool) {
+        self.faults.is_full.store(is_full, Ordering::SeqCst);
+    }
+
+    /// From now on there is space for no larger file.
+    #[cfg(test)]
+    pub(crate) fn limit_files(&self, bytes_max: u64) {
+        self.faults.file_bytes_max.store(bytes_max, Ordering::SeqCst);
     }
 
     pub(crate) fn fail_after_writes(&self, writes: u64) {
@@ -185,6 +203,12 @@ fn count_down(left: &AtomicU64) -> io::Result<()> {
     }
 }
 
+impl Faults {
+    fn space(&self) -> io::Result<()> {
+        if self.is_full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
 fn not_found(name: &str) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, name.to_owned())
 }
@@ -196,6 +220,10 @@ impl Disk for FaultyDisk {
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         count_down(&self.faults.writes_left)?;
+        self.faults.space()?;
+        if bytes > self.faults.file_bytes_max.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let content = Content { now: vec![0; bytes as usize], ..Content::default() };
         let inode = Arc::new(Inode { content: Mutex::new(content) });
         self.change(|names| match names.insert(name.to_owned(), inode.clone()) {
@@ -256,6 +284,8 @@ impl DiskFile for FaultyFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         count_down(&self.faults.writes_left)?;
+        let space = self.faults.space();
+        let bytes = if space.is_err() { &bytes[..bytes.len() / 2] } else { bytes };
         let (mut content, offset) = (self.inode.content.lock(), offset as usize);
         let end = offset + bytes.len();
         if content.now.len() < end {
@@ -263,7 +293,7 @@ impl DiskFile for FaultyFile {
         }
         content.now[offset..end].copy_from_slice(bytes);
         content.unsynced.push((offset, bytes.to_vec()));
-        Ok(())
+        space
     }
 
     fn sync(&self) -> io::Result<()> {

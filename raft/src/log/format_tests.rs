@@ -22,7 +22,13 @@ const SEGMENT_BYTES: u64 = 1 << 16;
 
 fn open_sized(files: Files, segment_bytes: u64) -> Result<(FaultyDisk, Log), LogError> {
     let disk = FaultyDisk::with(files);
-    let config = LogConfig { dir: "/log".into(), segment_bytes, cache_bytes: 0, spare_segments: 0 };
+    let config = LogConfig {
+        dir: "/log".into(),
+        segment_bytes,
+        cache_bytes: 0,
+        spare_segments: 0,
+        space: crate::space::unknown(),
+    };
     let log = Log::open_on(Arc::new(disk.clone()), config, Arc::new(|why| panic!("{why}")))?;
     Ok((disk, log))
 }

@@ -26,7 +26,13 @@ const ROUNDS: u32 = 60;
 const KEPT: u64 = 100;
 
 fn config(dir: std::path::PathBuf) -> LogConfig {
-    LogConfig { dir, segment_bytes: 256 << 10, cache_bytes: 64 << 10, spare_segments: 2 }
+    LogConfig {
+        dir,
+        segment_bytes: 256 << 10,
+        cache_bytes: 64 << 10,
+        spare_segments: 2,
+        space: crate::space::unknown(),
+    }
 }
 
 fn expected(index: u64) -> Entry {

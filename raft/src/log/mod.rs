@@ -14,6 +14,8 @@ pub(crate) mod faulty;
 #[cfg(test)]
 mod format_tests;
 mod frame;
+#[cfg(test)]
+mod full_disk_tests;
 mod group;
 #[cfg(test)]
 mod kill_tests;
@@ -56,7 +58,7 @@ pub(crate) use self::{
     offline::look,
     store::LogStore,
 };
-use crate::{chance, machine::GroupId};
+use crate::{chance, machine::GroupId, space::Space};
 
 /// Told once, when the log or the pages cannot go on. The node's own logs the text and aborts the process.
 pub(crate) type Fatal = Arc<dyn Fn(String) + Send + Sync>;
@@ -75,6 +77,8 @@ pub(crate) struct LogConfig {
     pub(crate) cache_bytes: usize,
     /// The most zeroed segments kept ready. With 0 none are prepared, and segments are created when needed.
     pub(crate) spare_segments: usize,
+    /// Room on the disk.
+    pub(crate) space: Arc<Space>,
 }
 
 /// Why a log cannot be opened.
@@ -179,7 +183,7 @@ impl Log {
             recovered.segments.iter().map(|(number, segment)| (*number, segment.file.clone())).collect();
         let groups = recovered.logs.into_iter();
         let groups = groups.map(|(id, log)| (id, Arc::new(Group::new(id, log)))).collect();
-        let spares = Spares::new(disk.clone(), config.segment_bytes, config.spare_segments, recovered.spares);
+        let spares = Spares::new(disk.clone(), &config, recovered.spares);
         let counters = Counters::default();
         counters.segments.store(files.len() as u64, Ordering::Relaxed);
         let is_simulated = disk.simulated_sync().is_some();

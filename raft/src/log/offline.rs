@@ -45,7 +45,13 @@ pub(crate) fn look(dir: &Path, group: GroupId) -> Result<Found, LogError> {
     let disk = Unchanged { dir: dir.to_owned() };
     let failed = |source| LogError::Io { context: "read the log".to_owned(), source };
     let segment_bytes = segment_bytes(&disk.list().map_err(failed)?);
-    let config = LogConfig { dir: dir.to_owned(), segment_bytes, cache_bytes: 0, spare_segments: 0 };
+    let config = LogConfig {
+        dir: dir.to_owned(),
+        segment_bytes,
+        cache_bytes: 0,
+        spare_segments: 0,
+        space: crate::space::unknown(),
+    };
     let recovered = recovery::recover(&disk, &config)?;
     let Some(log) = recovered.logs.get(&group) else {
         return Ok(Found { segment_bytes, ..Found::default() });
@@ -75,7 +81,7 @@ pub(crate) fn look(dir: &Path, group: GroupId) -> Result<Found, LogError> {
 }
 
 /// The configured size is not written down: spares have it, and so have most segments. Only a segment for one large
-/// batch is larger.
+/// batch is larger, and one for which the disk had no more room smaller.
 fn segment_bytes(files: &[(String, u64)]) -> u64 {
     if let Some((_, bytes)) = files.iter().find(|(name, _)| is_spare(name)) {
         return (*bytes).clamp(1, SEGMENT_BYTES_MAX);

@@ -157,6 +157,11 @@ impl Queue {
         self.news.notify_one();
     }
 
+    /// Whether nothing more is taken.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// Takes nothing more, and forgets what waits: nobody is told that it is durable.
     pub(super) fn fail(&self, failure: String) {
         let mut state = self.state.lock();

@@ -5,19 +5,31 @@
 //! names ending in `.tmp` mean nothing and are removed when the log is opened.
 //!
 //! Nothing here is needed for correctness. When preparing fails, it stops with a warning, and the writer creates
-//! its segments itself.
+//! its segments itself. Where there is little room on the disk, nothing is prepared, and at most one segment is recycled.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::disk::{Disk, DiskFile};
+use super::{
+    LogConfig,
+    disk::{Disk, DiskFile},
+};
+use crate::space::{Space, is_full};
 
 /// How much is zeroed between two syncs, so that the log's own fdatasync never waits for a whole segment.
 const ZERO_CHUNK_BYTES: u64 = 1 << 20;
 
 /// Zeroing rests this many times as long as each chunk took: the disk belongs to the log.
 const ZERO_REST: u32 = 3;
+
+/// How often it is looked whether there is room again.
+const ROOM_LOOK: Duration = Duration::from_secs(1);
 
 /// The file name of a segment.
 pub(super) fn segment_name(segment: u64) -> String {
@@ -89,6 +101,7 @@ pub(super) struct Spares {
     disk: Arc<dyn Disk>,
     segment_bytes: u64,
     spares_max: usize,
+    space: Arc<Space>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -108,17 +121,14 @@ enum Job {
 }
 
 impl Spares {
-    /// Starts with the spares found, all of `segment_bytes`.
-    pub(super) fn new(
-        disk: Arc<dyn Disk>,
-        segment_bytes: u64,
-        spares_max: usize,
-        ready: Vec<Spare>,
-    ) -> Spares {
+    /// Starts with the spares found, all of the size of a segment.
+    pub(super) fn new(disk: Arc<dyn Disk>, config: &LogConfig, ready: Vec<Spare>) -> Spares {
+        let (segment_bytes, spares_max) = (config.segment_bytes, config.spare_segments);
+        let space = config.space.clone();
         let numbers = ready.iter().filter_map(|spare| spare.name.strip_prefix("spare-")?.parse::<u64>().ok());
         let names_used = numbers.max().unwrap_or(0);
         let state = Mutex::new(State { ready, names_used, ..State::default() });
-        Spares { disk, segment_bytes, spares_max, state, changed: Condvar::new() }
+        Spares { disk, segment_bytes, spares_max, space, state, changed: Condvar::new() }
     }
 
     /// Takes a spare if one is ready; never waits. Another is prepared.
@@ -143,9 +153,14 @@ impl Spares {
     /// Prepares and recycles until `stop`, or until the disk refuses.
     pub(super) fn run(&self) {
         while let Some(job) = self.next_job() {
-            if let Err(error) = self.perform(job) {
-                tracing::warn!(%error, "cannot prepare log segments; they will be created when they are needed");
-                return;
+            match self.perform(job) {
+                // What was retired must still be removed.
+                Err(error) if is_full(&error) => self.rest(),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot prepare log segments; they will be created when they are needed");
+                    return;
+                }
+                Ok(()) => {}
             }
         }
     }
@@ -156,6 +171,13 @@ impl Spares {
         retired.into_iter().try_for_each(|retired| self.perform(Job::Remove(retired)))
     }
 
+    fn rest(&self) {
+        let mut state = self.state.lock();
+        if !state.stopped {
+            self.changed.wait_for(&mut state, ROOM_LOOK);
+        }
+    }
+
     fn next_job(&self) -> Option<Job> {
         let mut state = self.state.lock();
         loop {
@@ -163,18 +185,23 @@ impl Spares {
                 return None;
             }
             let spares = state.ready.len();
+            let is_tight = self.space.is_tight() || self.space.growth() < 2 * self.segment_bytes;
+            let spares_max = if is_tight { self.spares_max.min(1) } else { self.spares_max };
             if let Some(retired) = state.retired.pop_front() {
                 // A reader that still holds the file would see it change.
                 let is_shared = Arc::strong_count(&retired.file) > 1;
-                if is_shared || retired.bytes != self.segment_bytes || spares >= self.spares_max {
+                if is_shared || retired.bytes != self.segment_bytes || spares >= spares_max {
                     return Some(Job::Remove(retired));
                 }
                 return Some(Job::Recycle { from: retired, name: state.next_name() });
             }
-            if spares == 0 && self.spares_max > 0 {
+            if spares > 0 || spares_max == 0 {
+                self.changed.wait(&mut state);
+            } else if is_tight {
+                self.changed.wait_for(&mut state, ROOM_LOOK);
+            } else {
                 return Some(Job::Create { name: state.next_name() });
             }
-            self.changed.wait(&mut state);
         }
     }
 
@@ -188,8 +215,14 @@ impl Spares {
                 (temporary, file, name)
             }
         };
-        if !self.zero(&*file)? {
-            return self.disk.remove(&temporary);
+        match self.zero(&*file) {
+            Ok(true) => {}
+            Ok(false) => return self.disk.remove(&temporary),
+            Err(error) => {
+                // Of no use to anybody, and it has space.
+                let _ = self.disk.remove(&temporary);
+                return Err(error);
+            }
         }
         self.disk.rename(&temporary, &name)?;
         self.state.lock().ready.push(Spare { name, file });

@@ -29,11 +29,11 @@ use crate::types::{Entry, LogId, Payload, TypeConfig, Vote};
 
 const SEGMENT_BYTES: u64 = 64 << 10;
 
-fn config(segment_bytes: u64, cache_bytes: usize) -> LogConfig {
-    LogConfig { dir: "log".into(), segment_bytes, cache_bytes, spare_segments: 2 }
+pub(super) fn config(segment_bytes: u64, cache_bytes: usize) -> LogConfig {
+    LogConfig { dir: "log".into(), segment_bytes, cache_bytes, spare_segments: 2, space: Arc::default() }
 }
 
-fn no_fatal() -> Fatal {
+pub(super) fn no_fatal() -> Fatal {
     Arc::new(|text| panic!("the log failed: {text}"))
 }
 
@@ -41,7 +41,7 @@ fn open(disk: &FaultyDisk) -> Result<Log, LogError> {
     Log::open_on(Arc::new(disk.clone()), config(SEGMENT_BYTES, 0), no_fatal())
 }
 
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(super) fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn all(store: &LogStore) -> Vec<Entry> {
     store.clone().try_get_log_entries(..).await.unwrap()
 }
 
-fn indexes(entries: &[Entry]) -> Vec<u64> {
+pub(super) fn indexes(entries: &[Entry]) -> Vec<u64> {
     entries.iter().map(|entry| entry.log_id.index).collect()
 }
 

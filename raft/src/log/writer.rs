@@ -4,6 +4,9 @@
 //! The first failure is the last: the queue refuses everything from then on, nobody is told that anything more is
 //! durable, and the fatal handler is called, which in a node ends the process. A second fsync after a failed one
 //! may succeed without having written anything.
+//!
+//! A full disk is no failure as long as nothing was synced: what found no space is written again when there is some, the same
+//! bytes at the same place.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,7 +30,11 @@ use crate::{
     codec,
     machine::GroupId,
     safeguard::{self, Safeguard},
+    space::is_full,
 };
+
+/// Where there is no room for a whole segment, one of this size will do, if a batch is not larger.
+const SMALL_SEGMENT_BYTES: u64 = 1 << 20;
 
 /// What the writer and its watchers count.
 #[derive(Default)]
@@ -113,10 +120,20 @@ impl Writer {
     }
 
     fn end(self, result: io::Result<()>) {
-        if let Err(error) = result {
-            self.shared.queue.fail(error.to_string());
-            (self.fatal)(format!("cannot write the log: {error}"));
+        let Err(error) = result else { return };
+        self.shared.queue.fail(error.to_string());
+        if is_full(&error) && self.shared.queue.is_closed() {
+            // Who waits is told nothing, and nothing is damaged: a torn frame is one that nobody was told of.
+            tracing::warn!("the log is closed while the disk is full; what was to be written at last is not");
+            return;
         }
+        (self.fatal)(format!("cannot write the log: {error}"));
+    }
+
+    /// Writes what nothing was synced of, as soon as there is space for it.
+    fn patiently<T>(&self, bytes: u64, write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let shared = &*self.shared;
+        shared.config.space.patiently(bytes, || shared.queue.is_closed(), write)
     }
 
     /// Writes a batch's frame; gives its offset.
@@ -157,7 +174,8 @@ impl Writer {
         frame::put_record(&mut head, 0, Kind::Size, 0, 0, |out| codec::put_u64(out, created.bytes));
         head.append(&mut states);
         if number > 1 {
-            segment::mark_newest(&*self.shared.disk, self.marked, number)?;
+            let disk = &*self.shared.disk;
+            self.patiently(0, || segment::mark_newest(disk, self.marked, number))?;
             self.marked = Some(number);
         }
         self.shared.files.write().insert(number, created.file.clone());
@@ -175,22 +193,33 @@ impl Writer {
         let name = segment_name(number);
         let fits = bytes_min <= shared.config.segment_bytes;
         let spare = if fits { shared.spares.take() } else { None };
-        let bytes = bytes_min.max(shared.config.segment_bytes);
-        let file = match spare {
+        let (file, bytes) = match spare {
             Some(spare) => {
-                shared.disk.rename(&spare.name, &name)?;
-                spare.file
+                self.patiently(0, || shared.disk.rename(&spare.name, &name))?;
+                (spare.file, shared.config.segment_bytes)
             }
-            None => shared.disk.create(&name, bytes)?,
+            None => self.create_file(&name, bytes_min)?,
         };
         shared.disk.sync_dir()?;
         Ok(Segment { file, bytes, last_indexes: HashMap::new() })
     }
 
+    /// A fresh file of at least `bytes_min`, and how large it is.
+    fn create_file(&self, name: &str, bytes_min: u64) -> io::Result<(Arc<dyn DiskFile>, u64)> {
+        let (disk, whole) = (&*self.shared.disk, bytes_min.max(self.shared.config.segment_bytes));
+        match disk.create(name, whole) {
+            Err(error) if is_full(&error) => {
+                let small = bytes_min.max(SMALL_SEGMENT_BYTES.min(whole));
+                Ok((self.patiently(small, || disk.create(name, small))?, small))
+            }
+            created => Ok((created?, whole)),
+        }
+    }
+
     fn write_frame(&mut self, bytes: &mut [u8]) -> io::Result<()> {
         let (number, segment) = self.segments.iter().next_back().expect("make_room leaves a segment");
         frame::seal(bytes, self.format, *number, self.batch, self.synced);
-        segment.file.write_at(bytes, self.offset)?;
+        self.patiently(bytes.len() as u64, || segment.file.write_at(bytes, self.offset))?;
         self.offset += bytes.len() as u64;
         self.batch += 1;
         self.shared.counters.bytes_written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -269,7 +298,7 @@ impl Writer {
             self.shared.files.write().remove(&number);
             self.shared.counters.segments.store(self.segments.len() as u64, Ordering::Relaxed);
             let name = format!("retired-{number}.tmp");
-            self.shared.disk.rename(&segment_name(number), &name)?;
+            self.patiently(0, || self.shared.disk.rename(&segment_name(number), &name))?;
             // One at a time, durably: a crash must never leave a gap between segments.
             self.shared.disk.sync_dir()?;
             self.shared.spares.retire(Retired { name, file: segment.file, bytes: segment.bytes });

@@ -1,14 +1,17 @@
 //! The other end of peers' connections: greets, then answers each frame. A malformed frame closes the
 //! connection; nothing that a peer sends can do more.
 
-use std::{collections::BTreeMap, future::Future, io, sync::Arc};
+use std::{collections::BTreeMap, future::Future, io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::{
     io::AsyncWriteExt,
-    sync::{mpsc, watch},
+    sync::{
+        mpsc::{self, error::SendTimeoutError},
+        watch,
+    },
     task::JoinSet,
 };
 
@@ -22,6 +25,10 @@ use crate::{GroupId, NodeId, sparse::Sparse};
 
 /// Append requests of one stream that wait to be looked at.
 const STREAM_QUEUE: usize = 64;
+
+/// How long a connection is kept on which a request is not even looked at, because the log does not write: longer than its peer
+/// takes to give it up and to make another one. A full disk may stay so for hours.
+const STUCK_MAX: Duration = Duration::from_secs(10);
 
 /// Whom and why this node has refused, for the log.
 type Refusals = Mutex<Sparse<(NodeId, String)>>;
@@ -78,7 +85,7 @@ pub(crate) async fn serve<H: Handler>(
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a peer connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
@@ -168,7 +175,9 @@ async fn serve_frame<H: Handler>(
                 queue
             });
             // A stream that has ended with an error takes no more; its sender starts another.
-            let _ = queue.send(request).await;
+            if let Err(SendTimeoutError::Timeout(_)) = queue.send_timeout(request, STUCK_MAX).await {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         // No task of their own: they wait for nothing. The writing side ends with the connection.
         Kind::Ping => drop(frames.send(frame::encode(kind, id, group, &[]))),

@@ -2,14 +2,13 @@
 //! may write the data may write the copy.
 
 use std::{
-    ffi::CString,
     fs::{self, File},
     io,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
 use super::RecoverError;
+use crate::space;
 
 /// What is left free beside a copy, for the log that grows.
 const MARGIN_BYTES: u64 = 128 << 20;
@@ -61,21 +60,9 @@ pub(super) fn size(path: &Path) -> io::Result<u64> {
 /// Refuses when `dir` has no room for `bytes` and a margin.
 pub(super) fn check_room(dir: &Path, bytes: u64) -> Result<(), RecoverError> {
     let needed = bytes.saturating_add(MARGIN_BYTES);
-    let free =
-        free_bytes(dir).map_err(super::io(format!("cannot tell the free space of {}", dir.display())))?;
+    let room = space::room(dir);
+    let free = room.map_err(super::io(format!("cannot tell the free space of {}", dir.display())))?.free;
     if free >= needed { Ok(()) } else { Err(RecoverError::NoRoom { dir: dir.to_owned(), needed, free }) }
-}
-
-fn free_bytes(dir: &Path) -> io::Result<u64> {
-    let path = CString::new(dir.as_os_str().as_bytes()).map_err(io::Error::other)?;
-    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: the path ends with a zero byte, and `stat` has room for what is written.
-    if unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call has succeeded, so it is written.
-    let stat = unsafe { stat.assume_init() };
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// What the state of a node consists of, by name.

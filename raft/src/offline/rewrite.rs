@@ -98,6 +98,7 @@ async fn extend_log(survivor: &Survivor, unfinished: &Unfinished) -> Result<(), 
         segment_bytes: survivor.segment_bytes,
         cache_bytes: 0,
         spare_segments: 0,
+        space: crate::space::unknown(),
     };
     // A failed write is told to whoever waits for it.
     let log = Log::open(config, std::sync::Arc::new(|_| ()))

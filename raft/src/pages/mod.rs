@@ -5,12 +5,14 @@
 //! flushes when it is closed.
 //!
 //! Files: `worker.rs` is the thread and the format, `panics.rs` what becomes of it when sled panics, `dirs.rs`
-//! creates, replaces and sets aside directories, `metadata_log.rs` mends what a crash left in one.
+//! creates, replaces and sets aside directories, `metadata_log.rs` mends what a crash left in one, `need.rs` says how much space
+//! a commit takes.
 
 mod dirs;
 #[cfg(feature = "simulation")]
 pub(crate) mod memory;
 mod metadata_log;
+mod need;
 mod panics;
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,7 @@ use std::{
     cell::Cell,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -34,6 +37,7 @@ use self::worker::{Answer, Request, Worker};
 use crate::{
     log::Fatal,
     machine::{GroupId, PageWrite},
+    space::{self, Space},
 };
 
 /// How many messages may wait for the thread.
@@ -49,7 +53,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 6
 /// A page's id and its content.
 pub(crate) type Page = (Vec<u8>, Vec<u8>);
 
-/// Why pages cannot be had. After any of them the handle is of no more use.
+/// Why pages cannot be had. After any of them but `Full` the handle is of no more use.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum PagesError {
     /// sled cannot open the directory, or what it returns is not what was committed. `set_aside` it, and get the
@@ -60,6 +64,9 @@ pub(crate) enum PagesError {
     /// use. Says nothing against the pages.
     #[error("the pages cannot be written: {0}")]
     Failed(String),
+    /// The disk has no room. Nothing was written, what is staged stays so, and the handle is as good as before.
+    #[error("the disk has no room for the pages: {0}")]
+    Full(String),
 }
 
 /// A directory of pages, opened. Closed when dropped.
@@ -72,9 +79,19 @@ pub(crate) struct PageStore {
 }
 
 impl PageStore {
+    /// Opens a directory on a disk of which nothing is known.
+    pub(crate) fn open(dir: &Path, cache_bytes: usize, fatal: Fatal) -> Result<PageStore, PagesError> {
+        PageStore::open_in(dir, cache_bytes, fatal, space::unknown())
+    }
+
     /// Opens the directory, or creates it, after finishing or undoing what a crash interrupted. Blocks: also on
     /// sled's own call of the `sync` program. `fatal` is told when a write fails.
-    pub(crate) fn open(dir: &Path, cache_bytes: usize, fatal: Fatal) -> Result<PageStore, PagesError> {
+    pub(crate) fn open_in(
+        dir: &Path,
+        cache_bytes: usize,
+        fatal: Fatal,
+        space: Arc<Space>,
+    ) -> Result<PageStore, PagesError> {
         let (requests, inbox) = mpsc::channel(QUEUE_MAX);
         let (opened_sender, opened) = std::sync::mpsc::channel();
         let poison = watch::Sender::new(None);
@@ -94,7 +111,7 @@ impl PageStore {
                     fatal(format!("cannot commit pages: sled panicked: {panic}"));
                 }
             });
-            let worker = Worker::open(&path, cache_bytes, fatal, poisoner, is_committing);
+            let worker = Worker::open(&path, cache_bytes, (fatal, space), poisoner, is_committing);
             let (worker, opened) =
                 worker.map_or_else(|error| (None, Err(error)), |worker| (Some(worker), Ok(())));
             // The opener waits for it.
@@ -149,7 +166,8 @@ impl PageStore {
         self.send(Request::Write { group, pages }).await
     }
 
-    /// Makes what is staged for the group durable, and the head, all or nothing. `head` may be empty.
+    /// Makes what is staged for the group durable, and the head, all or nothing. `head` may be empty. After `Full` it may be
+    /// tried again, also with more.
     pub(crate) async fn commit(&self, group: GroupId, head: Vec<u8>) -> Result<(), PagesError> {
         self.ask(|answer| Request::Commit { group, head, answer }).await
     }

@@ -4,14 +4,18 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use tempfile::TempDir;
 
 use super::{Page, PageStore, PagesError, replace, set_aside};
-use crate::{kill, machine::PageWrite};
+use crate::{
+    kill,
+    machine::PageWrite,
+    space::{occupied, tests::Small},
+};
 
 const CACHE_BYTES: usize = 1 << 20;
 
@@ -44,6 +48,74 @@ async fn all(store: &PageStore, group: u32, bytes_max: usize) -> Result<Vec<Page
 
 fn pages(list: &[(&[u8], &[u8])]) -> Vec<Page> {
     list.iter().map(|(id, content)| (id.to_vec(), content.to_vec())).collect()
+}
+
+/// What does not become smaller when it is compressed.
+fn noise(bytes: usize, seed: u32) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed.into());
+    (0..bytes).map(|_| random.u8(..)).collect()
+}
+
+#[test]
+fn a_commit_without_room_changes_nothing_and_goes_with_the_next() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("pages");
+    let small = Small::with_unused(300 << 20);
+    let open =
+        || PageStore::open_in(&dir, CACHE_BYTES, Arc::new(|text| panic!("{text}")), small.space.clone());
+    let (large, larger) = (noise(1 << 20, 1), noise(20 << 20, 2));
+    block_on(async {
+        let store = open().unwrap();
+        store.write(1, vec![put(b"a", b"one")]).await.unwrap();
+        store.commit(1, b"first".to_vec()).await.unwrap();
+        // Others have taken all but the reserve.
+        small.unused.store(8 << 20, Relaxed);
+        store.write(1, vec![put(b"b", &large)]).await.unwrap();
+        store.commit(1, b"second".to_vec()).await.unwrap();
+        assert!(small.space.disk().reserve_bytes < 8 << 20, "it takes from the reserve");
+        store.write(1, vec![put(b"c", &larger), delete(b"a")]).await.unwrap();
+        let refused = store.commit(1, b"third".to_vec()).await;
+        assert!(matches!(refused, Err(PagesError::Full(_))), "{refused:?}");
+        assert_eq!(store.head(1).await, Ok(Some(b"second".to_vec())));
+        assert_eq!(all(&store, 1, 100).await, Ok(pages(&[(b"a", b"one"), (b"b", &large)])));
+        small.unused.store(300 << 20, Relaxed);
+        store.write(1, vec![put(b"d", b"four")]).await.unwrap();
+        store.commit(1, b"fourth".to_vec()).await.unwrap();
+        store.close();
+        let store = open().unwrap();
+        assert_eq!(store.head(1).await, Ok(Some(b"fourth".to_vec())));
+        let expected = pages(&[(b"b", &large), (b"c", &larger), (b"d", b"four")]);
+        assert_eq!(all(&store, 1, 100).await, Ok(expected));
+    });
+}
+
+#[test]
+fn what_removes_all_pages_needs_little_room_and_gives_it_back() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("pages");
+    let small = Small::with_unused(300 << 20);
+    block_on(async {
+        let fatal = Arc::new(|text: String| panic!("{text}"));
+        let store = PageStore::open_in(&dir, CACHE_BYTES, fatal, small.space.clone()).unwrap();
+        let ids: Vec<Vec<u8>> = (0..1000_u32).map(|id| id.to_be_bytes().to_vec()).collect();
+        let contents = (0..1000).map(|id| noise(16 << 10, id));
+        store
+            .write(1, ids.iter().zip(contents).map(|(id, content)| put(id, &content)).collect())
+            .await
+            .unwrap();
+        store.commit(1, b"full".to_vec()).await.unwrap();
+        let before = occupied(&dir);
+        assert!(before > 16 << 20, "{before}");
+        small.unused.store(8 << 20, Relaxed);
+        store.write(1, ids.iter().map(|id| delete(id)).collect()).await.unwrap();
+        store.commit(1, b"empty".to_vec()).await.unwrap();
+        for _ in 0..3 {
+            store.commit(1, b"empty".to_vec()).await.unwrap();
+        }
+        let after = occupied(&dir);
+        assert!(after < before / 4, "{before} {after}");
+        assert_eq!(all(&store, 1, 100).await, Ok(vec![]));
+    });
 }
 
 #[test]

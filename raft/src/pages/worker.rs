@@ -11,17 +11,22 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Page, PagesError, dirs, metadata_log};
+use super::{
+    Page, PagesError, dirs, metadata_log,
+    need::{self, Need},
+};
 use crate::{
     codec::{self, CodecError, Reader},
     log::Fatal,
     machine::{GroupId, PageWrite},
+    space::{Space, is_full},
 };
 
 /// How long opening waits for sled's lock on the directory, and how often it tries.
@@ -29,7 +34,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Keys in a leaf: pages are large, so a leaf is few of them.
-const LEAF_FANOUT: usize = 4;
+pub(super) const LEAF_FANOUT: usize = 4;
 
 const ZSTD_LEVEL: i32 = 1;
 
@@ -123,16 +128,16 @@ fn page_key(id: &[u8]) -> Vec<u8> {
 }
 
 /// A group's tree and what is staged for it.
-struct Group {
+pub(super) struct Group {
     tree: Tree,
     /// The sum of the pages in the tree.
-    tally: Tally,
+    pub(super) tally: Tally,
     /// The sum at the last commit: pages that were spilled since are not in it.
     committed: Tally,
     /// The head as given; None before the first commit.
     head: Option<Vec<u8>>,
     /// Pages for the next commit.
-    staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    pub(super) staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     /// The sums of scans from the first page, by the last id given.
     scans: HashMap<Vec<u8>, Tally>,
 }
@@ -161,16 +166,18 @@ pub(super) struct Worker {
     /// The error after which nothing more is done.
     poison: watch::Sender<Option<PagesError>>,
     fatal: Fatal,
+    /// Room on the disk.
+    space: Arc<Space>,
     /// Whether a panic at this moment would be a failed write.
     is_committing: Rc<Cell<bool>>,
 }
 
 impl Worker {
-    /// Opens the directory, or creates it.
+    /// Opens the directory, or creates it. Without room that may fail, and is tried all the same.
     pub(super) fn open(
         dir: &Path,
         cache_bytes: usize,
-        fatal: Fatal,
+        (fatal, space): (Fatal, Arc<Space>),
         poison: watch::Sender<Option<PagesError>>,
         is_committing: Rc<Cell<bool>>,
     ) -> Result<Worker, PagesError> {
@@ -180,6 +187,7 @@ impl Worker {
         };
         let open = |path: &Path| open_when_free(path, cache_bytes);
         dirs::settle(dir).map_err(unreadable)?;
+        space.make_room(need::of_opening(dir));
         if !dir.exists() {
             // sled syncs neither its settings file nor the names of its first files.
             dirs::create(dir, |path| open(path).map(drop)).map_err(unreadable)?;
@@ -193,6 +201,7 @@ impl Worker {
             groups: HashMap::new(),
             poison,
             fatal,
+            space,
             is_committing,
         })
     }
@@ -237,6 +246,10 @@ impl Worker {
     /// that cannot be opened again is found now, and not when all nodes start after a power cut.
     fn free_memory(&mut self) {
         if self.written_bytes < REOPEN_CACHES * self.cache_bytes || self.poison.borrow().is_some() {
+            return;
+        }
+        if !self.space.has_free(need::of_opening(&self.dir)) {
+            // After a later commit: memory is worth less than a node.
             return;
         }
         if let Err(error) = self.reopen() {
@@ -292,8 +305,25 @@ impl Worker {
         }
     }
 
+    /// Has the disk have room for what is staged. sled does not survive a write that fails, and neither does the node.
+    fn reserve(&mut self, id: GroupId) -> Result<(), PagesError> {
+        let (space, dir) = (self.space.clone(), self.dir.clone());
+        if !space.is_known() {
+            return Ok(());
+        }
+        let need = Need::of(&dir, self.group(id)?);
+        if space.has_free(need.at_most()) {
+            return Ok(());
+        }
+        let bytes = self.read(id, |group| need.closely(group))?;
+        if space.make_room(bytes) { Ok(()) } else { Err(PagesError::Full(format!("it takes {bytes} bytes"))) }
+    }
+
     /// Writes what is staged, and the head if there is one, as one.
     fn flush(&mut self, id: GroupId, head: Option<Vec<u8>>) -> Result<(), PagesError> {
+        if let Err(full @ PagesError::Full(_)) = self.reserve(id) {
+            return Err(full);
+        }
         self.is_committing.set(true);
         let result = self.group(id).and_then(|group| group.flush(head));
         self.is_committing.set(false);
@@ -339,13 +369,14 @@ fn sled_error(error: io::Error) -> PagesError {
     let is_harmless = matches!(
         error.kind(),
         io::ErrorKind::WouldBlock
-            | io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded
             | io::ErrorKind::PermissionDenied
             | io::ErrorKind::ReadOnlyFilesystem
             | io::ErrorKind::OutOfMemory
     );
     let text = error.to_string();
+    if is_full(&error) {
+        return PagesError::Full(text);
+    }
     if is_harmless { PagesError::Failed(text) } else { PagesError::Unreadable(text) }
 }
 
@@ -403,6 +434,24 @@ impl Group {
             _ => (),
         }
         Ok(pages)
+    }
+
+    /// The pages behind this one that may share a leaf with it: the first one's id, and the bytes of all.
+    pub(super) fn behind(&self, id: &[u8]) -> Result<(Option<Vec<u8>>, u64), PagesError> {
+        let start = [&page_key(id)[..], &[0]].concat();
+        let (mut first, mut bytes) = (None, 0);
+        for item in self.tree.range(start..).take(LEAF_FANOUT - 1) {
+            let (key, value) = item.map_err(sled_error)?;
+            first = first.or_else(|| key.split_first().map(|(_, id)| id.to_vec()));
+            bytes += value.len() as u64;
+        }
+        Ok((first, bytes))
+    }
+
+    /// The bytes of the pages before this one that may share a leaf with it.
+    pub(super) fn before(&self, id: &[u8]) -> Result<u64, PagesError> {
+        let pages = self.tree.range(..page_key(id)).rev().take(LEAF_FANOUT - 1);
+        pages.map(|item| item.map(|(_, value)| value.len() as u64).map_err(sled_error)).sum()
     }
 
     /// What of it is not in sled, and what sled must still say when it is opened again.

@@ -28,7 +28,8 @@ impl Platform {
     ) -> Platform {
         let fatal: fatal::Handler = Arc::new(fatal);
         let contradiction = fatal.clone();
-        Platform { transport, wall: Arc::new(wall_us), fatal, contradiction, storage: Some(storage) }
+        let wall = Arc::new(wall_us);
+        Platform { transport, wall, fatal, contradiction, space: Arc::default(), storage: Some(storage) }
     }
 
     /// Tells why the cluster contradicts the node, instead of ending the process.

@@ -96,6 +96,7 @@ impl Cluster {
         config.peer_listen = name(id);
         config.bootstrap = bootstrap;
         config.log_segment_bytes = 1 << 20;
+        config.disk_reserve_bytes = Some(1 << 20);
         (self.tune)(&mut config);
         let machine = counter::machine(self.level_max);
         let port = self.network.port(&name(id));

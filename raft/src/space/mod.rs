@@ -1,0 +1,414 @@
+//! Room on this node's disk: how much there is, and what follows when there is little.
+//!
+//! A full disk must not end a node, nor keep anybody from making room. So a reserve is set aside (`reserve.rs`), and what grows
+//! is refused before it is needed (`raft/src/room.rs` asks the others too). From the reserve come what frees space, changes of the
+//! membership, and what consensus itself writes. Who finds no space all the same takes some of the reserve and tries again, or
+//! waits; nothing that was synced is ever written a second time.
+//!
+//! What counts is free space and reserve together: it does not matter which of them holds it. The state changes with what this
+//! node creates, and is looked at several times a second for what others do.
+
+mod probe;
+mod reserve;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+
+pub(crate) use self::probe::{is_full, occupied, room};
+use self::{probe::Room, reserve::Reserve};
+use crate::{Disk, DiskState, NodeConfig, sparse::Sparse};
+
+/// The least that is taken of the reserve at once.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// By default the reserve, and what is left free beside it, are at most such a part of the file system.
+const RESERVE_PART: u64 = 8;
+const MARGIN_PART: u64 = 16;
+
+/// How long the reserve leaves what it gave up: a checkpoint may take its time.
+const LENT_FOR: Duration = Duration::from_secs(10);
+
+/// How long whoever found no space waits until it tries again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// How much is to be kept.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// The reserve; None for what fits the file system.
+    reserve: Option<u64>,
+    /// What it is by default where the file system is large.
+    usual: u64,
+    /// What is left free beside the reserve: a segment of the log.
+    margin: u64,
+    /// How long what was given up is left to whoever needed it.
+    lent_for: Duration,
+}
+
+type Probe = Box<dyn Fn() -> io::Result<Room> + Send + Sync>;
+
+/// A node's room.
+pub(crate) struct Space {
+    /// Nothing is known of the disk of a simulation, or of a copy: there all is well.
+    place: Option<Place>,
+    /// Held while the disk is asked.
+    reserve: Mutex<Reserve>,
+    /// Never held while the disk is asked.
+    state: Mutex<State>,
+    /// Whether the log has no space for what it is to write.
+    log_waits: AtomicBool,
+    /// Whether the last checkpoint had no space.
+    checkpoint_waits: AtomicBool,
+    /// Set with every change of the state.
+    changed: Notify,
+}
+
+struct Place {
+    dir: PathBuf,
+    plan: Plan,
+    probe: Probe,
+}
+
+/// As it was last measured.
+#[derive(Default)]
+struct State {
+    room: Room,
+    held_bytes: u64,
+    level: DiskState,
+    /// When the reserve gave something up.
+    lent: Option<Instant>,
+    said: Sparse<&'static str>,
+}
+
+impl State {
+    /// Free space and reserve together.
+    fn kept(&self) -> u64 {
+        self.room.free.saturating_add(self.held_bytes)
+    }
+}
+
+impl Default for Space {
+    fn default() -> Space {
+        Space {
+            place: None,
+            reserve: Mutex::default(),
+            state: Mutex::default(),
+            log_waits: AtomicBool::new(false),
+            checkpoint_waits: AtomicBool::new(false),
+            changed: Notify::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Space").field("dir", &self.place.as_ref().map(|place| &place.dir)).finish()
+    }
+}
+
+impl Plan {
+    fn reserve(&self, total: u64) -> u64 {
+        self.reserve.map_or(self.usual.min(total / RESERVE_PART), |bytes| bytes.min(total / 2))
+    }
+
+    fn margin(&self, total: u64) -> u64 {
+        self.margin.min(total / MARGIN_PART)
+    }
+
+    /// The state that follows from what is kept, which is free space and reserve together.
+    fn judge(&self, before: DiskState, total: u64, kept: u64) -> DiskState {
+        let (reserve, margin) = (self.reserve(total), self.margin(total));
+        let room = kept.saturating_sub(reserve);
+        // A state is left only with some more than it was entered with.
+        let is_below =
+            |state: DiskState, mark: u64| room < if before >= state { mark + mark / 2 } else { mark };
+        if kept < reserve / 4 {
+            DiskState::Full
+        } else if is_below(DiskState::Short, margin) {
+            DiskState::Short
+        } else if is_below(DiskState::Low, 2 * reserve.max(margin)) {
+            DiskState::Low
+        } else {
+            DiskState::Ample
+        }
+    }
+}
+
+impl Space {
+    /// The room of a node's directory. Nothing is touched yet.
+    pub(crate) fn of(config: &NodeConfig) -> Space {
+        let plan = Plan {
+            reserve: config.disk_reserve_bytes,
+            usual: (2 * config.log_segment_bytes).saturating_add(config.checkpoint_log_bytes),
+            margin: config.log_segment_bytes,
+            lent_for: LENT_FOR,
+        };
+        let dir = config.dir.clone();
+        Space::with(plan, config.dir.clone(), Box::new(move || probe::room(&dir)))
+    }
+
+    fn with(plan: Plan, dir: PathBuf, probe: Probe) -> Space {
+        Space { place: Some(Place { dir, plan, probe }), ..Space::default() }
+    }
+
+    /// Takes what the directory has of a reserve, which is locked for this process. Blocks.
+    pub(crate) fn open(&self) {
+        let Some(place) = &self.place else { return };
+        match Reserve::open(&place.dir) {
+            Ok(reserve) => *self.reserve.lock() = reserve,
+            Err(error) => tracing::warn!(%error, "no space can be set aside"),
+        }
+        self.look();
+    }
+
+    /// Whether there is anything to look at.
+    pub(crate) fn is_known(&self) -> bool {
+        self.place.is_some()
+    }
+
+    /// Looks how much room there is, and sees to the reserve. Blocks.
+    pub(crate) fn look(&self) {
+        let Some(place) = &self.place else { return };
+        let mut reserve = self.reserve.lock();
+        let Some(Room { total, free }) = self.measure(place, &reserve) else { return };
+        let (wanted, held) = (place.plan.reserve(total), reserve.held_bytes());
+        let missing = wanted.saturating_sub(held);
+        let taken = missing.min(free.saturating_sub(place.plan.margin(total)));
+        let is_lent = self.state.lock().lent.is_some_and(|lent| lent.elapsed() < place.plan.lent_for);
+        let changed = if held > wanted {
+            reserve.shrink(held - wanted).map(|_| true)
+        } else if taken > 0 && taken >= missing.min(STEP_BYTES) && !is_lent && !self.log_waits() {
+            reserve.grow(taken)
+        } else {
+            return self.judge(place);
+        };
+        match changed {
+            Ok(true) => {}
+            Ok(false) => {
+                // Not again at once.
+                self.state.lock().lent = Some(Instant::now());
+                self.say("this file system sets no space aside, or not enough: others can take the reserve")
+            }
+            Err(error) => tracing::debug!(%error, "the reserve could not be changed"),
+        }
+        self.measure(place, &reserve);
+        self.judge(place);
+    }
+
+    /// None if the file system does not say.
+    fn measure(&self, place: &Place, reserve: &Reserve) -> Option<Room> {
+        match (place.probe)() {
+            Ok(room) => {
+                let mut state = self.state.lock();
+                (state.room, state.held_bytes) = (room, reserve.held_bytes());
+                Some(room)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the file system does not tell its free space");
+                None
+            }
+        }
+    }
+
+    fn judge(&self, place: &Place) {
+        let waits = if self.log_waits() {
+            DiskState::Full
+        } else if self.checkpoint_waits() {
+            DiskState::Short
+        } else {
+            DiskState::Ample
+        };
+        let (before, level, free, reserve) = {
+            let mut state = self.state.lock();
+            let level = place.plan.judge(state.level, state.room.total, state.kept()).max(waits);
+            let before = std::mem::replace(&mut state.level, level);
+            (before, level, state.room.free, state.held_bytes)
+        };
+        if before == level {
+            return;
+        }
+        self.changed.notify_one();
+        let text = match level {
+            DiskState::Ample => "there is room on the disk again",
+            DiskState::Low if before > level => "the disk has some room again",
+            DiskState::Low => "the disk has little room left",
+            DiskState::Short => "the disk has no room for more data",
+            DiskState::Full => "the disk is full, and so is most of what this node had set aside",
+        };
+        let Some(times) = self.state.lock().said.say(text) else { return };
+        let dir = place.dir.display();
+        if level < before {
+            tracing::info!(%dir, free, reserve, times, "{text}");
+        } else if level == DiskState::Low {
+            tracing::warn!(%dir, free, reserve, times, "{text}");
+        } else {
+            tracing::error!(%dir, free, reserve, times, "{text}");
+        }
+    }
+
+    fn say(&self, text: &'static str) {
+        let times = self.state.lock().said.say(text);
+        if times.is_some() {
+            tracing::warn!("{text}");
+        }
+    }
+
+    /// Gives up some of the reserve. False when there is none. Blocks.
+    fn release(&self, bytes: u64) -> bool {
+        let Some(place) = &self.place else { return false };
+        let mut reserve = self.reserve.lock();
+        match reserve.shrink(bytes.max(STEP_BYTES)) {
+            Ok(0) => false,
+            Ok(given) => {
+                tracing::debug!(given, left = reserve.held_bytes(), "took from the reserve of the disk");
+                self.state.lock().lent = Some(Instant::now());
+                self.measure(place, &reserve);
+                self.judge(place);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the reserve could not be given up");
+                false
+            }
+        }
+    }
+
+    /// Sees to it that so much is free, from the reserve if need be. False if it cannot be had. Blocks.
+    pub(crate) fn make_room(&self, bytes: u64) -> bool {
+        let Some(place) = &self.place else { return true };
+        let missing = {
+            let reserve = self.reserve.lock();
+            let Some(room) = self.measure(place, &reserve) else { return true };
+            let missing = bytes.saturating_sub(room.free);
+            if missing > reserve.held_bytes() {
+                return false;
+            }
+            missing
+        };
+        missing == 0 || self.release(missing) && self.has_free(bytes)
+    }
+
+    /// Whether so much is free beside the reserve. Blocks.
+    pub(crate) fn has_free(&self, bytes: u64) -> bool {
+        let Some(place) = &self.place else { return true };
+        self.measure(place, &self.reserve.lock()).is_none_or(|room| room.free >= bytes)
+    }
+
+    /// Writes something small, from the reserve if there is no other space. `write` must do no harm when it is repeated. Blocks.
+    pub(crate) fn with_room<T>(&self, mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match write() {
+                Err(error) if is_full(&error) && self.release(STEP_BYTES) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Writes what the log cannot do without: from the reserve, or as soon as there is space. Gives up when `is_over`. `write`
+    /// takes about so many bytes, and must do no harm when it is repeated: nothing of it was synced. Blocks.
+    pub(crate) fn patiently<T>(
+        &self,
+        bytes: u64,
+        is_over: impl Fn() -> bool,
+        mut write: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let result = loop {
+            match write() {
+                Err(error) if self.is_known() && is_full(&error) && !is_over() => {
+                    if !self.release(bytes) {
+                        self.set_log_waits(true);
+                        std::thread::sleep(RETRY);
+                    }
+                }
+                result => break result,
+            }
+        };
+        self.set_log_waits(false);
+        result
+    }
+
+    fn set_log_waits(&self, waits: bool) {
+        let is_news = self.log_waits.swap(waits, Ordering::Relaxed) != waits;
+        if let (true, Some(place)) = (is_news, &self.place) {
+            self.judge(place);
+        }
+    }
+
+    /// Whether the log waits for space.
+    pub(crate) fn log_waits(&self) -> bool {
+        self.log_waits.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the last checkpoint had no space.
+    pub(crate) fn set_checkpoint_waits(&self, waits: bool) {
+        let is_news = self.checkpoint_waits.swap(waits, Ordering::Relaxed) != waits;
+        if let (true, Some(place)) = (is_news, &self.place) {
+            self.judge(place);
+        }
+    }
+
+    /// Whether the last checkpoint had no space.
+    pub(crate) fn checkpoint_waits(&self) -> bool {
+        self.checkpoint_waits.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is so little room that nothing is kept that only saves time.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.place.is_some() && self.state.lock().level > DiskState::Ample
+    }
+
+    /// Returns at the next change of the state. For one who waits.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// How it stands.
+    pub(crate) fn disk(&self) -> Disk {
+        let state = self.state.lock();
+        let Some(place) = &self.place else { return Disk::default() };
+        Disk {
+            total_bytes: state.room.total,
+            free_bytes: state.room.free,
+            reserve_bytes: state.held_bytes,
+            reserve_wanted_bytes: place.plan.reserve(state.room.total),
+            state: state.level,
+        }
+    }
+
+    /// How much more data there is room for, beside the reserve and the margin.
+    pub(crate) fn growth(&self) -> u64 {
+        let Some(place) = &self.place else { return u64::MAX };
+        let state = self.state.lock();
+        if state.room.total == 0 {
+            // It does not tell.
+            return u64::MAX;
+        }
+        if state.level >= DiskState::Short {
+            return 0;
+        }
+        let total = state.room.total;
+        state.kept().saturating_sub(place.plan.reserve(total)).saturating_sub(place.plan.margin(total))
+    }
+
+    /// Where the data are.
+    pub(crate) fn dir(&self) -> Option<&Path> {
+        self.place.as_ref().map(|place| place.dir.as_path())
+    }
+}
+
+/// Room of which nothing is known.
+pub(crate) fn unknown() -> Arc<Space> {
+    Arc::default()
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
