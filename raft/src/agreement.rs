@@ -21,7 +21,7 @@ use crate::{
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Subject {
+enum Subject {
     Logs,
     States,
 }
@@ -77,8 +77,26 @@ pub(crate) struct Agreement {
     standing: Mutex<Standing>,
 }
 
+/// Of each kind one.
+pub(crate) struct Agreements {
+    pub(crate) logs: Agreement,
+    pub(crate) states: Agreement,
+}
+
+impl Default for Agreements {
+    fn default() -> Agreements {
+        Agreements { logs: Agreement::of(Subject::Logs), states: Agreement::of(Subject::States) }
+    }
+}
+
+impl Agreements {
+    fn all(&self) -> [&Agreement; 2] {
+        [&self.logs, &self.states]
+    }
+}
+
 impl Agreement {
-    pub(crate) fn of(subject: Subject) -> Agreement {
+    fn of(subject: Subject) -> Agreement {
         Agreement {
             subject,
             compared: Mutex::default(),
@@ -161,7 +179,7 @@ impl<M: Machine> Core<M> {
             return;
         }
         let voters: Vec<NodeId> = self.metrics().membership_config.membership().voter_ids().collect();
-        for agreement in [&self.logs_agree, &self.states_agree] {
+        for agreement in self.agreements.all() {
             if let Some(standing) = agreement.news(self.config.id, &voters) {
                 self.proposer.refuse(self.is_apart());
                 self.take(agreement.subject, standing);
@@ -195,7 +213,7 @@ impl<M: Machine> Core<M> {
 
     /// Why nothing may be served; None if it may.
     pub(crate) fn is_apart(&self) -> Option<&'static str> {
-        self.logs_agree.objection().or_else(|| self.states_agree.objection())
+        self.agreements.all().into_iter().find_map(Agreement::objection)
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::{
     GroupId, Machine, NodeConfig, NodeId, Unavailable,
     address::is_unspecified,
-    agreement::Agreement,
+    agreement::Agreements,
     chance,
     checkpoint::Checkpointer,
     clock::Clock,
@@ -162,10 +162,8 @@ pub(crate) struct Core<M: Machine> {
     pub changing: Semaphore,
     /// As the leader: of the followers in what is committed.
     pub interest: Arc<Interest>,
-    /// Whether the members have applied the same log, and what follows for this node.
-    pub logs_agree: Agreement,
-    /// Whether they have come to the same state.
-    pub states_agree: Agreement,
+    /// Whether the members hold the same, and what follows for this node.
+    pub agreements: Agreements,
     /// What the members have room for.
     pub rooms: Rooms,
     /// The leader as openraft last said, if it was heard lately.

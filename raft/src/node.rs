@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     AdminError, Counters, Machine, Member, NodeConfig, NodeId, ReadLevel, Role, StartError, Status,
     Unavailable, address,
-    agreement::{Agreement, Subject},
+    agreement::Agreements,
     checkpoint::Checkpointer,
     clock::Clock,
     closing, common_checkpoint,
@@ -89,13 +89,11 @@ impl<M: Machine> Node<M> {
         let table = Arc::new(PeerTable::new(platform.clone(), identity.clone(), &config));
         let (log, pages, progress) = open_data(&config, &table, &*machine, started).await?;
         let contact = Arc::new(Contact::new(&config, log.store(GROUP)));
-        let refusal = contact.watch_refusal();
-        let proposer = Arc::new(Proposer::new(config.id, limits(&config), refusal));
+        let proposer = Arc::new(Proposer::new(config.id, limits(&config), contact.watch_refusal()));
         let parts = (clock.clone(), proposer.clone(), identity.apply_level());
         let checkpointer = Arc::new(checkpointer(&config, platform, machine, parts, (pages, progress)));
         let applier = checkpointer.applier.clone();
-        let snapshots =
-            Arc::new(Sender { group: GROUP, checkpointer: checkpointer.clone(), sent: AtomicU64::new(0) });
+        let snapshots = Arc::new(Sender::new(checkpointer.clone()));
         let receiver = Receiver::new(&checkpointer, config.dir.join(RECEIVED), log.store(GROUP));
         let interest = Arc::new(Interest::new());
         let factory = Factory {
@@ -127,8 +125,7 @@ impl<M: Machine> Node<M> {
             confirmed: Mutex::default(),
             changing: Semaphore::new(1),
             interest,
-            logs_agree: Agreement::of(Subject::Logs),
-            states_agree: Agreement::of(Subject::States),
+            agreements: Agreements::default(),
             rooms: Rooms::default(),
             leader: watch::Sender::new(None),
             timing: contact.timing.clone(),

@@ -95,8 +95,8 @@ impl<M: Machine> Core<M> {
             self.identity.hear_of_address(*id, told);
         }
         self.hear_of_room(heard.from, heard.room);
-        self.logs_agree.compare(heard.from, &heard.trail, |index| self.applier.hash_at(index));
-        self.states_agree.compare(heard.from, &heard.states, |index| self.checkpointer.state_at(index));
+        self.agreements.logs.compare(heard.from, &heard.trail, |index| self.applier.hash_at(index));
+        self.agreements.states.compare(heard.from, &heard.states, |index| self.checkpointer.state_at(index));
         self.take_stand();
     }
 

@@ -90,6 +90,10 @@ impl<M: Machine> SnapshotSender for Sender<M> {
 }
 
 impl<M: Machine> Sender<M> {
+    pub(crate) fn new(checkpointer: Arc<Checkpointer<M>>) -> Sender<M> {
+        Sender { group: checkpointer.group, checkpointer, sent: AtomicU64::new(0) }
+    }
+
     async fn send_checkpoint(&self, peer: &Peer, vote: Vote) -> Result<Vote, String> {
         // No checkpoint is written meanwhile, so all pages are of one.
         let _shared = self.checkpointer.in_use.read().await;
