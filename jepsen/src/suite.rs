@@ -38,7 +38,7 @@ const SHORT: &[(&str, &str)] = &[
     ("lock", "pause,checkpoint"),
     ("register", "disk"),
     ("register", LATE_ANSWERS),
-    ("expiry", "stop,clock-jump"),
+    ("expiry", "stop-one,clock-jump"),
     ("append", "disk-lost-unsynced-all"),
     ("expiry", "clock"),
     ("set", "load-hot-key,kill-leader"),
@@ -82,8 +82,8 @@ const FULL: &[&str] = &[
     "clock-strobe,kill-one",
     "load-huge-value,pause-one",
     LATE_ANSWERS,
-    "stop-one,delay",
-    "stop-all,clock-jump",
+    "stop-one,clock-jump",
+    "stop-all,delay",
     "disk-rolled-back,kill-one",
 ];
 

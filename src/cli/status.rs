@@ -29,7 +29,7 @@ pub(super) fn run(status: Status) -> Result<()> {
     println!("cluster {}", asked.cluster_id.as_deref().unwrap_or("(not formed yet)"));
     let told = own_views(&asked);
     let members = asked.members.iter().zip(&told);
-    let rows: Vec<[String; 11]> = members.map(|(member, own)| row(&asked, member, own.as_ref())).collect();
+    let rows: Vec<[String; 12]> = members.map(|(member, own)| row(&asked, member, own.as_ref())).collect();
     print!("{}", table(&HEADER, &rows));
     let is_listed = asked.members.iter().any(|member| member.id == asked.node_id);
     for cluster in told.iter().flatten().chain((!is_listed).then_some(&asked)) {
@@ -105,7 +105,7 @@ fn own_view(asked: &Cluster, member: &Member) -> Option<Cluster> {
     cluster(&format!("http://{}", member.addresses.get("http")?)).ok()
 }
 
-fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 11] {
+fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 12] {
     let unknown = || "-".to_owned();
     let address = |name: &str| member.addresses.get(name).cloned().unwrap_or_else(unknown);
     let Some(own) = own else {
