@@ -120,6 +120,7 @@ fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 12] 
             unknown(),
             unknown(),
             unknown(),
+            unknown(),
             address("resp"),
             address("http"),
         ];
