@@ -41,7 +41,7 @@ impl<M: Machine> Core<M> {
         if close == self.applier.is_closing() {
             return Ok(());
         }
-        if self.applier.level() < DISTANCE_LEVEL {
+        if self.next_level() < DISTANCE_LEVEL {
             return Err(conflict("not all members know how to do it: upgrade them first"));
         }
         let ahead_ms = self.ahead_ms().unwrap_or(0);

@@ -297,6 +297,11 @@ impl<M: Machine> Core<M> {
         packet::Head { stamp, raise, pace, is_checkpoint: false }
     }
 
+    /// The level by which the next entry will be applied.
+    pub(crate) fn next_level(&self) -> u32 {
+        self.raise().map_or(self.applier.level(), |raise| raise.level)
+    }
+
     /// The level to which the next entry raises the group, if it can be raised.
     fn raise(&self) -> Option<Raise> {
         let (level, known) = (self.applier.level(), self.applier.machine.apply_level_max());
