@@ -25,11 +25,11 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 pub(crate) use self::probe::{is_full, occupied, room};
-use self::{probe::Room, reserve::Reserve};
+use self::{
+    probe::Room,
+    reserve::{Reserve, STEP_BYTES},
+};
 use crate::{Disk, DiskState, NodeConfig, sparse::Sparse};
-
-/// The least that is taken of the reserve at once.
-const STEP_BYTES: u64 = 1 << 20;
 
 /// By default the reserve, and what is left free beside it, are at most such a part of the file system.
 const RESERVE_PART: u64 = 8;

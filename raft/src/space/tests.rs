@@ -61,7 +61,7 @@ fn states_follow_from_free_space_and_reserve_together() {
 fn the_reserve_is_used_up_and_taken_again() {
     let small = Small::with_unused(300 * MB);
     small.after(10 * MB);
-    assert!(small.space.make_room(5 * MB));
+    assert!(small.space.make_room(5 * MB - 1), "also when it is no whole number of blocks");
     assert_eq!(small.space.disk().reserve_bytes, 5 * MB);
     assert!(!small.space.make_room(11 * MB), "more than all there is");
     assert_eq!(small.space.disk().reserve_bytes, 5 * MB, "nothing is given up in vain");
