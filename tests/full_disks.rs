@@ -229,7 +229,17 @@ fn one_full_disk_of_three_is_harmless_and_says_so() {
     assert_eq!(readiness(&cluster, other).0, 200);
     assert_eq!(metric(&cluster, full, "kvorum_disk_state"), 3);
     assert_alive(&mut cluster);
+    // It stops when it is asked to, and where nothing at all is left, it says what to do.
+    assert!(cluster.stop(full) < PATIENCE);
+    disks.fill(full);
+    cluster.start_node(full);
+    let (code, log) = cluster.wait_end(full);
+    assert!(
+        code == Some(1) && log.contains("nothing is left of what this node had set aside"),
+        "{code:?}\n{log}"
+    );
     disks.clear(full);
+    cluster.start_node(full);
     cluster.wait_ready(full);
     let mut back = client(&cluster, full);
     assert_held(&mut back, &keys);
