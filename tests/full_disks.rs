@@ -17,15 +17,17 @@ use support::{
     small_disk::SmallDisks,
 };
 
-const MB: u64 = 60;
+const MB: u64 = 32;
 const VALUE_BYTES: usize = 50_000;
-const SMALL: [&str; 4] = ["--log-segment-bytes", "4mb", "--checkpoint-log-bytes", "4mb"];
+const SMALL: [&str; 4] = ["--log-segment-bytes", "1mb", "--checkpoint-log-bytes", "1mb"];
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A disk is full when it stays so: with every checkpoint space comes back.
+const FULL: Duration = Duration::from_millis(1500);
 
 /// A cluster of three on small disks; the disks last longer than it.
-fn small_cluster(options: &[&str]) -> Option<(Cluster, SmallDisks)> {
+fn small_cluster(reserve: &str) -> Option<(Cluster, SmallDisks)> {
     let disks = SmallDisks::new(3, MB)?;
-    let mut cluster = Cluster::off(3, &[&SMALL[..], options].concat());
+    let mut cluster = Cluster::off(3, &[&SMALL[..], &["--disk-reserve", reserve]].concat());
     disks.hold(&mut cluster);
     cluster.start_all();
     Some((cluster, disks))
@@ -45,20 +47,29 @@ fn set(client: &mut Client, key: &str) -> String {
     client.call(&[b"SET", key.as_bytes(), &value_of(key)]).unwrap().show()
 }
 
-/// Writes new keys until that is refused; gives those that were acknowledged.
+/// Writes new keys until that has been refused for a while; gives those that were acknowledged.
 fn fill(client: &mut Client, prefix: &str) -> Vec<String> {
     let mut acknowledged = Vec::new();
-    for number in 0..4000 {
-        let key = format!("{prefix}{number}");
-        match set(client, &key).as_str() {
-            "+OK\n" => acknowledged.push(key),
-            refused => {
-                assert!(refused.starts_with("-OOM command not allowed"), "{key}: {refused}");
-                return acknowledged;
-            }
+    let (since, mut refused_since) = (Instant::now(), None::<Instant>);
+    while since.elapsed() < 2 * PATIENCE {
+        let key = format!("{prefix}{}", acknowledged.len());
+        let reply = set(client, &key);
+        if reply == "+OK\n" {
+            acknowledged.push(key);
+            refused_since = None;
+            continue;
         }
+        assert!(reply.starts_with("-OOM command not allowed"), "{key}: {reply}");
+        if reply.contains("have no room for") {
+            // A smaller one may still fit.
+            let small = client.call(&[&b"SET"[..], b"small", &[7; 1000]]).unwrap().show();
+            assert!(small == "+OK\n" || small.starts_with("-OOM"), "{small}");
+        } else if refused_since.get_or_insert_with(Instant::now).elapsed() > FULL {
+            return acknowledged;
+        }
+        thread::sleep(Duration::from_millis(20));
     }
-    panic!("{} MB were not full", MB);
+    panic!("{MB} MB were not full");
 }
 
 fn assert_held(client: &mut Client, keys: &[String]) {
@@ -136,16 +147,16 @@ fn assert_refuses_growth(cluster: &Cluster, node: usize) {
 
 #[test]
 fn three_full_disks_refuse_what_grows_and_come_back_when_there_is_room() {
-    let Some((mut cluster, _disks)) = small_cluster(&[]) else { return };
+    let Some((mut cluster, _disks)) = small_cluster("4mb") else { return };
     let leader = cluster.leader();
     let acknowledged = fill(&mut client(&cluster, leader), "k");
-    assert!(acknowledged.len() > 200, "only {} keys fit", acknowledged.len());
+    assert!(acknowledged.len() > 150, "only {} keys fit", acknowledged.len());
     // What the clients of all nodes see a moment later.
     wait_for("all to know", || (0..3).all(|node| metric(&cluster, node, "kvorum_raft_growth_refused") == 1));
     (0..3).for_each(|node| assert_refuses_growth(&cluster, node));
     assert_alive(&mut cluster);
     for node in 0..3 {
-        assert_held(&mut client(&cluster, node), &acknowledged[node * 60..][..60]);
+        assert_held(&mut client(&cluster, node), &acknowledged[node * 40..][..40]);
     }
     // All are started again on their full disks.
     (0..3).for_each(|node| cluster.kill(node));
@@ -170,7 +181,7 @@ fn three_full_disks_refuse_what_grows_and_come_back_when_there_is_room() {
 
 #[test]
 fn what_others_put_on_the_disks_stops_growth_alone_and_a_restart_serves() {
-    let Some((mut cluster, disks)) = small_cluster(&[]) else { return };
+    let Some((mut cluster, disks)) = small_cluster("4mb") else { return };
     let mut any = client(&cluster, 0);
     let keys: Vec<String> = (0..40).map(|number| format!("k{number}")).collect();
     keys.iter().for_each(|key| assert_eq!(set(&mut any, key), "+OK\n"));
@@ -200,7 +211,7 @@ fn what_others_put_on_the_disks_stops_growth_alone_and_a_restart_serves() {
 #[test]
 fn one_full_disk_of_three_is_harmless_and_says_so() {
     // Without a reserve, so that its log has to wait.
-    let Some((mut cluster, disks)) = small_cluster(&["--disk-reserve", "0"]) else { return };
+    let Some((mut cluster, disks)) = small_cluster("0") else { return };
     let full = cluster.leader();
     let other = (full + 1) % 3;
     disks.fill(full);
@@ -210,7 +221,7 @@ fn one_full_disk_of_three_is_harmless_and_says_so() {
             .is_some_and(|status| status["leader_id"].as_u64().is_some_and(|id| id != full as u64 + 1))
     });
     let mut any = client(&cluster, other);
-    let keys: Vec<String> = (0..300).map(|number| format!("k{number}")).collect();
+    let keys: Vec<String> = (0..120).map(|number| format!("k{number}")).collect();
     for key in &keys {
         assert_eq!(set(&mut any, key), "+OK\n", "{key}");
     }
@@ -221,7 +232,17 @@ fn one_full_disk_of_three_is_harmless_and_says_so() {
     assert_eq!(readiness(&cluster, other).0, 200);
     assert_eq!(metric(&cluster, full, "kvorum_disk_state"), 3);
     assert_alive(&mut cluster);
+    // It stops when it is asked to, and where nothing at all is left, it says what to do.
+    assert!(cluster.stop(full) < PATIENCE);
+    disks.fill(full);
+    cluster.start_node(full);
+    let (code, log) = cluster.wait_end(full);
+    assert!(
+        code == Some(1) && log.contains("nothing is left of what this node had set aside"),
+        "{code:?}\n{log}"
+    );
     disks.clear(full);
+    cluster.start_node(full);
     cluster.wait_ready(full);
     let mut back = client(&cluster, full);
     assert_held(&mut back, &keys);

@@ -453,6 +453,7 @@ impl<M: Machine> Node<M> {
     pub async fn stop(&self) {
         let core = &self.core;
         core.stop.send_replace(true);
+        core.space().give_up();
         core.proposer.stop();
         // openraft's tasks end; an error means that they had ended before.
         let _ = core.raft.shutdown().await;

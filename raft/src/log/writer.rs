@@ -122,7 +122,7 @@ impl Writer {
     fn end(self, result: io::Result<()>) {
         let Err(error) = result else { return };
         self.shared.queue.fail(error.to_string());
-        if is_full(&error) && self.shared.queue.is_closed() {
+        if is_full(&error) && (self.shared.queue.is_closed() || self.shared.config.space.is_over()) {
             // Who waits is told nothing, and nothing is damaged: a torn frame is one that nobody was told of.
             tracing::warn!("the log is closed while the disk is full; what was to be written at last is not");
             return;

@@ -25,11 +25,11 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 pub(crate) use self::probe::{is_full, occupied, room};
-use self::{probe::Room, reserve::Reserve};
+use self::{
+    probe::Room,
+    reserve::{Reserve, STEP_BYTES},
+};
 use crate::{Disk, DiskState, NodeConfig, sparse::Sparse};
-
-/// The least that is taken of the reserve at once.
-const STEP_BYTES: u64 = 1 << 20;
 
 /// By default the reserve, and what is left free beside it, are at most such a part of the file system.
 const RESERVE_PART: u64 = 8;
@@ -68,6 +68,8 @@ pub(crate) struct Space {
     log_waits: AtomicBool,
     /// Whether the last checkpoint had no space.
     checkpoint_waits: AtomicBool,
+    /// The node is stopping: nobody waits for space any more.
+    is_over: AtomicBool,
     /// Set with every change of the state.
     changed: Notify,
 }
@@ -104,6 +106,7 @@ impl Default for Space {
             state: Mutex::default(),
             log_waits: AtomicBool::new(false),
             checkpoint_waits: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             changed: Notify::new(),
         }
     }
@@ -313,17 +316,18 @@ impl Space {
         }
     }
 
-    /// Writes what the log cannot do without: from the reserve, or as soon as there is space. Gives up when `is_over`. `write`
-    /// takes about so many bytes, and must do no harm when it is repeated: nothing of it was synced. Blocks.
+    /// Writes what the log cannot do without: from the reserve, or as soon as there is space. Gives up when `is_closed`, or when
+    /// the node stops. `write` takes about so many bytes, and must do no harm when it is repeated: nothing of it was synced.
+    /// Blocks.
     pub(crate) fn patiently<T>(
         &self,
         bytes: u64,
-        is_over: impl Fn() -> bool,
+        is_closed: impl Fn() -> bool,
         mut write: impl FnMut() -> io::Result<T>,
     ) -> io::Result<T> {
         let result = loop {
             match write() {
-                Err(error) if self.is_known() && is_full(&error) && !is_over() => {
+                Err(error) if self.is_known() && is_full(&error) && !self.is_over() && !is_closed() => {
                     if !self.release(bytes) {
                         self.set_log_waits(true);
                         std::thread::sleep(RETRY);
@@ -334,6 +338,16 @@ impl Space {
         };
         self.set_log_waits(false);
         result
+    }
+
+    /// From here on nobody waits for space: who waits would keep the node from stopping.
+    pub(crate) fn give_up(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nobody waits for space any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
     }
 
     fn set_log_waits(&self, waits: bool) {

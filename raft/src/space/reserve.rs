@@ -11,6 +11,9 @@ use std::{
 /// The file's name in a data directory.
 const FILE: &str = "reserve";
 
+/// What is given up is a whole number of these: a part of a file system's block would stay taken.
+pub(super) const STEP_BYTES: u64 = 1 << 20;
+
 /// The unit of `st_blocks`.
 const BLOCK_BYTES: u64 = 512;
 
@@ -34,10 +37,10 @@ impl Reserve {
         self.held_bytes
     }
 
-    /// Gives up so much of it, or all that there is. Gives how much that was.
+    /// Gives up at least so much of it, or all that there is. Gives how much that was.
     pub(super) fn shrink(&mut self, bytes: u64) -> io::Result<u64> {
         let Some(file) = self.file.as_ref().filter(|_| self.held_bytes > 0) else { return Ok(0) };
-        let left = self.held_bytes.saturating_sub(bytes);
+        let left = self.held_bytes.saturating_sub(bytes) / STEP_BYTES * STEP_BYTES;
         file.set_len(left)?;
         let given = self.held_bytes - left;
         self.held_bytes = left;
@@ -81,7 +84,7 @@ mod tests {
         assert_eq!((reserve.held_bytes(), reserve.shrink(1 << 20).unwrap()), (0, 0));
         assert!(reserve.grow(4 << 20).unwrap(), "tests need a file system that can set space aside");
         assert!(occupied(reserve.file.as_ref().unwrap()).unwrap() >= 4 << 20);
-        assert_eq!(reserve.shrink(1 << 20).unwrap(), 1 << 20);
+        assert_eq!(reserve.shrink(1).unwrap(), 1 << 20);
         drop(reserve);
         let mut reserve = Reserve::open(dir.path()).unwrap();
         assert_eq!(reserve.held_bytes(), 3 << 20);

@@ -61,7 +61,7 @@ fn states_follow_from_free_space_and_reserve_together() {
 fn the_reserve_is_used_up_and_taken_again() {
     let small = Small::with_unused(300 * MB);
     small.after(10 * MB);
-    assert!(small.space.make_room(5 * MB));
+    assert!(small.space.make_room(5 * MB - 1), "also when it is no whole number of blocks");
     assert_eq!(small.space.disk().reserve_bytes, 5 * MB);
     assert!(!small.space.make_room(11 * MB), "more than all there is");
     assert_eq!(small.space.disk().reserve_bytes, 5 * MB, "nothing is given up in vain");
@@ -101,6 +101,8 @@ fn the_log_waits_until_there_is_space_or_it_is_closed() {
     assert_eq!(small.space.disk().reserve_bytes, 0);
     let given_up = small.space.patiently(1, || true, || Err::<(), _>(full()));
     assert!(is_full(&given_up.unwrap_err()) && !small.space.log_waits());
+    small.space.give_up();
+    assert!(small.space.patiently(1, || false, || Err::<(), _>(full())).is_err(), "the node stops");
     // Nothing but a lack of space is tried again.
     let other = small.space.patiently(1, || false, || Err::<(), _>(io::ErrorKind::NotFound.into()));
     assert_eq!(other.unwrap_err().kind(), io::ErrorKind::NotFound);
