@@ -119,7 +119,8 @@ async fn a_state_that_differs_is_taken_anew() {
     cluster.converge().await;
     assert_eq!(cluster.machine(wrong).counts(), cluster.machine(leader).counts());
     work(&cluster, leader).await;
-    assert_eq!(cluster.node(wrong).status().not_ready, None);
+    eventually("it to be ready", async || cluster.node(wrong).status().not_ready.is_none().then_some(()))
+        .await;
     // And it starts from what it took.
     cluster.stop_node(wrong).await;
     cluster.start_node(wrong, None).await;
