@@ -184,7 +184,7 @@ fn what_others_put_on_the_disks_stops_growth_alone_and_a_restart_serves() {
     keys.iter().for_each(|key| assert_eq!(set(&mut any, key), "+OK\n"));
     (0..3).for_each(|node| disks.fill(node));
     let more = fill(&mut any, "m");
-    assert!(more.len() < 200, "{} MB were written on full disks", more.len() * VALUE_BYTES >> 20);
+    assert!(more.len() < 200, "{} MB were written on full disks", (more.len() * VALUE_BYTES) >> 20);
     assert_eq!(any.run("DEL k0").unwrap(), ":1\n");
     assert_alive(&mut cluster);
     (0..3).for_each(|node| cluster.kill(node));
