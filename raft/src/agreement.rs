@@ -162,6 +162,11 @@ impl Agreement {
         (before != standing).then_some(standing)
     }
 
+    /// Whether no majority is known to agree.
+    pub(crate) fn is_split(&self) -> bool {
+        matches!(*self.standing.lock(), Standing::Split(_))
+    }
+
     /// Why nothing may be served; None if it may.
     fn objection(&self) -> Option<&'static str> {
         match *self.standing.lock() {

@@ -433,6 +433,8 @@ impl<M: Machine> Checkpointer<M> {
         let space = &self.platform.space;
         if space.is_tight() && (removed > 0 || space.disk().state >= DiskState::Short) {
             self.settle(&store, &head).await?;
+            drop(store);
+            self.renew(&head).await?;
         }
         self.note_state().await?;
         let index = progress.last.map_or(0, |id| id.index);
@@ -489,7 +491,7 @@ impl<M: Machine> Checkpointer<M> {
     }
 
     /// Puts the staging directory in the place of the live one. Nobody uses either: `in_use` is held.
-    async fn replace_store(&self, staging: PageStore) -> Result<(), LoadError> {
+    pub(crate) async fn replace_store(&self, staging: PageStore) -> Result<(), LoadError> {
         let live = self.store();
         let (live_dir, staging_dir) = (live.dir().to_owned(), staging.dir().to_owned());
         let close = move || {

@@ -12,11 +12,15 @@ use crate::{Machine, core::Core, packet, types::Payload};
 /// The pause after an entry could not be proposed.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How often a checkpoint is asked for while no majority is known to have the same state, and nothing is written that would make
+/// one due: a node that comes back has to be compared, and remembers others than those at which the rest has.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// As the leader: asks for a checkpoint whenever one is due.
 pub(crate) async fn ask<M: Machine>(core: Arc<Core<M>>) {
     loop {
-        core.checkpointer.wished().await;
-        if !core.is_leader() {
+        let is_wished = tokio::time::timeout(AGAIN, core.checkpointer.wished()).await.is_ok();
+        if !core.is_leader() || !is_wished && !core.agreements.states.is_split() {
             continue;
         }
         let mut payload = Vec::new();

@@ -45,6 +45,7 @@ mod propose;
 mod readiness;
 mod reads;
 mod recover;
+mod renewal;
 mod report;
 mod room;
 mod rounds;

@@ -15,6 +15,7 @@ use crate::{
     pages::{PageStore, PagesError},
     platform::Platform,
     recover,
+    renewal::RENEWED,
     safeguard::{self, Safeguard},
     state::Progress,
     witness::Held,
@@ -103,8 +104,10 @@ async fn open_pages<M: Machine>(
 ) -> Result<(PageStore, Progress), StartError> {
     table.identity.begin_with(held(log, &Progress::default()));
     // What came of a snapshot before is of no use, and may occupy what is needed here.
-    let removed = table.platform.remove_pages(&config.dir.join(RECEIVED)).await;
-    removed.map_err(|error| io_error("cannot remove a snapshot that was received in part", error))?;
+    for left in [RECEIVED, RENEWED] {
+        let removed = table.platform.remove_pages(&config.dir.join(left)).await;
+        removed.map_err(|error| io_error("cannot remove pages that were written in part", error))?;
+    }
     let (pages, progress) = load_pages(config, log, table, machine).await?;
     if let Some(applied) = progress.last {
         let agreed = log.store(GROUP).agree_with(applied).await;

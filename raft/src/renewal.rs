@@ -1,0 +1,72 @@
+//! Space that the page store does not give back by itself. sled shortens a file when its last parts are free, but never one of
+//! which nothing is left, as after FLUSHALL. Where there is little room and few pages, these are written into a new directory,
+//! which takes the place of the old one.
+
+use std::path::PathBuf;
+
+use crate::{
+    Machine, PageWrite,
+    checkpoint::Checkpointer,
+    pages::{PageStore, PagesError},
+    space::occupied,
+};
+
+/// The new directory, until it takes the old one's place.
+pub(crate) const RENEWED: &str = "pages.renewed";
+
+/// At most so many pages are written anew, ...
+const PAGES_MAX: u64 = 64;
+
+/// ... when the old directory occupies more than this.
+const BYTES_MIN: u64 = 4 << 20;
+
+/// Page bytes copied at once.
+const COPY_BYTES: usize = 4 << 20;
+
+impl<M: Machine> Checkpointer<M> {
+    /// Writes the directory anew if that gives much space back. For one who holds `in_use` for writing, behind a commit with this
+    /// head.
+    pub(crate) async fn renew(&self, head: &[u8]) -> Result<(), PagesError> {
+        let store = self.store();
+        let Some((_, tally)) = store.head_and_tally(self.group).await? else { return Ok(()) };
+        let looked_at = store.dir().to_owned();
+        // It fails by a panic only, which is reported.
+        let present = self.platform.block(move || occupied(&looked_at)).await.unwrap_or(0);
+        if tally.pages > PAGES_MAX || present < BYTES_MIN {
+            return Ok(());
+        }
+        let dir = store.dir().with_file_name(RENEWED);
+        match self.copy(&store, dir.clone(), head).await {
+            Ok(renewed) => {
+                drop(store);
+                if let Err(error) = self.replace_store(renewed).await {
+                    // Which of the two is there shows at the next start.
+                    (self.platform.fatal)(format!("cannot replace the pages: {error}"));
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the pages could not be written anew");
+                if let Err(error) = self.platform.remove_pages(&dir).await {
+                    tracing::debug!(%error, "what was written of them could not be removed");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy(&self, from: &PageStore, dir: PathBuf, head: &[u8]) -> Result<PageStore, PagesError> {
+        let removed = self.platform.remove_pages(&dir).await;
+        removed.map_err(|error| PagesError::Failed(error.to_string()))?;
+        let renewed = self.platform.open_pages(dir, self.cache_bytes).await?;
+        let mut after = None;
+        loop {
+            let pages = from.scan(self.group, after.take(), COPY_BYTES).await?;
+            let Some((last, _)) = pages.last() else { break };
+            after = Some(last.clone());
+            let pages = pages.into_iter().map(|(id, content)| PageWrite { id, content: Some(content) });
+            renewed.write(self.group, pages.collect()).await?;
+        }
+        renewed.commit(self.group, head.to_vec()).await?;
+        Ok(renewed)
+    }
+}
