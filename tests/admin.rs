@@ -216,8 +216,15 @@ fn the_status_says_when_nobody_leads() {
         (output.status.success(), text(output.stdout), text(output.stderr))
     };
     let leader = cluster.leader();
-    let (is_well, table, message) = status(&cluster, (leader + 1) % 3);
-    assert!(is_well && table.contains("leader") && table.lines().count() == 5, "{table}{message}");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        // A member's addresses are known a moment after it has become one.
+        let (is_well, table, message) = status(&cluster, (leader + 1) % 3);
+        if is_well && table.contains("leader") && table.lines().count() == 5 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{table}{message}");
+    }
     cluster.kill(leader);
     cluster.kill((leader + 1) % 3);
     let (is_well, table, message) = status(&cluster, (leader + 2) % 3);

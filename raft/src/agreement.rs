@@ -7,7 +7,7 @@
 //! and whose state is not was let down by its memory, its disk or this program: its promises are good, and it takes the state
 //! anew.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -46,11 +46,13 @@ impl Subject {
 }
 
 /// What the last comparison with a member has shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Compared {
     index: u64,
-    /// The first index at which the logs were seen to differ; None if they are the same up to `index`.
+    /// The first index at which it was seen to differ; None if it is the same up to `index`.
     differs_at: Option<u64>,
+    /// What it has otherwise, as it last said.
+    others: Vec<Mark>,
 }
 
 /// How this node stands to the other members.
@@ -108,16 +110,18 @@ impl Agreement {
     /// Compares what a member tells with what this node has at the same index. The highest index counts: a member that took
     /// the state anew agrees from there on.
     pub(crate) fn compare(&self, id: NodeId, told: &[Mark], own: impl Fn(u64) -> Option<u64>) {
-        let newest =
-            told.iter().filter_map(|mark| Some((mark, own(mark.index)?))).max_by_key(|(mark, _)| mark.index);
-        let Some((mark, hash)) = newest else { return };
+        let known: Vec<(Mark, u64)> =
+            told.iter().filter_map(|mark| Some((*mark, own(mark.index)?))).collect();
+        let Some((mark, hash)) = known.iter().max_by_key(|(mark, _)| mark.index) else { return };
         let mut compared = self.compared.lock();
-        let before = compared.get(&id).copied();
+        let before = compared.get(&id);
         // Reports may overtake each other.
         if before.is_none_or(|before| mark.index >= before.index) {
             let since = before.and_then(|before| before.differs_at).unwrap_or(mark.index);
-            let differs_at = (mark.hash != hash).then_some(since);
-            compared.insert(id, Compared { index: mark.index, differs_at });
+            let differs_at = (mark.hash != *hash).then_some(since);
+            let others =
+                known.iter().filter(|(mark, own)| mark.hash != *own).map(|(mark, _)| *mark).collect();
+            compared.insert(id, Compared { index: mark.index, differs_at, others });
         }
     }
 
@@ -125,7 +129,7 @@ impl Agreement {
     pub(crate) fn standing(&self, own: NodeId, voters: &[NodeId]) -> Standing {
         let compared = self.compared.lock();
         let others =
-            || voters.iter().filter(|id| **id != own).filter_map(|id| Some((*id, *compared.get(id)?)));
+            || voters.iter().filter(|id| **id != own).filter_map(|id| Some((*id, compared.get(id)?)));
         let differing: BTreeMap<NodeId, u64> =
             others().filter_map(|(id, compared)| Some((id, compared.differs_at?))).collect();
         let Some(last) = differing.values().max() else { return Standing::Agreed };
@@ -135,12 +139,23 @@ impl Agreement {
         let is_voter = usize::from(voters.contains(&own));
         if agreeing + is_voter > voters.len() / 2 {
             Standing::Others(differing)
-        } else if differing.len() > voters.len() / 2 {
+        } else if most_alike(others().map(|(_, compared)| compared)) > voters.len() / 2 {
             Standing::Apart(differing)
         } else {
             Standing::Split(differing)
         }
     }
+}
+
+/// How many differ in the same way: those who differ from each other too are no majority.
+fn most_alike<'a>(compared: impl Iterator<Item = &'a Compared>) -> usize {
+    let mut alike: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+    for mark in
+        compared.filter(|compared| compared.differs_at.is_some()).flat_map(|compared| &compared.others)
+    {
+        *alike.entry((mark.index, mark.hash)).or_default() += 1;
+    }
+    alike.into_values().max().unwrap_or(0)
 }
 
 impl Agreement {
@@ -157,6 +172,10 @@ impl Agreement {
 
     /// What follows for node `own`, if it is something else than before.
     fn news(&self, own: NodeId, voters: &[NodeId]) -> Option<Standing> {
+        if matches!(*self.standing.lock(), Standing::Apart(_)) {
+            // It ends, whatever is heard until then.
+            return None;
+        }
         let standing = self.settled(self.standing(own, voters));
         let before = std::mem::replace(&mut *self.standing.lock(), standing.clone());
         (before != standing).then_some(standing)
@@ -187,6 +206,8 @@ impl<M: Machine> Core<M> {
         for agreement in self.agreements.all() {
             if let Some(standing) = agreement.news(self.config.id, &voters) {
                 self.proposer.refuse(self.is_apart());
+                // What may be wrong wins by no transfer.
+                self.checkpointer.is_disputed.store(self.is_apart().is_some(), Ordering::Release);
                 self.take(agreement.subject, standing);
             }
         }
@@ -243,12 +264,19 @@ mod tests {
         tell(&agreement, 3, 60, true);
         assert_eq!(standing(), Standing::Others([(2, 50)].into()));
         tell(&agreement, 3, 70, false);
+        assert_eq!(standing(), Standing::Split([(2, 50), (3, 70)].into()), "of different entries");
+        tell(&agreement, 2, 70, false);
         assert_eq!(standing(), Standing::Apart([(2, 50), (3, 70)].into()));
-        tell(&agreement, 2, 75, false);
         // Of late news, and of what is not comparable, nothing follows.
         tell(&agreement, 3, 65, true);
         agreement.compare(3, &[Mark { index: 90, hash: 1 }], |_| None);
         assert_eq!(standing(), Standing::Apart([(2, 50), (3, 70)].into()));
+        // Each has something else.
+        agreement.compare(2, &[Mark { index: 75, hash: 7 }], |_| Some(1));
+        agreement.compare(3, &[Mark { index: 75, hash: 8 }], |_| Some(1));
+        assert_eq!(standing(), Standing::Split([(2, 50), (3, 70)].into()));
+        tell(&agreement, 2, 76, false);
+        assert_eq!(standing(), Standing::Split([(2, 50), (3, 70)].into()));
         tell(&agreement, 2, 80, true);
         tell(&agreement, 3, 80, true);
         assert_eq!(standing(), Standing::Agreed);

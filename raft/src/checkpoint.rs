@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -225,8 +225,8 @@ pub(crate) struct Checkpointer<M: Machine> {
     written_bytes: AtomicU64,
     /// For a store that replaces the present one.
     pub cache_bytes: usize,
-    /// Held for reading while pages are read for a peer, for writing while a checkpoint is written.
-    pub in_use: RwLock<()>,
+    /// The applier's.
+    pub in_use: Arc<RwLock<()>>,
     last: Mutex<SnapshotMeta>,
     /// `Applier::bytes` when the last checkpoint began.
     begun_at_bytes: AtomicU64,
@@ -238,6 +238,8 @@ pub(crate) struct Checkpointer<M: Machine> {
     tried: Mutex<Option<Instant>>,
     /// The sums of all pages at the last checkpoints.
     states: Mutex<VecDeque<Mark>>,
+    /// Others have another state or log, and this one may be wrong: nobody gets it.
+    pub is_disputed: AtomicBool,
     pub count: AtomicU64,
     pub pages_written: AtomicU64,
     pub installed: AtomicU64,
@@ -253,6 +255,7 @@ impl<M: Machine> Checkpointer<M> {
         cache_bytes: usize,
     ) -> Checkpointer<M> {
         let last = applier.paused(|_, progress| meta(progress));
+        let in_use = applier.in_use.clone();
         Checkpointer {
             group,
             platform,
@@ -261,18 +264,27 @@ impl<M: Machine> Checkpointer<M> {
             threshold_bytes,
             written_bytes: AtomicU64::new(0),
             cache_bytes,
-            in_use: RwLock::new(()),
+            in_use,
             last: Mutex::new(last),
             begun_at_bytes: AtomicU64::new(0),
             wake: Notify::new(),
             wish: Notify::new(),
             requests: Mutex::default(),
             states: Mutex::default(),
+            is_disputed: AtomicBool::new(false),
             tried: Mutex::default(),
             count: AtomicU64::new(0),
             pages_written: AtomicU64::new(0),
             installed: AtomicU64::new(0),
         }
+    }
+
+    /// Why this state is not given to others, if it is not.
+    pub(crate) fn check_undisputed(&self) -> Result<(), String> {
+        if self.is_disputed.load(Ordering::Acquire) {
+            return Err("the members do not agree whose state is right".to_owned());
+        }
+        Ok(())
     }
 
     /// The pages. Another store after a snapshot was installed, so this is not kept across `in_use`.
@@ -408,9 +420,9 @@ impl<M: Machine> Checkpointer<M> {
     }
 
     async fn write(&self) -> Result<u64, PagesError> {
-        let _exclusive = self.in_use.write().await;
         let started = Instant::now();
-        let Begun { progress, head, bytes: begun_at } = self.applier.begin_checkpoint();
+        let begun = self.applier.begin_checkpoint().await;
+        let Begun { progress, head, bytes: begun_at, exclusive: _exclusive } = begun;
         self.begun_at_bytes.store(begun_at, Ordering::Relaxed);
         let store = self.store();
         let (mut written, mut bytes, mut removed) = (0, 0, 0);

@@ -29,6 +29,7 @@ pub(crate) async fn answer<M: Machine>(
     checkpointer: &Checkpointer<M>,
     body: &[u8],
 ) -> Result<Vec<u8>, String> {
+    checkpointer.check_undisputed()?;
     let mut reader = Reader::new(body);
     let continues = reader.bool().map_err(text)?;
     let after = reader.bytes().map_err(text)?.to_vec();

@@ -95,6 +95,7 @@ impl<M: Machine> Sender<M> {
     }
 
     async fn send_checkpoint(&self, peer: &Peer, vote: Vote) -> Result<Vote, String> {
+        self.checkpointer.check_undisputed()?;
         // No checkpoint is written meanwhile, so all pages are of one.
         let _shared = self.checkpointer.in_use.read().await;
         let store = self.checkpointer.store();

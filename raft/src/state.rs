@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt};
@@ -18,7 +19,7 @@ use openraft::{
     type_config::alias::{SnapshotMetaOf, SnapshotOf},
 };
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, watch};
 
 use crate::{
     Batch, Entropy, Machine, NodeId, Proposal,
@@ -33,6 +34,9 @@ use crate::{
 };
 
 pub(crate) type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
+
+/// How often one who waits for the pages looks whether an entry has begun a checkpoint meanwhile.
+const BEGUN_LOOK: Duration = Duration::from_millis(50);
 
 /// What has been applied: everything of the state that is not the machine's.
 #[derive(Clone, Debug)]
@@ -84,6 +88,8 @@ pub(crate) struct Begun {
     pub head: Vec<u8>,
     /// The payload bytes applied until then.
     pub bytes: u64,
+    /// Nobody reads the pages until they are written.
+    pub exclusive: OwnedRwLockWriteGuard<()>,
 }
 
 /// What an entry asks of a node beside its proposals.
@@ -120,6 +126,8 @@ pub(crate) struct Applier<M: Machine> {
     trail: Mutex<Trail>,
     /// The checkpoint that is being taken. Locked with `progress` in hand.
     stage: Mutex<Stage>,
+    /// Held for reading while pages are read for a peer, for writing while a checkpoint is written.
+    pub in_use: Arc<RwLock<()>>,
     /// Payload bytes applied since the start.
     pub bytes: AtomicU64,
     pub entries: AtomicU64,
@@ -150,6 +158,7 @@ impl<M: Machine> Applier<M> {
             fatal,
             trail: Mutex::new(trail),
             stage: Mutex::default(),
+            in_use: Arc::default(),
             progress: Mutex::new(progress),
             applied_index: watch::Sender::new(index),
             applied_term: AtomicU64::new(term),
@@ -225,12 +234,29 @@ impl<M: Machine> Applier<M> {
     }
 
     /// The checkpoint that an entry has asked for, or else one that begins now. Ends with [`Applier::written`].
-    pub(crate) fn begin_checkpoint(&self) -> Begun {
-        let progress = self.progress.lock();
-        let before = std::mem::replace(&mut *self.stage.lock(), Stage::Writing);
-        match before {
-            Stage::Begun(begun) => begun,
-            Stage::None | Stage::Writing => self.begin_at(&progress),
+    pub(crate) async fn begin_checkpoint(&self) -> Begun {
+        loop {
+            if let Some(begun) = self.take_begun() {
+                return begun;
+            }
+            // Whatever begins meanwhile has it, for this one to go on with.
+            let exclusive = tokio::time::timeout(BEGUN_LOOK, self.in_use.clone().write_owned());
+            if let Ok(exclusive) = exclusive.await {
+                let progress = self.progress.lock();
+                *self.stage.lock() = Stage::Writing;
+                return self.begin_at(&progress, exclusive);
+            }
+        }
+    }
+
+    fn take_begun(&self) -> Option<Begun> {
+        let mut stage = self.stage.lock();
+        if !matches!(*stage, Stage::Begun(_)) {
+            return None;
+        }
+        match std::mem::replace(&mut *stage, Stage::Writing) {
+            Stage::Begun(begun) => Some(begun),
+            Stage::None | Stage::Writing => None,
         }
     }
 
@@ -239,16 +265,19 @@ impl<M: Machine> Applier<M> {
         *self.stage.lock() = Stage::None;
     }
 
-    fn begin_at(&self, progress: &Progress) -> Begun {
+    fn begin_at(&self, progress: &Progress, exclusive: OwnedRwLockWriteGuard<()>) -> Begun {
         let bytes = self.bytes.load(Ordering::Relaxed);
-        Begun { progress: progress.clone(), head: self.machine.checkpoint_begin(), bytes }
+        Begun { progress: progress.clone(), head: self.machine.checkpoint_begin(), bytes, exclusive }
     }
 
-    /// An entry asks for a checkpoint. A node that is still writing one leaves it out.
+    /// An entry asks for a checkpoint. A node that is still writing one leaves it out, and so does one whose pages a peer reads:
+    /// that may take long, and until then the old content of all that changes would have to be kept.
     fn stage(&self, progress: &Progress) {
         let mut stage = self.stage.lock();
-        if matches!(*stage, Stage::None) {
-            *stage = Stage::Begun(self.begin_at(progress));
+        if matches!(*stage, Stage::None)
+            && let Ok(exclusive) = self.in_use.clone().try_write_owned()
+        {
+            *stage = Stage::Begun(self.begin_at(progress, exclusive));
         }
     }
 

@@ -6,6 +6,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use kvorum_raft::{Cause, NodeId, ProposeError, ReadLevel, StartError, Unavailable};
 use support::{
     Cluster, PATIENCE,
@@ -153,4 +155,27 @@ async fn without_a_majority_of_the_same_state_nobody_serves() {
     let ended = tokio::time::timeout(PATIENCE, cluster.node(wrong).among_strangers()).await.unwrap();
     assert!(matches!(ended, StartError::StateDiffers(_)), "{ended}");
     eventually("the others to go on", async || propose(cluster.node(leader), 1, 1).await.ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_different_states_are_no_majority_against_any() {
+    let cluster = that_compares_states().await;
+    let leader = cluster.leader().await;
+    work(&cluster, leader).await;
+    cluster.converge().await;
+    for (key, id) in (1..=3).filter(|id| *id != leader).enumerate() {
+        cluster.machine(id).corrupt(key as u64);
+    }
+    eventually("all to refuse", async || {
+        futures::future::join_all((0..100).map(|key| propose(cluster.node(leader), key, 1))).await;
+        let mut is_apart = cluster.nodes.values().map(|(node, _)| {
+            node.status().not_ready.is_some_and(|not_ready| not_ready.why.contains("no majority agrees"))
+        });
+        is_apart.all(|is_apart| is_apart).then_some(())
+    })
+    .await;
+    for (node, _) in cluster.nodes.values() {
+        let ended = tokio::time::timeout(Duration::from_millis(500), node.among_strangers()).await;
+        assert!(ended.is_err(), "nobody throws a state away that may be right: {ended:?}");
+    }
 }

@@ -341,6 +341,8 @@ impl State {
     pub(crate) fn lease_renamed(&mut self, db: u32, from: &[u8], to: &[u8]) {
         let Some(lease) = self.record(db, to).and_then(Record::lease) else { return };
         let keys: Vec<Box<[u8]>> = lease.keys().map(Into::into).collect();
+        // Before that level the size was counted only when the pages were loaded, so that nodes could cut them at different places.
+        let is_measured = self.level >= level::WALL_TIMES;
         for key in keys {
             if let Some(ids) = self.attached.get_mut(&(db, key.clone()))
                 && ids.remove(from)
@@ -353,6 +355,9 @@ impl State {
                     self.change_object(db, &place, at, |object, _| {
                         if let Value::Claims(claims) = &mut object.value {
                             claims.rename_lease(from, to);
+                            if is_measured {
+                                claims.measure();
+                            }
                         }
                     });
                 }

@@ -354,6 +354,18 @@ pub fn random_log(chance: &mut fastrand::Rng, batches: u64) -> Vec<Batch> {
     (1..=batches).map(batch).collect()
 }
 
+/// A lease of many locks, which lie together, comes to a name that makes each of them larger.
+fn put_renamed_lease(bytes: &mut Vec<u8>) {
+    let long = [&b"{t}lease:"[..], &[b'x'; 500]].concat();
+    put_call(bytes, 0, &[b"LEASE.GRANT", b"PX", b"3600000", b"ID", b"{t}lease"]);
+    for number in 0..40 {
+        let lock = format!("{{t}}lock:{number}");
+        put_call(bytes, 0, &[b"LOCK.ACQUIRE", lock.as_bytes(), b"o", b"LEASE", b"{t}lease"]);
+    }
+    put_call(bytes, 0, &[b"RENAME", b"{t}lease", &long]);
+    put_call(bytes, 0, &[b"SET", b"{t}x", b"1"]);
+}
+
 /// Adds requests of one who knows how things are kept, from an index on.
 pub fn add_hostile(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
     for batch in log.iter_mut().filter(|batch| batch.index >= from) {
@@ -371,6 +383,10 @@ pub fn add_hostile(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
         }
         if chance.u8(..20) == 0 {
             (0..50).for_each(|_| put_call(&mut bytes, 3, &[b"FLUSHDB"]));
+        }
+        // Before that level the size of what a renamed lease holds was not counted anew.
+        if batch.level >= level::WALL_TIMES && chance.u8(..30) == 0 {
+            put_renamed_lease(&mut bytes);
         }
         batch.proposals.push(bytes);
     }
