@@ -103,7 +103,7 @@ impl Machine {
     }
 
     /// Runs an encoded request on this node alone, as no log says it: its state is another one from then on.
-    #[cfg(feature = "simulation")]
+    #[cfg(all(feature = "simulation", debug_assertions))]
     pub fn drift(&self, request: &[u8]) {
         let mut state = self.state.write();
         let mut applying = Applying { state: &mut state, draft: None, seed: 0, caller: None };

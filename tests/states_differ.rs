@@ -1,6 +1,6 @@
 //! Three real processes with the same log, one of which comes to another state: it notices, says so, and takes the state
 //! anew from the others, by itself. In the workspace's tests, whose servers can be led astray.
-#![cfg(feature = "simulation")]
+#![cfg(all(feature = "simulation", debug_assertions))]
 #![allow(clippy::unwrap_used)]
 
 mod support;

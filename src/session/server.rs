@@ -138,7 +138,7 @@ impl Session {
     pub(super) async fn debug(&mut self, argv: &[&[u8]]) {
         let seconds = match argv {
             [_, name] if name.eq_ignore_ascii_case(b"digest") => return self.digest().await,
-            #[cfg(feature = "simulation")]
+            #[cfg(all(feature = "simulation", debug_assertions))]
             [_, name, key, value] if name.eq_ignore_ascii_case(b"drift") => return self.drift(key, value),
             [_, name, seconds] if name.eq_ignore_ascii_case(b"sleep") => parse_float(seconds).unwrap_or(0.0),
             _ => {
@@ -157,7 +157,7 @@ impl Session {
     }
 
     /// DEBUG DRIFT key value, in tests: sets a key of database 0 on this node alone.
-    #[cfg(feature = "simulation")]
+    #[cfg(all(feature = "simulation", debug_assertions))]
     fn drift(&mut self, key: &[u8], value: &[u8]) {
         let mut request = Vec::new();
         crate::proposal::put_call(&mut request, 0, &[b"SET", key, value]);
