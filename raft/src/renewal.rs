@@ -7,21 +7,18 @@ use std::path::PathBuf;
 use crate::{
     Machine, PageWrite,
     checkpoint::Checkpointer,
-    pages::{PageStore, PagesError},
+    pages::{Page, PageStore, PagesError},
     space::occupied,
 };
 
 /// The new directory, until it takes the old one's place.
 pub(crate) const RENEWED: &str = "pages.renewed";
 
-/// At most so many pages are written anew, ...
-const PAGES_MAX: u64 = 64;
-
-/// ... when the old directory occupies more than this.
+/// Pages are written anew when the old directory occupies more than this, and they themselves are less.
 const BYTES_MIN: u64 = 4 << 20;
 
-/// Page bytes copied at once.
-const COPY_BYTES: usize = 4 << 20;
+/// And no more pages than these.
+const PAGES_MAX: u64 = 64;
 
 impl<M: Machine> Checkpointer<M> {
     /// Writes the directory anew if that gives much space back. For one who holds `in_use` for writing, behind a commit with this
@@ -35,8 +32,12 @@ impl<M: Machine> Checkpointer<M> {
         if tally.pages > PAGES_MAX || present < BYTES_MIN {
             return Ok(());
         }
+        let pages = store.scan(self.group, None, BYTES_MIN as usize).await?;
+        if (pages.len() as u64) < tally.pages {
+            return Ok(());
+        }
         let dir = store.dir().with_file_name(RENEWED);
-        match self.copy(&store, dir.clone(), head).await {
+        match self.write_anew(dir.clone(), pages, head).await {
             Ok(renewed) => {
                 drop(store);
                 if let Err(error) = self.replace_store(renewed).await {
@@ -54,18 +55,12 @@ impl<M: Machine> Checkpointer<M> {
         Ok(())
     }
 
-    async fn copy(&self, from: &PageStore, dir: PathBuf, head: &[u8]) -> Result<PageStore, PagesError> {
+    async fn write_anew(&self, dir: PathBuf, pages: Vec<Page>, head: &[u8]) -> Result<PageStore, PagesError> {
         let removed = self.platform.remove_pages(&dir).await;
         removed.map_err(|error| PagesError::Failed(error.to_string()))?;
         let renewed = self.platform.open_pages(dir, self.cache_bytes).await?;
-        let mut after = None;
-        loop {
-            let pages = from.scan(self.group, after.take(), COPY_BYTES).await?;
-            let Some((last, _)) = pages.last() else { break };
-            after = Some(last.clone());
-            let pages = pages.into_iter().map(|(id, content)| PageWrite { id, content: Some(content) });
-            renewed.write(self.group, pages.collect()).await?;
-        }
+        let pages = pages.into_iter().map(|(id, content)| PageWrite { id, content: Some(content) });
+        renewed.write(self.group, pages.collect()).await?;
         renewed.commit(self.group, head.to_vec()).await?;
         Ok(renewed)
     }
