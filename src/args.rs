@@ -20,7 +20,7 @@ impl<'a> Args<'a> {
         self.argv.len()
     }
 
-    /// The argument at `index`. The arity was checked: callers only ask for what it guarantees.
+    /// The argument at `index`. Panics past the end: call it only for what the arity check guarantees.
     pub fn at(&self, index: usize) -> &'a [u8] {
         self.argv[index]
     }
@@ -72,8 +72,8 @@ pub fn parse_integer(text: &[u8]) -> Option<i64> {
     if negative { 0i64.checked_sub_unsigned(value) } else { i64::try_from(value).ok() }
 }
 
-/// A float as Redis's `string2d` reads it: also `inf` and `infinity`; never NaN, no spaces, nothing that is
-/// out of range. Of hexadecimal numbers, integers only.
+/// A float as Redis's `string2d` reads it: `inf` and `infinity` are accepted; NaN, spaces and values out of
+/// range are not. Hexadecimal is accepted for integers only.
 pub fn parse_float(text: &[u8]) -> Option<f64> {
     let text = std::str::from_utf8(text).ok()?;
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
@@ -101,7 +101,7 @@ pub fn format_double(value: f64) -> String {
     if value == value.trunc() && value.abs() < 1e17 && (value != 0.0 || value.is_sign_positive()) {
         return itoa::Buffer::new().format(value as i64).to_owned();
     }
-    // Rust's exponent form is exact and rounds to nearest, as C's.
+    // Like C's, Rust's exponent form is exact and rounds to nearest.
     let text = format!("{:.*e}", DOUBLE_DIGITS as usize - 1, value);
     let (digits, exponent) = text.split_once('e').expect("the exponent form has an exponent");
     let exponent: i32 = exponent.parse().expect("the exponent is an integer");

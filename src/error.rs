@@ -1,13 +1,13 @@
-//! The text of every error that a client can see, in one place. It is API: transcripts recorded from a real
-//! Redis pin it, and clients parse its first word.
+//! The text of every error that a client can see. It is API: transcripts recorded from a real Redis pin it,
+//! and clients parse its first word.
 //!
-//! Each means either *not applied* (all but one) or *outcome unknown* (`UNCERTAIN`).
+//! Each error means either *not applied* (all but one) or *outcome unknown* (`UNCERTAIN`).
 
 use std::borrow::Cow;
 
 use thiserror::Error;
 
-/// What a command answers when it fails. Deterministic: the same on every node.
+/// The result of a command. Deterministic: the same error on every node.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error reply.
@@ -34,7 +34,7 @@ pub enum Error {
     Overflow,
     #[error("ERR invalid expire time in '{0}' command")]
     InvalidExpire(Cow<'static, str>),
-    /// The fate of the request is not known; everything else means that it was not applied.
+    /// The outcome of the request is unknown; every other error means that it was not applied.
     #[error(
         "UNCERTAIN the outcome is unknown: the request was sent into the log and its confirmation was lost"
     )]

@@ -1,8 +1,8 @@
-//! Floating-point numbers of 80 bits, as the `long double` of x86-64: what INCRBYFLOAT and HINCRBYFLOAT compute
-//! with in Redis. So 0.1 + 0.2 is 0.3 here, digit for digit what Redis replies.
+//! 80-bit floating-point numbers, like the `long double` of x86-64, with which Redis computes INCRBYFLOAT and
+//! HINCRBYFLOAT. So 0.1 + 0.2 is 0.3 here, digit for digit what Redis replies.
 //!
 //! Not the whole type: no infinities, no NaN, no subnormal numbers (they print as 0 anyway), no hexadecimal
-//! text. Integer arithmetic only, so every node computes the same on any processor.
+//! text. Integer arithmetic only, so every node computes the same result on any processor.
 
 mod big;
 #[cfg(test)]
@@ -14,16 +14,16 @@ use std::cmp::Ordering;
 use big::Big;
 use scaled::Scaled;
 
-/// The highest exponent of 2 of the leading bit.
+/// The largest exponent of 2 that the leading bit can have.
 const EXPONENT_MAX: i32 = 16_383;
-/// Digits after the point that are printed.
+/// Digits printed after the decimal point, at most.
 const FRACTION_DIGITS: usize = 17;
 /// Longer texts are refused, as Redis does. The longest that `format` writes has 4,934 bytes.
 const TEXT_BYTES_MAX: usize = 5_119;
 /// The highest power of ten of a number's leading digit, with some room.
 const DECIMAL_EXPONENT_MAX: i32 = 5_000;
 
-/// Half of the last bit of a mantissa that keeps 64 of 128 bits.
+/// Half of the last bit kept, when 128 bits are rounded to a mantissa of 64.
 const HALF: u64 = 1 << 63;
 
 /// A number.
@@ -86,7 +86,7 @@ impl Extended {
         Extended::normal(is_negative, round(mantissa, lost, false), exponent_2)
     }
 
-    /// Of a mantissa of 64 bits or, after rounding up, of one that lost its top bit. None if out of range.
+    /// Normalizes a rounded mantissa, which may have carried into a 65th bit. None if out of range.
     fn normal(is_negative: bool, mantissa: Rounded, exponent: i32) -> Option<Extended> {
         let (mantissa, exponent) = match mantissa {
             Rounded::Bits(mantissa) => (mantissa, exponent),
@@ -104,7 +104,7 @@ impl Extended {
             return Some(if self.mantissa == 0 { other } else { self });
         }
         let (high, low) = if self.exponent >= other.exponent { (self, other) } else { (other, self) };
-        // 62 bits of room below, and the rest as "not zero".
+        // 62 spare bits below the mantissas; anything lower is reduced to "not zero" (sticky).
         let distance = (high.exponent - low.exponent) as u32;
         let a = u128::from(high.mantissa) << 62;
         let low_bits = u128::from(low.mantissa) << 62;
@@ -116,7 +116,7 @@ impl Extended {
         let (is_negative, sum) = match (high.is_negative == low.is_negative, a.cmp(&b)) {
             (true, _) => (high.is_negative, a + b),
             (false, Ordering::Equal) if !sticky => return Some(Extended::ZERO),
-            // What was cut off is taken away as well: one less, and then something.
+            // What was cut off is subtracted too: one less, and the remainder is nonzero.
             (false, Ordering::Greater) => (high.is_negative, a - b - u128::from(sticky)),
             (false, _) => (low.is_negative, b - a),
         };
@@ -130,12 +130,12 @@ impl Extended {
         Extended::normal(is_negative, mantissa, exponent + shift)
     }
 
-    /// The sum, and whether it is too large: then it is the largest number of its sign. One that is too small to
-    /// be held is 0.
+    /// The sum, and whether it overflowed: then it is the largest number of its sign. A sum too small to be
+    /// represented is 0.
     pub fn saturating_add(self, other: Extended) -> (Extended, bool) {
         match self.checked_add(other) {
             Some(sum) => (sum, false),
-            // Only numbers of one sign grow.
+            // Only the sum of numbers of the same sign can overflow.
             None if self.is_negative != other.is_negative => (Extended::ZERO, false),
             None => (if self.is_negative { Extended::MIN } else { Extended::MAX }, true),
         }
@@ -146,7 +146,7 @@ impl Extended {
         Extended { is_negative: !self.is_negative, ..self }
     }
 
-    /// How two numbers compare. Both zeros are the same, which `==` does not say.
+    /// The order of two numbers. Both zeros compare equal, which `==` does not say.
     pub fn compare(self, other: Extended) -> Ordering {
         let sign = |number: Extended| match (number.mantissa, number.is_negative) {
             (0, _) => 0,
@@ -184,7 +184,7 @@ impl Extended {
     }
 }
 
-/// Compares a decimal number, of these digits and power of ten, with the middle between a mantissa and the next.
+/// Compares the decimal number `digits * 10^exponent` with the midpoint between a mantissa and the next.
 fn compare_with_half(digits: &[u8], exponent: i32, mantissa: u64, exponent_2: i32) -> Ordering {
     let mut number = Big::from_digits(digits);
     let mut middle = Big::of(u128::from(mantissa) * 2 + 1);
@@ -203,7 +203,7 @@ fn compare_with_half(digits: &[u8], exponent: i32, mantissa: u64, exponent_2: i3
     number.compare(&middle)
 }
 
-/// The digits of a decimal number without its point, and the power of ten of the last one.
+/// Splits a decimal number into its digits without the point, and the power of ten of the last digit.
 fn split_decimal(text: &[u8]) -> Option<(Vec<u8>, i32)> {
     let end = text.iter().position(|byte| matches!(byte, b'e' | b'E'));
     let (number, mut exponent) = match end {
@@ -243,11 +243,12 @@ fn parse_exponent(text: &[u8]) -> Option<i32> {
 /// A mantissa after rounding.
 enum Rounded {
     Bits(u64),
-    /// All bits were set and one came on top.
+    /// All bits were set, and rounding up carried out of the top.
     Carried,
 }
 
-/// Rounds half to even. `lost` compares what was cut off with half of the last bit; `sticky`: there is more.
+/// Rounds half to even. `lost` is what was cut off compared with half of the last bit; `sticky` says that
+/// more nonzero digits follow.
 fn round(mantissa: u64, lost: Ordering, sticky: bool) -> Rounded {
     let up = match lost {
         Ordering::Less => false,

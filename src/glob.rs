@@ -1,17 +1,20 @@
 //! Glob patterns as Redis matches them (KEYS, SCAN MATCH, PSUBSCRIBE, ACL): bytes, not characters.
 //!
-//! `*` any bytes, `?` one byte, `[a-c]` and `[^a-c]` one byte of a set, `\` takes the next byte as it is. A
-//! pattern is never malformed: a set without an end goes to the end of the pattern, as in Redis.
+//! `*` matches any bytes, `?` one byte, `[a-c]` and `[^a-c]` one byte of a set; `\` escapes the next byte. A
+//! pattern is never malformed: a set without its `]` extends to the end of the pattern, as in Redis.
 
 use std::cell::Cell;
 
-/// Steps that a [`Matcher`] may take, beside some for each byte of text: a few milliseconds.
+/// Steps that a [`Matcher`] may take in all, besides [`STEPS_A_BYTE`] for each byte of text: a few
+/// milliseconds.
 const STEPS_MAX: u64 = 1 << 22;
-/// Steps for each byte of text. No pattern of fewer bytes takes more.
+/// Steps allowed for each byte of text. No pattern shorter than this many bytes needs more.
 const STEPS_A_BYTE: u64 = 64;
 
-/// A pattern, with the work that may be spent on it: in proportion to what it is compared with. Without a bound it would be
-/// the product of both lengths, which is minutes for one pattern and one text of a megabyte each.
+/// A pattern, with a bound on the work: linear in the text that it is compared with. Without the bound the
+/// work is the product of both lengths, which is minutes for one pattern and one text of a megabyte each.
+///
+/// Invariant: a match that would exceed the bound counts as no match, and sets `has_given_up`.
 #[derive(Debug)]
 pub struct Matcher<'a> {
     pattern: &'a [u8],
@@ -20,17 +23,17 @@ pub struct Matcher<'a> {
 }
 
 impl<'a> Matcher<'a> {
-    /// With a bound.
+    /// With the bound.
     pub fn new(pattern: &'a [u8]) -> Matcher<'a> {
         Matcher { pattern, steps_left: Cell::new(STEPS_MAX), has_given_up: Cell::new(false) }
     }
 
-    /// Without one.
+    /// Without the bound.
     pub fn unbounded(pattern: &'a [u8]) -> Matcher<'a> {
         Matcher { steps_left: Cell::new(u64::MAX), ..Matcher::new(pattern) }
     }
 
-    /// Whether all of `text` matches, as far as that is found out.
+    /// Whether all of `text` matches; false, too, when the bound is reached.
     pub fn matches(&self, text: &[u8]) -> bool {
         let mut left = self.steps_left.get().saturating_add(STEPS_A_BYTE * (text.len() as u64 + 1));
         let result = matches_within(self.pattern, text, &mut left);
@@ -39,7 +42,7 @@ impl<'a> Matcher<'a> {
         result == Some(true)
     }
 
-    /// Whether something was not found out: it would have taken too many steps.
+    /// Whether a match was abandoned because it would have taken too many steps.
     pub fn has_given_up(&self) -> bool {
         self.has_given_up.get()
     }
@@ -50,11 +53,11 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     matches_within(pattern, text, &mut { u64::MAX }).expect("no text is so long")
 }
 
-/// The same in no more than so many steps. None if it takes more.
+/// The same in at most `steps_left` steps. None if it takes more.
 fn matches_within(pattern: &[u8], text: &[u8], steps_left: &mut u64) -> Option<bool> {
     let (mut pattern_at, mut text_at) = (0, 0);
-    // Where to go on if what follows the last star does not match: the star takes one byte more. Earlier stars
-    // need no second try, because the last one takes whatever they could.
+    // Where to resume when what follows the last star does not match: the star then takes one more byte.
+    // Earlier stars need no backtracking, because the last one can take whatever they could.
     let mut star: Option<(usize, usize)> = None;
     while text_at < text.len() {
         let (is_match, used) = match pattern.get(pattern_at) {
@@ -83,7 +86,7 @@ fn matches_within(pattern: &[u8], text: &[u8], steps_left: &mut u64) -> Option<b
     Some(pattern[pattern_at..].iter().all(|&byte| byte == b'*'))
 }
 
-/// Whether the beginning of a pattern that is not empty matches a byte; and how much of the pattern that beginning is.
+/// Whether the first element of a nonempty pattern matches a byte, and the length of that element.
 fn match_one(pattern: &[u8], byte: u8) -> (bool, usize) {
     match pattern {
         [b'?', ..] => (true, 1),
@@ -97,7 +100,7 @@ fn match_one(pattern: &[u8], byte: u8) -> (bool, usize) {
     }
 }
 
-/// Whether a byte is of the set that begins after its `[`; and how long the set is, its `]` included.
+/// Whether a byte is in the set, given from after its `[`, and the length of the set including its `]`.
 fn match_set(set: &[u8], byte: u8) -> (bool, usize) {
     let is_negated = set.first() == Some(&b'^');
     let mut at = usize::from(is_negated);

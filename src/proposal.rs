@@ -1,9 +1,9 @@
-//! What travels in the log: the writes of one connection's pipeline, in their order. And what the proposing
-//! node keeps meanwhile: the pipeline with its reads and ready replies at their positions.
+//! What travels in the log: the writes of one connection's pipeline, in order. And what the proposing node
+//! keeps in the meantime: the pipeline with its reads and its ready replies at their positions.
 //!
-//! A proposal is a sequence of requests. A request is a tag and then either one call, or a transaction: the
-//! watched keys with the versions that were seen, and the queued calls; or what has to be said of those who wait. A
-//! call is the database, the number of arguments and the arguments. Numbers are LEB128 varints.
+//! A proposal is a sequence of requests. A request is a tag followed by a call, by a transaction (the watched
+//! keys with the versions that were seen, and the queued calls), or by a notice about waits. A call is the
+//! database, the number of arguments and the arguments. Numbers are LEB128 varints.
 
 use kvorum_raft::{Local, ProposeError, Unavailable};
 use smallvec::SmallVec;
@@ -13,7 +13,7 @@ use crate::{
     error::Error,
     resp::{Protocol, Reply},
     store::{
-        Caller, Ticket,
+        Caller, Fate, Ticket,
         codec::{put_bytes, put_varint},
     },
 };
@@ -29,7 +29,7 @@ const IN_SESSION: u8 = 7;
 /// Arguments of one call, the name first.
 pub type Argv<'a> = SmallVec<[&'a [u8]; 8]>;
 
-/// One command as it is executed.
+/// One command to be executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call<'a> {
     /// The selected database.
@@ -38,14 +38,14 @@ pub struct Call<'a> {
     pub argv: Argv<'a>,
 }
 
-/// A key that WATCH named, and what it was then.
+/// A key watched with WATCH, and its version at that time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched<'a> {
-    /// The database that was selected.
+    /// The database of the key.
     pub db: u32,
     /// The key.
     pub key: &'a [u8],
-    /// The key's version, 0 when there was no such key.
+    /// The key's version; 0 if the key did not exist.
     pub version: u64,
 }
 
@@ -54,45 +54,47 @@ pub struct Watched<'a> {
 pub enum Request<'a> {
     /// A single command.
     Call(Call<'a>),
-    /// EXEC: nothing runs and the reply is null if a watched key's version is another.
+    /// EXEC: if a watched key's version has changed, nothing runs and the reply is null.
     Transaction {
-        /// What WATCH named.
+        /// The watched keys.
         watched: Vec<Watched<'a>>,
-        /// The queued commands, reads among them.
+        /// The queued commands, including reads.
         calls: Vec<Call<'a>>,
     },
-    /// A single command that may wait. When it does it has no reply; the holder of the ticket is told how it ended.
+    /// A command that may wait. If it does, it has no reply: the holder of the ticket is told later how the
+    /// wait ended.
     WaitingCall {
-        /// Whom to tell.
+        /// The ticket of the wait.
         ticket: Ticket,
         /// The command.
         call: Call<'a>,
     },
-    /// Whoever waited at a key is gone: what it was granted is free again. No reply.
+    /// The client that waited is gone: whatever it was granted is released. No reply.
     Cancel(Waited<'a>),
-    /// Whoever waited at a key knows what it was granted. No reply.
+    /// The client that waited has been told of its grant. No reply.
     Confirm(Waited<'a>),
-    /// Nobody waits at a node any more, but for those of one run of it. No reply.
+    /// A node's waits are over, except those of one run of it. No reply.
     ForgetNode {
         /// The node.
         node: u64,
-        /// Its run that goes on, or 0.
+        /// The run that continues, or 0 for none.
         but_boot: u64,
-        /// Holds only in an entry of this term: the leader that says it may not lead any more. 0 for any.
+        /// Takes effect only in an entry of this term, because the leader that proposed it may have been
+        /// deposed. 0 for any.
         term: u64,
     },
-    /// The requests that follow in the proposal are those of a client in this session. No reply.
+    /// The client that sent the rest of the proposal's requests is in this exactly-once session. No reply.
     InSession(Caller),
 }
 
-/// A wait, and where it began.
+/// A wait, and the key where it began.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waited<'a> {
     /// The database.
     pub db: u32,
-    /// What was waited for.
+    /// The key on which the client waits.
     pub key: &'a [u8],
-    /// Under which ticket.
+    /// The ticket of the wait.
     pub ticket: Ticket,
 }
 
@@ -124,25 +126,25 @@ pub fn put_waiting_call(out: &mut Vec<u8>, ticket: Ticket, db: u32, argv: &[&[u8
     put_bare_call(out, db, argv);
 }
 
-/// Appends that whoever waited is gone.
+/// Appends a [`Request::Cancel`].
 pub fn put_cancel(out: &mut Vec<u8>, waited: &Waited<'_>) {
     out.push(CANCEL);
     put_waited(out, waited);
 }
 
-/// Appends that whoever waited knows of its grant.
+/// Appends a [`Request::Confirm`].
 pub fn put_confirm(out: &mut Vec<u8>, waited: &Waited<'_>) {
     out.push(CONFIRM);
     put_waited(out, waited);
 }
 
-/// Appends that nobody waits at a node, but for one run of it.
+/// Appends a [`Request::ForgetNode`].
 pub fn put_forget_node(out: &mut Vec<u8>, node: u64, but_boot: u64, term: u64) {
     out.push(FORGET_NODE);
     [node, but_boot, term].into_iter().for_each(|number| put_varint(out, number));
 }
 
-/// Appends that what follows is called from a session.
+/// Appends a [`Request::InSession`].
 pub fn put_in_session(out: &mut Vec<u8>, db: u32, id: &[u8], protocol: Protocol) {
     out.push(IN_SESSION);
     put_varint(out, u64::from(db));
@@ -164,9 +166,9 @@ fn put_bare_call(out: &mut Vec<u8>, db: u32, argv: &[&[u8]]) {
     }
 }
 
-/// The requests of a proposal, one after the other. Ends at the first that is malformed: proposals are made by
-/// [`put_call`] and [`put_transaction`] and guarded by the log's CRC, so that is a broken invariant of the
-/// caller, or a later version's doing, and never a client's.
+/// Iterates over the requests of a proposal. Ends at the first malformed one: proposals are made by
+/// [`put_call`] and [`put_transaction`] and guarded by the log's CRC, so a malformed request is a bug in the
+/// caller or comes from a later version, and is never a client's doing.
 pub struct Requests<'a> {
     rest: &'a [u8],
     is_malformed: bool,
@@ -179,17 +181,17 @@ impl<'a> Requests<'a> {
         Requests { rest: bytes, is_malformed: false, unknown_tag: None }
     }
 
-    /// Whether nothing is left, malformed or not.
+    /// Whether no bytes are left, malformed or not.
     pub fn is_at_end(&self) -> bool {
         self.rest.is_empty()
     }
 
-    /// Whether one that is malformed, or not known, has ended them.
+    /// Whether iteration ended at a malformed or unknown request.
     pub fn is_malformed(&self) -> bool {
         self.is_malformed
     }
 
-    /// The kind of the request that ended them, if it is one that this version does not know.
+    /// The tag of the request at which iteration ended, if this version does not know that tag.
     pub fn unknown_tag(&self) -> Option<u8> {
         self.unknown_tag
     }
@@ -280,31 +282,40 @@ impl<'a> Iterator for Requests<'a> {
 pub enum Step {
     /// The reply is known already.
     Ready(Vec<u8>),
-    /// The next request of the proposal; its reply is made where it is applied.
+    /// The next request of the proposal; its reply is produced when it is applied.
     Write,
     /// The next request of the proposal, which has no reply.
     Silent,
-    /// A read, executed at this position by this node alone: an encoded request of its own, not in the log.
+    /// A read, executed at this position on this node only: an encoded request of its own, not in the log.
     Read(Vec<u8>),
 }
 
-/// A connection's pipeline that waits for its position in the log: [`kvorum_raft::Machine::Local`].
+/// A connection's pipeline while its proposal is on its way through the log: [`kvorum_raft::Machine::Local`].
 ///
 /// Invariants:
 /// - The number of `Step::Write` and `Step::Silent` is the number of requests in the proposal.
-/// - `done` gets the replies of all steps, in their order, appended to `replies`: also on failure.
+/// - `done` gets the replies of all steps, in order, also on failure.
 #[derive(Debug)]
 pub struct Pipeline {
     /// What to answer, in order.
     pub steps: Vec<Step>,
     /// The connection's protocol version; the same for all steps.
     pub protocol: Protocol,
-    /// Chance for the reads among the steps.
+    /// Seed of the randomness for the reads among the steps.
     pub chance: u64,
-    /// Replies go to its end; usually the connection's own buffer, lent.
+    /// Replies are appended to it; usually the connection's own buffer, lent.
     pub replies: Vec<u8>,
-    /// Takes the buffer back.
-    pub done: oneshot::Sender<Vec<u8>>,
+    /// Gives the buffer back.
+    pub done: oneshot::Sender<Answer>,
+}
+
+/// The answer to a pipeline.
+#[derive(Debug)]
+pub struct Answer {
+    /// The replies, appended to [`Pipeline::replies`].
+    pub replies: Vec<u8>,
+    /// What has become of the last write.
+    pub fate: Fate,
 }
 
 impl Local for Pipeline {
@@ -320,12 +331,14 @@ impl Local for Pipeline {
                 Step::Read(_) => reply.error(&not_applied(&text)),
             }
         }
-        // The connection may be gone; then nobody needs the replies.
-        let _ = self.done.send(reply.into_buffer());
+        let is_unknown = matches!(error, ProposeError::Unknown);
+        let fate = if is_unknown { Fate::Unknown } else { Fate::Refused };
+        // If the connection is gone, nobody needs the replies.
+        let _ = self.done.send(Answer { replies: reply.into_buffer(), fate });
     }
 }
 
-/// What a client is told when its write was not answered by `apply`.
+/// The error for a client whose write was not answered by `apply`.
 pub fn error_of(error: &ProposeError) -> Error {
     match error {
         ProposeError::Unknown => Error::Uncertain,
@@ -333,14 +346,16 @@ pub fn error_of(error: &ProposeError) -> Error {
     }
 }
 
-/// What a client is told when the group cannot serve it: always "not applied".
+/// The error for a client when the cluster cannot serve it: always "not applied".
 pub fn unavailable(why: &Unavailable) -> Error {
     match why {
         Unavailable::Overloaded => Error::Other(format!("TRYAGAIN {why}").into()),
         Unavailable::TooLarge(_) => Error::err(why.to_string()),
         Unavailable::NoRoom(_) => Error::Other(format!("OOM {why}").into()),
         Unavailable::NotServing(_) => Error::Other(format!("LOADING {why}").into()),
-        Unavailable::NoLeader | Unavailable::NoQuorum => Error::Other(format!("CLUSTERDOWN {why}").into()),
+        Unavailable::NoLeader | Unavailable::NoQuorum | Unavailable::Apart(_) => {
+            Error::Other(format!("CLUSTERDOWN {why}").into())
+        }
     }
 }
 

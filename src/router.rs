@@ -1,5 +1,5 @@
-//! Where a request goes: a read to this node's machine behind a barrier, a write into the log. Knows the
-//! group and the machine, no connection and no command.
+//! Routes requests: a read to this node's machine behind a barrier, a write into the log. It knows the Raft
+//! group and the machine, but no connections and no commands.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -7,31 +7,33 @@ use kvorum_raft::{Need, Node, ReadLevel, Status};
 use tokio::sync::oneshot;
 
 use crate::{
+    effects::Outcome,
     error::Error,
     feed::Feed,
     machine::Machine,
-    proposal::{self, Pipeline, Step},
+    proposal::{self, Answer, Pipeline, Step},
     resp::Protocol,
-    store::{Outcome, Ticket, View},
+    store::{Fate, Ticket, View},
 };
 
-/// How often reads are repeated because keys died meanwhile, before the answer is taken as it is.
-pub const LATE_READS_MAX: usize = 3;
+/// How often a read is repeated because keys expired in the meantime, before its result is accepted as it is.
+const LATE_READS_MAX: usize = 3;
 
-/// This node, as sessions see it. Cheap to clone.
+/// This node, as connections see it. Cheap to clone.
 #[derive(Clone)]
 pub struct Router {
     node: Node<Machine>,
     machine: Arc<Machine>,
+    feed: Arc<Feed>,
 }
 
 impl Router {
-    /// `node` replicates `machine`.
-    pub fn new(node: Node<Machine>, machine: Arc<Machine>) -> Router {
-        Router { node, machine }
+    /// `node` replicates `machine`, to which `feed` listens.
+    pub fn new(node: Node<Machine>, machine: Arc<Machine>, feed: Arc<Feed>) -> Router {
+        Router { node, machine, feed }
     }
 
-    /// Returns when [`Router::read`] gives what `level` promises.
+    /// Returns once [`Router::read`] satisfies `level`.
     pub async fn barrier(&self, level: ReadLevel) -> Result<(), Error> {
         match level {
             ReadLevel::Stale => Ok(()),
@@ -46,19 +48,37 @@ impl Router {
         self.node.applied(index).await.map_err(behind)
     }
 
-    /// Moves the log clock, so that keys that are late die.
-    pub async fn tick(&self) -> Result<(), Error> {
+    /// Advances the log clock, so that late keys expire.
+    async fn tick(&self) -> Result<(), Error> {
         self.node.tick().await.map_err(|why| proposal::unavailable(&why))
     }
 
-    /// Reads database `db` as it is, under the shared lock. Never blocks for long.
+    /// Reads the current state of database `db`, under the shared lock. Never blocks for long.
     pub fn read<R>(&self, db: u32, read: impl FnOnce(&View<'_>) -> R) -> R {
         self.machine.read(db, self.node.clock_ms(), fastrand::u64(..), read)
     }
 
-    /// As [`Router::read`], of a state in which nothing is late that `read` meets: it is run again after a tick.
-    pub async fn read_in_time<R>(&self, db: u32, mut read: impl FnMut(&View<'_>) -> R) -> Result<R, Error> {
-        for _ in 0..LATE_READS_MAX {
+    /// Reads the current state of database `db` so that it satisfies `level`.
+    pub async fn read_at<R>(
+        &self,
+        level: ReadLevel,
+        db: u32,
+        read: impl FnMut(&View<'_>) -> R,
+    ) -> Result<R, Error> {
+        self.barrier(level).await?;
+        self.read_behind_barrier(level, db, read).await
+    }
+
+    /// The same when the barrier is passed. At the levels that see all writes acknowledged before, a late key
+    /// must expire first: then `read` is run again after a tick. At the others the state is shown as it is.
+    pub async fn read_behind_barrier<R>(
+        &self,
+        level: ReadLevel,
+        db: u32,
+        mut read: impl FnMut(&View<'_>) -> R,
+    ) -> Result<R, Error> {
+        let repeats = if is_linearizable(level) { LATE_READS_MAX } else { 0 };
+        for _ in 0..repeats {
             let (result, is_late) = self.read(db, |view| (read(view), view.late.get()));
             if !is_late {
                 return Ok(result);
@@ -68,25 +88,25 @@ impl Router {
         Ok(self.read(db, read))
     }
 
-    /// The last entry that was applied, and the digest of all content then. Blocks for as long as it takes to walk over
-    /// everything.
+    /// The last applied entry, and the digest of all content at that point. Blocks while it walks over all
+    /// content.
     pub fn digest_at(&self) -> (u64, u128) {
         self.machine.digest_at()
     }
 
-    /// Each database that has keys, the number of its keys, and of those with a deadline.
+    /// Each nonempty database, with its number of keys and of keys with a deadline.
     pub fn database_sizes(&self) -> Vec<(u32, usize, usize)> {
         self.machine.database_sizes()
     }
 
-    /// The machine itself, to look at.
+    /// The machine, for inspection.
     pub fn machine(&self) -> &Machine {
         &self.machine
     }
 
-    /// What happened to keys.
+    /// The change feed.
     pub fn feed(&self) -> &Arc<Feed> {
-        self.machine.feed()
+        &self.feed
     }
 
     /// Refuses a write that the disks have no room for. Cheap.
@@ -99,19 +119,24 @@ impl Router {
         self.node.propose(bytes, pipeline);
     }
 
-    /// How a wait ended that began at this key; None if it goes on.
-    pub fn outcome_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<Outcome> {
+    /// See [`Machine::outcome_at`].
+    pub fn outcome_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<(u64, Outcome)> {
         self.machine.outcome_at(db, key, ticket)
     }
 
-    /// The nodes that have waits under way, with their runs.
+    /// The nodes that have pending waits, each with its run.
     pub fn waiting_nodes(&self) -> BTreeSet<(u64, u64)> {
         self.machine.waiting_nodes()
     }
 
-    /// Has `count` requests executed on behalf of no connection. Gives their replies; errors that mean "not applied" or
-    /// "unknown" are those of all of them.
+    /// Executes `count` requests that belong to no connection and returns their replies. An error that means
+    /// "not applied" or "unknown" is the reply of all of them.
     pub async fn call(&self, bytes: &[u8], count: usize, protocol: Protocol) -> Vec<u8> {
+        self.ask(bytes, count, protocol).await.replies
+    }
+
+    /// The same, with what has become of the last of them.
+    pub async fn ask(&self, bytes: &[u8], count: usize, protocol: Protocol) -> Answer {
         let (done, replies) = oneshot::channel();
         let steps = (0..count).map(|_| Step::Write).collect();
         self.propose(
@@ -119,10 +144,13 @@ impl Router {
             Pipeline { steps, protocol, chance: fastrand::u64(..), replies: Vec::new(), done },
         );
         // Without an answer the node is stopping, and the outcome is unknown.
-        replies.await.unwrap_or_else(|_| format!("-{}\r\n", Error::Uncertain).into_bytes())
+        replies.await.unwrap_or_else(|_| Answer {
+            replies: format!("-{}\r\n", Error::Uncertain).into_bytes(),
+            fate: Fate::Unknown,
+        })
     }
 
-    /// The group as this node sees it.
+    /// The cluster as this node sees it.
     pub fn status(&self) -> Status {
         self.node.status()
     }
@@ -132,8 +160,13 @@ impl Router {
         self.node.clock_ms()
     }
 
-    /// The node, for those who administer it.
+    /// The node, for administration.
     pub fn node(&self) -> &Node<Machine> {
         &self.node
     }
+}
+
+/// Whether reads at this level see all writes acknowledged before.
+pub fn is_linearizable(level: ReadLevel) -> bool {
+    matches!(level, ReadLevel::Linearizable | ReadLevel::Lease)
 }

@@ -1,5 +1,5 @@
-//! One running node: binds the addresses, starts consensus, accepts clients and administrators, and stops in
-//! good order: no new connections, what is under way is finished within a bounded time, then the node.
+//! A running node: binds the addresses, starts consensus, accepts clients and administrators, and stops in
+//! order: no new connections, then requests in progress finish within a bounded time, then the node stops.
 
 use std::{
     io,
@@ -20,18 +20,18 @@ use tracing::{error, info, warn};
 use crate::{
     admin,
     config::Config,
+    connection::{self, Shared, clients::Clients, settings::Settings, stats::Stats, stream::Stream},
     feed::Feed,
     machine::Machine,
     router::Router,
-    session::{self, Shared, clients::Clients, settings::Settings, stats::Stats, stream::Stream},
     wake::{self, Wakes},
 };
 
-/// Connections that wait to be accepted.
+/// The listen backlog.
 const BACKLOG: u32 = 1024;
 /// How often idle connections are looked for.
 const IDLE_STEP: Duration = Duration::from_secs(1);
-/// The pause after an accept that failed, as it does while there are no file descriptors.
+/// The pause after a failed accept, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a server did not start.
@@ -45,10 +45,10 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
-    /// The cluster does not take this node, whose asking again is of no use.
+    /// The cluster refuses this node for good.
     #[error("this node was not added to the cluster: {0}")]
     NotAdded(String),
-    /// A part of the server has ended, without which it would look alive and serve only half.
+    /// A part of the server has ended without which it would look alive but serve only half of its functions.
     #[error("{0} has ended: {1}")]
     Ended(&'static str, String),
     /// The node did not start.
@@ -58,7 +58,7 @@ pub enum ServeError {
 
 /// Serves until `stop` says so, then drains.
 pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), ServeError> {
-    // The addresses first: a port that is taken must not cost a started node.
+    // The addresses first: a port in use must be found before the node is started.
     let resp = listen(config.resp)?;
     let http = listen(config.http)?;
     let (resp_addr, http_addr) = (bound(&resp, config.resp), bound(&http, config.http));
@@ -94,12 +94,13 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     }
     drop(resp);
     if matches!(outcome, Err(ServeError::Start(_))) {
-        // It has no part in its cluster: nobody waits for it, and nothing of it is worth keeping.
+        // The cluster refused it: no client waits for it, and it has no data worth keeping.
         shared.router.node().stop().await;
         return outcome;
     }
     drain(&shared, Some(&admin), Duration::from_millis(config.drain_ms)).await;
-    // After the last request, and before the node: what those leave behind who waited must get into the log.
+    // After the last request, and before the node stops: notices from clients that waited must still get into
+    // the log.
     shared.wakes.settle().await;
     waking.abort();
     shared.router.node().shutdown().await;
@@ -121,7 +122,7 @@ pub(crate) fn wake_limits(config: &Config) -> wake::Limits {
     }
 }
 
-/// Joins a cluster if `url` says which; ends only when that is refused for good.
+/// Joins a cluster, if `url` is given; returns only if that is refused for good.
 async fn join(shared: &Arc<Shared>, url: Option<String>) -> String {
     if let Some(url) = url
         && let Err(refusal) = admin::join::join(shared.clone(), url).await
@@ -131,7 +132,7 @@ async fn join(shared: &Arc<Shared>, url: Option<String>) -> String {
     std::future::pending().await
 }
 
-/// Starts the node, and gives what its sessions share.
+/// Starts the node, and returns what its connections share.
 pub(crate) async fn start(
     platform: Platform,
     config: &Config,
@@ -140,8 +141,10 @@ pub(crate) async fn start(
     wakes: Arc<Wakes>,
     stopping: watch::Receiver<bool>,
 ) -> Result<Arc<Shared>, StartError> {
-    let machine = Machine::with_feed(config.settings.databases, Feed::new(config.feed));
-    let machine = Arc::new(machine.with_outlet(wakes.clone()));
+    connection::table::prepare();
+    let feed = Arc::new(Feed::new(config.feed));
+    let machine = Machine::new(config.settings.databases).with_listener(feed.clone());
+    let machine = Arc::new(machine.with_listener(wakes.clone()));
     let mut node_config = config.node.clone();
     for (name, address) in [("resp", resp), ("http", http)] {
         node_config.endpoints.entry(name.to_owned()).or_insert_with(|| address.to_string());
@@ -151,11 +154,12 @@ pub(crate) async fn start(
     settings.port = resp.port();
     let peer_address = node.peer_address().to_owned();
     Ok(Arc::new(Shared {
-        router: Router::new(node, machine),
+        router: Router::new(node, machine, feed),
         settings: Settings::new(settings),
         wakes,
         clients: Clients::default(),
         stats: Stats::default(),
+        digest_turn: tokio::sync::Mutex::default(),
         started: Instant::now(),
         started_at: SystemTime::now(),
         run_id: run_id(),
@@ -166,7 +170,7 @@ pub(crate) async fn start(
     }))
 }
 
-/// 40 hex digits, other ones for each run of the server.
+/// 40 hex digits, different for each run of the server.
 fn run_id() -> String {
     let bytes = chance::entropy().into_iter().chain(chance::entropy()).take(20);
     bytes.map(|byte| format!("{byte:02x}")).collect()
@@ -175,7 +179,7 @@ fn run_id() -> String {
 fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
     let bind = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A port whose last owner was killed must be free for the next at once.
+        // The port of a killed process must be available again at once.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
@@ -187,7 +191,7 @@ fn bound(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
     listener.local_addr().unwrap_or(configured)
 }
 
-/// Accepts clients, for ever.
+/// Accepts clients, forever.
 async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     loop {
         match listener.accept().await {
@@ -204,21 +208,21 @@ fn enter(stream: TcpStream, shared: &Arc<Shared>) {
     shared.stats.connections.fetch_add(1, Relaxed);
     if shared.clients.len() >= shared.settings.clients_max() {
         shared.stats.connections_refused.fetch_add(1, Relaxed);
-        // The client may be gone, or not take it; then it is closed without.
+        // If the client is gone or does not read, it is closed without the message.
         let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
         return;
     }
-    // It is not needed to serve; a socket that refuses it is about to fail anyway.
+    // An optimization only; a socket that refuses it is about to fail anyway.
     let _ = stream.set_nodelay(true);
     let (reader, writer) = stream.into_split();
     let writer = Stream::Tcp(writer);
     writer.expect_signs(None);
     if let Ok(client) = shared.clients.enter(writer) {
-        tokio::spawn(session::serve(shared.clone(), client, reader));
+        tokio::spawn(connection::serve(shared.clone(), client, reader));
     }
 }
 
-/// Hangs up on clients that were idle for too long, for ever.
+/// Disconnects clients that are idle for too long, forever.
 async fn hang_up_idle(shared: &Shared) {
     loop {
         tokio::time::sleep(IDLE_STEP).await;
@@ -231,8 +235,8 @@ async fn hang_up_idle(shared: &Shared) {
     }
 }
 
-/// Lets clients finish what has arrived, those of the admin API too if there is one, then hangs up on the rest. Who waits
-/// does not wait any more.
+/// Lets clients finish what has arrived, including those of the admin API if there is one, then disconnects
+/// the rest. All waits end at once.
 pub(crate) async fn drain(shared: &Shared, admin: Option<&JoinHandle<()>>, limit: Duration) {
     let started = Instant::now();
     shared.wakes.stop();

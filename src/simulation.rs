@@ -1,5 +1,5 @@
-//! A whole server in a simulation: consensus, log, machine and sessions as in `server`, without sockets. It runs on the
-//! runtime of its caller, who holds its network, disk and clocks (`kvorum_raft::simulation`).
+//! A whole server in a simulation: consensus, log, machine and connections as in `server`, without sockets. It
+//! runs on the runtime of its caller, which owns its network, disk and clocks (`kvorum_raft::simulation`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,13 +11,13 @@ use tokio::sync::watch;
 
 use crate::{
     config::Config,
+    connection::{self, Shared, stream::Stream},
     machine::Machine,
     server,
-    session::{self, Shared, stream::Stream},
     wake::Wakes,
 };
 
-/// A server that runs. Dropping it stops nothing: a simulated crash drops the runtime.
+/// A running server. Dropping it stops nothing: a simulated crash drops the runtime.
 #[derive(Clone)]
 pub struct Server {
     shared: Arc<Shared>,
@@ -27,9 +27,9 @@ impl Server {
     /// Starts it, as `kvorum serve` does.
     pub async fn start(platform: Platform, config: &Config) -> Result<Server, StartError> {
         let (wakes, notices) = Wakes::new(config.node.id, server::wake_limits(config));
-        // Nobody asks it to stop.
+        // Nobody asks this server to stop through it.
         let (_, stopping) = watch::channel(false);
-        // Nobody listens there.
+        // The addresses are not bound.
         let shared = server::start(platform, config, config.resp, config.http, wakes, stopping).await?;
         shared.wakes.started_with(shared.router.status().last_log_index);
         let waking = shared.clone();
@@ -41,18 +41,18 @@ impl Server {
     pub fn connect(&self) -> Option<Endpoint> {
         let (end, reader): (Endpoint, NodeEnd) = Endpoint::new();
         let client = self.shared.clients.enter(Stream::Simulated(end.clone())).ok()?;
-        tokio::spawn(session::serve(self.shared.clone(), client, reader));
+        tokio::spawn(connection::serve(self.shared.clone(), client, reader));
         Some(end)
     }
 
-    /// Stops in order, as `kvorum serve` does when it is asked to; waits for clients at most so long.
+    /// Shuts down in order, as `kvorum serve` does; waits for clients for at most `drain`.
     pub async fn stop(&self, drain: Duration) {
         server::drain(&self.shared, None, drain).await;
         self.shared.wakes.settle().await;
         self.node().shutdown().await;
     }
 
-    /// The node, to look at and to administer.
+    /// The node, for inspection and administration.
     pub fn node(&self) -> &Node<Machine> {
         self.shared.router.node()
     }
@@ -62,7 +62,7 @@ impl Server {
         self.shared.router.machine().digest()
     }
 
-    /// The machine's clock, which the log moves.
+    /// The log clock.
     pub fn clock_ms(&self) -> u64 {
         self.shared.router.machine().now_ms()
     }

@@ -1,16 +1,16 @@
-//! Who on this node waits for a grant of a lock, a semaphore or an election. The machine says how waits end, in the
-//! order of the log; each is told to the session that registered it. What the session has to tell the log in turn goes
-//! through one queue (`Notice`), and is repeated until it is known to be there.
+//! The clients on this node whose calls wait. The machine reports how waits end, in log order; each outcome is
+//! passed to the connection that registered the wait. What the connection must write to the log in turn goes
+//! through one queue (`Notice`), and is retried until it is known to be in the log.
 //!
-//! A grant is never lost: one that finds nobody to be told, because the client is gone or the proposal was given up, is
-//! given back at once.
+//! A grant is never lost: one that cannot be delivered, because the client is gone or the proposal was given
+//! up, is released at once. Any other outcome is final: what was popped for a client that is gone is popped.
 //!
-//! A wait ends by the log, so it would have no end where the log stands still. Therefore it is given up here, without
-//! the log, when no majority was heard of for as long as any other request may take (`watch_contact`), when
-//! its time and that much more are over, and when the node stops.
+//! A wait is ended by a log entry, so it would never end while the log makes no progress. Therefore it is
+//! given up here, without the log, when no majority was in contact for as long as any other request may take
+//! (`watch_contact`), when its own timeout and that much more have passed, and when the node stops.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{
@@ -30,71 +30,72 @@ use tokio::{
 };
 
 use crate::{
-    machine::Outlet,
+    effects::{Effects, Ended, Listener, Outcome, Replaced},
     proposal::{self, Waited},
     resp::Protocol,
     router::Router,
-    store::{Outcome, Ticket, Wake},
+    store::{Fate, Ticket},
 };
 
-/// How many notices travel together.
+/// How many notices are batched.
 const NOTICES_MAX: usize = 1_000;
-/// The pause before notices are repeated.
+/// The pause before notices are retried.
 const NOTICE_PAUSE: Duration = Duration::from_millis(100);
-/// How long a confirmation waits for something to travel with.
+/// How long a confirmation waits for a proposal to share.
 const CONFIRM_PAUSE: Duration = Duration::from_millis(5);
-/// How often a node looks for waits of its earlier runs, and the leader for nodes that are gone.
+/// How often a node looks for waits of its earlier runs, and the leader for dead nodes.
 const WATCH_STEP: Duration = Duration::from_millis(300);
-/// How often a node looks whether it is in contact with a majority, while clients wait there.
+/// How often a node checks for contact with a majority, while clients wait on it.
 const CONTACT_STEP: Duration = Duration::from_secs(1);
-/// A node that was silent for so long at so many looks in succession has lost its waiting clients. Looks are counted, not
-/// time: a node that was stopped itself has heard of nobody meanwhile.
+/// A node that was silent for this long at this many checks in a row has lost its waiting clients. Checks are
+/// counted rather than time: after this process was suspended, it has not heard from any node.
 const SILENT_MS: u64 = 1_000;
 const SILENT_LOOKS: u32 = 5;
-/// Longer keys are cut off in notices.
+/// Longer keys are truncated in notices.
 const KEY_BYTES_MAX: usize = 1 << 10;
-/// The longest wait: the log knows no longer one.
+/// The longest wait; the log does not accept a longer one.
 const WAIT_MAX: Duration = Duration::from_secs(2 * 366 * 24 * 3600);
-/// How long a stopping node goes on to say what it has to say.
+/// How long a stopping node keeps trying to send its notices.
 const SETTLE_MAX: Duration = Duration::from_millis(500);
 
-/// What bounds the waits of a node.
+/// What bounds the waits on a node.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How long a request may take, when it does not wait.
+    /// The time limit of a request that does not block.
     pub request_timeout: Duration,
     /// The largest proposal.
     pub proposal_bytes_max: usize,
 }
 
-/// Why this node has given up a wait of which the log may still know. Whatever it is granted goes back, but others may have
-/// seen it meanwhile: as an error it says that the outcome is unknown.
+/// Why this node gave up a wait that may still be in the log. Whatever is granted to it is released, but
+/// others may have seen the grant: as an error it means that the outcome is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum GivenUp {
-    /// No leader, or nothing of what it does, was heard of for too long.
+    /// Neither a leader nor its progress was seen for too long.
     #[error(
-        "UNCERTAIN the wait was given up: this node is out of contact with a majority; what it is granted goes back"
+        "UNCERTAIN the wait was given up: this node is out of contact with a majority; a lock granted meanwhile is released"
     )]
     OutOfContact,
-    /// The node stops.
-    #[error("UNCERTAIN the wait was given up: this node is stopping; what it is granted goes back")]
+    /// The node is stopping.
+    #[error("UNCERTAIN the wait was given up: this node is stopping; a lock granted meanwhile is released")]
     Stopping,
 }
 
-/// What the log has to know.
+/// What must be written to the log.
 #[derive(Debug)]
 enum Notice {
-    /// Whoever waited is gone.
+    /// The client that waited is gone.
     Cancel { db: u32, key: Vec<u8>, ticket: Ticket },
-    /// Whoever waited knows of its grant.
+    /// The client that waited has been told of its grant.
     Confirm(Arc<Confirmation>),
-    /// Nobody waits at a node, but for one run of it.
+    /// A node's waits are over, except those of one run of it.
     Forget { node: u64, but_boot: u64, term: u64 },
-    /// A command that somebody left behind, its name first.
+    /// A command that a client left behind, its name first.
     Call { db: u32, argv: Vec<Vec<u8>> },
 }
 
-/// That whoever waited knows of its grant: it can no longer be given back for want of somebody to be told.
+/// Confirms that the client has been told of its grant: from then on, the grant is not released for being
+/// undeliverable.
 #[derive(Debug)]
 pub struct Confirmation {
     db: u32,
@@ -104,9 +105,9 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
-    /// How much of a proposal it takes at most.
+    /// An upper bound of its size in a proposal.
     pub fn bytes_max(&self) -> usize {
-        // A tag, and five numbers beside the key.
+        // A tag, and five numbers besides the key.
         self.key.len() + 64
     }
 
@@ -120,15 +121,15 @@ impl Confirmation {
     }
 }
 
-/// A session that waits.
+/// A connection that waits.
 #[derive(Debug)]
 struct Waiting {
     told: oneshot::Sender<Result<Outcome, GivenUp>>,
-    /// The log knows of it.
+    /// The wait is in the log.
     is_queued: bool,
 }
 
-/// All that wait on this node.
+/// All waits on this node.
 #[derive(Debug)]
 pub struct Wakes {
     node: u64,
@@ -136,16 +137,19 @@ pub struct Wakes {
     limits: Limits,
     last: AtomicU64,
     waiting: Mutex<BTreeMap<u64, Waiting>>,
-    /// Nobody waits any more.
+    /// No more waits are allowed.
     is_stopping: AtomicBool,
     notices: mpsc::UnboundedSender<Notice>,
-    /// Notices that the log does not have yet.
+    /// Notices that are not in the log yet.
     unsaid: AtomicUsize,
-    /// How many snapshots took the place of entries.
+    /// How many snapshots replaced entries.
     snapshots: AtomicU64,
-    /// Waits whose end was read off the state after a snapshot, though an entry may tell it yet.
-    told_early: Mutex<HashSet<u64>>,
-    /// What entries above this index grant to earlier runs of this node was never told to anybody.
+    /// Waits whose outcome was read from the state after a snapshot, each with the entry up to which it was: that
+    /// entry, or one before it, may still report it.
+    told_early: Mutex<HashMap<u64, u64>>,
+    /// The last entry whose effects were heard.
+    heard: AtomicU64,
+    /// Grants to earlier runs of this node in entries above this index were never delivered to anybody.
     new_above: AtomicU64,
 }
 
@@ -154,12 +158,12 @@ pub struct Wakes {
 pub struct Notices(mpsc::UnboundedReceiver<Notice>);
 
 impl Wakes {
-    /// Those of this run of a node: nobody yet.
+    /// For one run of a node, without any waits.
     pub fn new(node: u64, limits: Limits) -> (Arc<Wakes>, Notices) {
         let (notices, queue) = mpsc::unbounded_channel();
         let wakes = Wakes {
             node,
-            // 0 stands for no run.
+            // 0 means no run.
             boot: chance::id().max(1),
             limits,
             last: AtomicU64::new(0),
@@ -169,18 +173,19 @@ impl Wakes {
             unsaid: AtomicUsize::new(0),
             snapshots: AtomicU64::new(0),
             told_early: Mutex::default(),
+            heard: AtomicU64::new(0),
             new_above: AtomicU64::new(u64::MAX),
         };
         (Arc::new(wakes), Notices(queue))
     }
 
-    /// Registers a wait of at most `time` from when the log knows of it. It must be registered before that.
+    /// Registers a wait of at most `time` from when it is in the log. It must be registered before that.
     pub fn register(self: &Arc<Self>, db: u32, key: &[u8], time: Duration) -> Wait {
         let number = self.last.fetch_add(1, Relaxed) + 1;
         let (told, outcome) = oneshot::channel();
         self.waiting.lock().insert(number, Waiting { told, is_queued: false });
         if self.is_stopping.load(SeqCst) {
-            // `stop` may have been here before it was in the table.
+            // `stop` may have run before the wait was in the table.
             self.give_up(number, GivenUp::Stopping);
         }
         let ticket = Ticket { node: self.node, boot: self.boot, number };
@@ -188,11 +193,22 @@ impl Wakes {
         let key = said_of(key);
         let limit = time.saturating_add(self.limits.request_timeout).min(WAIT_MAX);
         let deadline = Instant::now() + limit;
-        Wait { wakes: self.clone(), db, key, ticket, outcome, limit, deadline, snapshots, is_over: false }
+        Wait {
+            wakes: self.clone(),
+            db,
+            key,
+            ticket,
+            outcome,
+            told: None,
+            limit,
+            deadline,
+            snapshots,
+            is_over: false,
+        }
     }
 
-    /// Ends all waits, and whoever comes to wait does not: the node stops. What they leave behind is said by `run`, for
-    /// which `settle` waits.
+    /// Ends all waits, present and future: the node stops. `run` sends the notices that they leave behind,
+    /// and `settle` waits for that.
     pub fn stop(&self) {
         self.is_stopping.store(true, SeqCst);
         self.give_up_all(GivenUp::Stopping);
@@ -200,13 +216,13 @@ impl Wakes {
 
     fn give_up_all(&self, why: GivenUp) {
         let waiting = std::mem::take(&mut *self.waiting.lock());
-        // One that ended meanwhile cancels by itself.
+        // If the receiver is gone, the wait was dropped and cancels itself.
         waiting.into_values().for_each(|waiting| drop(waiting.told.send(Err(why))));
     }
 
     fn give_up(&self, number: u64, why: GivenUp) {
         if let Some(waiting) = self.waiting.lock().remove(&number) {
-            // It is about to be asked for, or was dropped.
+            // The receiver is about to read it, or was dropped.
             let _ = waiting.told.send(Err(why));
         }
     }
@@ -216,17 +232,17 @@ impl Wakes {
         self.new_above.store(last_log_index, Relaxed);
     }
 
-    /// How many wait.
+    /// The number of waits.
     pub fn len(&self) -> usize {
         self.waiting.lock().len()
     }
 
-    /// Whether nobody waits.
+    /// Whether there are no waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Confirms again what travelled with something that may be lost.
+    /// Confirms again after the proposal that carried the confirmation may have been lost.
     pub fn confirm_again(&self, confirmation: &Confirmation) {
         let Confirmation { db, key, ticket, .. } = confirmation;
         let is_said = AtomicBool::new(false);
@@ -234,32 +250,33 @@ impl Wakes {
         self.say(Notice::Confirm(Arc::new(again)));
     }
 
-    /// Has a command executed that nobody waits for any more, when that is possible.
+    /// Executes a command whose reply nobody wants, as soon as that is possible.
     pub fn leave(&self, db: u32, argv: Vec<Vec<u8>>) {
         self.say(Notice::Call { db, argv });
     }
 
-    /// Tells a session how its wait ended, if it was not told yet. False if it was, or is not there.
+    /// Tells a connection how its wait ended. False if it was told already or the wait is not registered.
     fn tell_waiting(&self, number: u64, outcome: Outcome) -> bool {
         let waiting = self.waiting.lock().remove(&number);
-        // One that ended meanwhile cancels by itself.
+        // If the receiver is gone, the wait was dropped and cancels itself.
         waiting.map(|waiting| drop(waiting.told.send(Ok(outcome)))).is_some()
     }
 
     fn say(&self, notice: Notice) {
         self.unsaid.fetch_add(1, Relaxed);
-        // Without a receiver the node has stopped.
+        // The receiver is gone when the node has stopped.
         let _ = self.notices.send(notice);
     }
 
-    /// Says what has to be said, and watches over the waits of this node's earlier runs and, while it leads, of nodes
-    /// that are gone; and over its own, while it is alone. For ever.
+    /// Sends notices, and watches the waits of this node's earlier runs, those of dead nodes while this node
+    /// leads, and its own waits while it has no contact with a majority. Runs forever.
     pub async fn run(&self, notices: Notices, router: &Router) {
         tokio::join!(self.tell(notices, router), self.watch_nodes(router), self.watch_contact(router));
     }
 
-    /// Gives up all waits when this node is out of contact for as long as a request may take. Nothing tells: who leads, as a
-    /// node knows, may be gone for long. So it is asked for, while somebody waits.
+    /// Gives up all waits when this node has been out of contact for as long as a request may take. No event
+    /// reports that: the leader that a node knows of may be long gone. So the node asks, while a client
+    /// waits.
     async fn watch_contact(&self, router: &Router) {
         let mut lost_since = None;
         loop {
@@ -274,7 +291,7 @@ impl Wakes {
                 lost_since = None;
                 continue;
             }
-            // Asked again: it is refused at once where the loss is known, and may be over soon.
+            // Ask again: the request fails at once while the loss is known, and contact may return soon.
             if lost_since.get_or_insert(asked).elapsed() >= self.limits.request_timeout {
                 tracing::info!(
                     waits = self.len(),
@@ -287,7 +304,7 @@ impl Wakes {
 
     async fn tell(&self, mut notices: Notices, router: &Router) {
         let mut batch = Vec::new();
-        // Confirmations that may still travel with what the client does next.
+        // Confirmations that may still go along with the client's next command.
         let mut later: VecDeque<(Instant, Arc<Confirmation>)> = VecDeque::new();
         loop {
             let due = later.front().map(|(due, _)| *due);
@@ -311,13 +328,13 @@ impl Wakes {
         }
     }
 
-    /// Says notices, in as many proposals as they need.
+    /// Sends notices, in as many proposals as they need.
     async fn tell_all(&self, notices: &[Notice], router: &Router) {
         let mut together = Together::default();
         let mut one = Vec::new();
         for notice in notices {
             one.clear();
-            // A confirmation may have travelled by another way: then there is nothing to say.
+            // If a confirmation went along with another proposal, there is nothing to send.
             let has_words = notice.put(&mut one);
             if together.bytes.len() + one.len() > self.limits.proposal_bytes_max {
                 self.unsaid.fetch_sub(together.say(router).await, Relaxed);
@@ -358,7 +375,7 @@ impl Wakes {
         }
     }
 
-    /// Waits until all was said, for a bounded time.
+    /// Waits until all notices were sent, for a bounded time.
     pub async fn settle(&self) {
         let started = Instant::now();
         while self.unsaid.load(Relaxed) > 0 && started.elapsed() < SETTLE_MAX {
@@ -367,57 +384,64 @@ impl Wakes {
     }
 }
 
-impl Outlet for Wakes {
-    fn woke(&self, index: u64, wakes: Vec<Wake>) {
-        for Wake { ticket, outcome, db, key } in wakes {
-            let is_own_run = ticket.boot == self.boot;
-            if ticket.node != self.node || !is_own_run && index <= self.new_above.load(Relaxed) {
-                continue;
-            }
-            let is_granted = matches!(outcome, Outcome::Granted { .. });
-            let is_told = is_own_run && self.tell_waiting(ticket.number, outcome);
-            // By the state itself, a moment ago.
-            let was_told = is_own_run && self.told_early.lock().remove(&ticket.number);
-            let is_told = is_told || was_told;
-            if is_granted && !is_told {
-                self.say(Notice::Cancel { db, key: said_of(&key), ticket });
-            }
-        }
+impl Listener for Wakes {
+    fn wants_changes(&self) -> Option<usize> {
+        None
     }
 
-    fn replaced(&self, outcome_of: &dyn Fn(Ticket) -> Option<Outcome>) {
+    fn applied(&self, effects: &Effects) {
+        for Ended { ticket, place: (db, key), outcome } in &effects.ended {
+            let (ticket, db) = (*ticket, *db);
+            let is_own_run = ticket.boot == self.boot;
+            if ticket.node != self.node || !is_own_run && effects.index <= self.new_above.load(Relaxed) {
+                continue;
+            }
+            let is_granted = outcome.fate == Fate::Granted;
+            let is_told = is_own_run && self.tell_waiting(ticket.number, outcome.clone());
+            // Delivered a moment ago, when the outcome was read from the state.
+            let was_told = is_own_run && self.told_early.lock().remove(&ticket.number).is_some();
+            let is_told = is_told || was_told;
+            if is_granted && !is_told {
+                self.say(Notice::Cancel { db, key: said_of(key), ticket });
+            }
+        }
+        self.heard.store(effects.index, Relaxed);
+    }
+
+    fn replaced(&self, replaced: &Replaced<'_>) {
         self.snapshots.fetch_add(1, SeqCst);
         let numbers: Vec<u64> = {
             let waiting = self.waiting.lock();
             waiting.iter().filter(|(_, waiting)| waiting.is_queued).map(|(number, _)| *number).collect()
         };
         for number in numbers {
-            if let Some(outcome) = outcome_of(Ticket { node: self.node, boot: self.boot, number }) {
+            if let Some(outcome) = (replaced.outcome_of)(Ticket { node: self.node, boot: self.boot, number })
+            {
                 self.tell_waiting(number, outcome);
             }
         }
     }
 }
 
-/// Notices that travel in one proposal.
+/// Notices that share one proposal.
 #[derive(Debug, Default)]
 struct Together {
     bytes: Vec<u8>,
     /// How many requests there are in `bytes`.
     requests: usize,
-    /// How many notices they settle.
+    /// How many notices are done when these are in the log.
     notices: usize,
 }
 
 impl Together {
-    /// Says them until they are in the log, and begins anew. Gives how many notices that settled.
+    /// Proposes them until they are in the log, and empties itself. Returns how many notices that settled.
     async fn say(&mut self, router: &Router) -> usize {
         let Together { bytes, requests, notices } = std::mem::take(self);
         if requests == 0 {
             return notices;
         }
         loop {
-            // All of them fail, or none.
+            // Either all of them fail, or none.
             let answer = router.call(&bytes, requests, Protocol::Resp2).await;
             if is_too_large(&answer) {
                 tracing::error!(bytes = bytes.len(), "what a client left behind cannot be said");
@@ -431,7 +455,7 @@ impl Together {
 }
 
 impl Notice {
-    /// Appends its request. False if there is nothing to be said any more.
+    /// Appends its request. False if nothing needs to be sent any more.
     fn put(&self, out: &mut Vec<u8>) -> bool {
         match self {
             Notice::Cancel { db, key, ticket } => {
@@ -455,19 +479,19 @@ fn is_too_large(reply: &[u8]) -> bool {
     reply.starts_with(b"-ERR the request is larger than")
 }
 
-/// What notices say of a key. It only saves searches, and its beginning nearly as many: a long one is not worth its
-/// repetition in the log.
+/// The part of a key that goes into notices. It only speeds up searches, and a prefix does so nearly as well:
+/// a long key is not worth repeating in the log.
 fn said_of(key: &[u8]) -> Vec<u8> {
     key[..key.len().min(KEY_BYTES_MAX)].to_vec()
 }
 
-/// Whether a reply says that a request was not executed for certain.
+/// Whether a reply means that a request was not executed, or that this is unknown.
 pub fn is_unavailable(reply: &[u8]) -> bool {
     let errors: [&[u8]; 4] = [b"-UNCERTAIN", b"-CLUSTERDOWN", b"-TRYAGAIN", b"-LOADING"];
     errors.iter().any(|error| reply.starts_with(error))
 }
 
-/// One wait. When it is dropped before it is over, whatever was granted to it is given back.
+/// One wait. If it is dropped before it is over, whatever was granted to it is released.
 #[derive(Debug)]
 pub struct Wait {
     wakes: Arc<Wakes>,
@@ -475,55 +499,75 @@ pub struct Wait {
     key: Vec<u8>,
     ticket: Ticket,
     outcome: oneshot::Receiver<Result<Outcome, GivenUp>>,
-    /// How long it may take from when the log knows of it, and the moment when that is over.
+    told: Option<Outcome>,
+    /// The timeout from when the wait is in the log, and the moment when it expires.
     limit: Duration,
     deadline: Instant,
-    /// How many snapshots had been installed when it began.
+    /// How many snapshots had been installed when the wait began.
     snapshots: u64,
     is_over: bool,
 }
 
 impl Wait {
-    /// What stands in the log for it.
+    /// The ticket that identifies it in the log.
     pub fn ticket(&self) -> Ticket {
         self.ticket
     }
 
-    /// The log knows of it.
+    /// Call when the wait is in the log.
     pub fn queued(&mut self, router: &Router) {
         self.deadline = Instant::now() + self.limit;
         if let Some(waiting) = self.wakes.waiting.lock().get_mut(&self.ticket.number) {
             waiting.is_queued = true;
         }
-        // A snapshot may have ended it before it was marked: then nobody else tells.
+        // A snapshot may have ended it before it was marked: then no other code reports that.
         if self.wakes.snapshots.load(SeqCst) != self.snapshots
-            && let Some(outcome) = router.outcome_at(self.db, &self.key, self.ticket)
+            && let Some((index, outcome)) = router.outcome_at(self.db, &self.key, self.ticket)
         {
             let number = self.ticket.number;
-            self.wakes.told_early.lock().insert(number);
+            {
+                let mut told_early = self.wakes.told_early.lock();
+                // What was heard is not reported again.
+                told_early.retain(|_, reported_by| *reported_by > self.wakes.heard.load(Relaxed));
+                told_early.insert(number, index);
+            }
             if !self.wakes.tell_waiting(number, outcome) {
-                // The entry itself was faster, and no other tells it again.
+                // The entry itself was first, and no other reports it again.
                 self.wakes.told_early.lock().remove(&number);
             }
         }
     }
 
-    /// How it ended. What was given up is to be dropped, so that the log learns of it. Cancel safe.
-    pub async fn outcome(&mut self) -> Result<Outcome, GivenUp> {
-        match timeout_at(self.deadline, &mut self.outcome).await {
-            // The sender is only dropped with the table, when the process ends.
+    /// Returns when the wait has ended; [`Wait::told`] says how. After an error, drop the wait, so that it is
+    /// cancelled in the log. Cancel safe.
+    pub async fn ended(&mut self) -> Result<(), GivenUp> {
+        let told = match timeout_at(self.deadline, &mut self.outcome).await {
+            // The sender is dropped only with the table, when the process ends.
             Ok(told) => told.unwrap_or(Err(GivenUp::Stopping)),
-            // The log says that its time is over at about that time, if it says anything.
+            // The log ends the wait at about the same time, if it makes progress at all.
             Err(_) => Err(GivenUp::OutOfContact),
-        }
+        };
+        told.map(|outcome| self.told = Some(outcome))
     }
 
-    /// It ended without a grant, or never began.
+    /// How the wait ended, if it has.
+    pub fn told(&mut self) -> Option<Outcome> {
+        self.told.take().or_else(|| self.outcome.try_recv().ok()?.ok())
+    }
+
+    /// Appends the request that ends the wait in the log.
+    pub fn put_cancel(&self, out: &mut Vec<u8>) {
+        proposal::put_cancel(out, &Waited { db: self.db, key: &self.key, ticket: self.ticket });
+    }
+
+    /// The client has been told what has become of its call, which was not granted anything, or has not begun to
+    /// wait.
     pub fn over(mut self) {
         self.is_over = true;
     }
 
-    /// The client was told of the grant. The log learns it soon, or earlier by what this gives.
+    /// The client has been told of the grant. The confirmation goes to the log soon, or earlier if the returned
+    /// value is used.
     pub fn confirm(mut self) -> Arc<Confirmation> {
         self.is_over = true;
         let (db, key, ticket) = (self.db, std::mem::take(&mut self.key), self.ticket);

@@ -91,6 +91,12 @@ fn check_deadlines(cluster: &Cluster, asked: usize) {
     assert_eq!(number(&mut client, &format!("PEXPIREAT s {at_ms}")), 1);
     assert_eq!(number(&mut client, "EXISTS s"), 1);
     assert_eq!(client.run("SET x 1 EX 3600").unwrap(), "+OK\n");
+    // In a transaction TIME is that of the node, as by itself.
+    let seconds = |said: String| said.split('"').nth(1).and_then(|text| text.parse::<i64>().ok()).unwrap();
+    let alone = seconds(client.run("TIME").unwrap());
+    ["MULTI", "SET t v", "TIME"].iter().for_each(|line| _ = client.run(line).unwrap());
+    let queued = seconds(client.run("EXEC").unwrap());
+    assert!((alone..=alone + 5).contains(&queued), "{alone} and then {queued}");
     for node in 0..3 {
         let mut client = self::client(cluster, node);
         assert_eq!(number(&mut client, "EXPIRETIME k"), at_s);
@@ -199,6 +205,26 @@ fn a_clock_that_is_ahead_waits_for_the_wall_clock_when_it_is_asked_to() {
     assert!(!is_done && said.contains("409") && said.contains("is not ahead"), "{said}");
 }
 
+/// On every node the log's clock comes to less than a millisecond from the wall clock, and while nobody writes it stays there,
+/// but for moments in which the machine was busy.
+fn check_near(cluster: &Cluster) {
+    for node in 0..3 {
+        eventually("the distance is below a millisecond", || ahead_us(cluster, node).abs() < 1_000);
+    }
+    let mut distances_us = [const { Vec::new() }; 3];
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(2) {
+        for (node, distances_us) in distances_us.iter_mut().enumerate() {
+            distances_us.push(ahead_us(cluster, node));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for (node, distances_us) in distances_us.iter().enumerate() {
+        let near = distances_us.iter().filter(|distance_us| distance_us.abs() < 1_000).count();
+        assert!(near * 10 >= distances_us.len() * 9, "node {}: {distances_us:?}", node + 1);
+    }
+}
+
 #[test]
 fn on_a_healthy_cluster_the_log_s_clock_is_the_wall_clock() {
     let mut cluster = Cluster::start(3, &[]);
@@ -215,8 +241,8 @@ fn on_a_healthy_cluster_the_log_s_clock_is_the_wall_clock() {
     };
     check(&cluster, &[0, 1, 2]);
     for turn in 0..3 {
+        check_near(&cluster);
         for node in 0..3 {
-            eventually("the distance is below a millisecond", || ahead_us(&cluster, node).abs() < 1_000);
             let mut asked = client(&cluster, node);
             // By how much it is more or less than it should be, in the best of some: the machine may be busy.
             let off_ms = (0..20).map(|_| {

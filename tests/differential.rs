@@ -264,7 +264,7 @@ impl<'a> Run<'a> {
             }
         }
         let taken_ms = processor_ms(self.pid) - on_processor;
-        if taken_ms > CALL_MS_MAX + COMMAND_MS * commands.len() as u64 {
+        if taken_ms > *CALL_MS_MAX + COMMAND_MS * commands.len() as u64 {
             let sent = Vec::from(self.sent.clone()).join("\n");
             self.differences
                 .push(format!("{taken_ms} ms on a processor, after {} commands:\n{sent}", self.count));

@@ -55,7 +55,7 @@ fn is_shown(cluster: &Cluster, round_trip: Duration) {
 fn written(cluster: &Cluster, nodes: &[usize]) {
     loop {
         for node in nodes {
-            let client = Client::connect_for(&cluster.addresses[*node].resp, Duration::from_secs(6));
+            let client = Client::connect_for(&cluster.addresses[*node].resp, Duration::from_secs(20));
             let written = client.and_then(|mut client| client.call(&["SET", "k", "after"]));
             if written.is_ok_and(|reply| reply.show() == "+OK\n") {
                 return;

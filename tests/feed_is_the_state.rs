@@ -13,7 +13,8 @@ use std::{
 };
 
 use kvorum::{
-    feed::{Event, Feed, Filter, Limits, Subscription},
+    effects::Event,
+    feed::{Feed, Filter, Limits, Subscription},
     machine::Machine,
     store::{Content, Hash, List, Set, SortedSet, Value, View},
 };
@@ -168,8 +169,8 @@ fn a_replayed_feed_is_the_state() {
     let mut chance = fastrand::Rng::with_seed(seed);
     let mut grammar = Grammar::new(seed);
     let mut alone = Alone::default();
-    alone.machine = Machine::with_feed(DATABASES, Feed::new(LIMITS));
-    let feed = alone.machine.feed().clone();
+    let feed = Arc::new(Feed::new(LIMITS));
+    alone.machine = Machine::new(DATABASES).with_listener(feed.clone());
     let mut readers: Vec<Reader> = (0..DATABASES).map(|db| Reader::new(&feed, db, 0)).collect();
     let (mut omitted, mut index, mut known_max) = (0, 0, 0);
     for number in 0..COMMANDS {

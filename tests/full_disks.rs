@@ -47,16 +47,24 @@ fn set(client: &mut Client, key: &str) -> String {
     client.call(&[b"SET", key.as_bytes(), &value_of(key)]).unwrap().show()
 }
 
+/// A leader hands over when its disk is fuller than the others', which leaves the outcome of a write unknown.
+const UNKNOWN_MAX: usize = 5;
+
 /// Writes new keys until that has been refused for a while; gives those that were acknowledged.
 fn fill(client: &mut Client, prefix: &str) -> Vec<String> {
     let mut acknowledged = Vec::new();
-    let (since, mut refused_since) = (Instant::now(), None::<Instant>);
+    let (since, mut refused_since, mut unknown) = (Instant::now(), None::<Instant>, 0);
     while since.elapsed() < 2 * PATIENCE {
         let key = format!("{prefix}{}", acknowledged.len());
         let reply = set(client, &key);
         if reply == "+OK\n" {
             acknowledged.push(key);
             refused_since = None;
+            continue;
+        }
+        if reply.starts_with("-UNCERTAIN") && unknown < UNKNOWN_MAX {
+            // The same write once more changes nothing.
+            unknown += 1;
             continue;
         }
         assert!(reply.starts_with("-OOM command not allowed"), "{key}: {reply}");
@@ -179,6 +187,41 @@ fn three_full_disks_refuse_what_grows_and_come_back_when_there_is_room() {
     let last = fill(&mut any, "l");
     assert!(last.len() > acknowledged.len() / 2, "{} after {}", last.len(), acknowledged.len());
     assert_held(&mut any, &last);
+    assert_alive(&mut cluster);
+}
+
+#[test]
+fn where_growth_is_refused_the_membership_and_the_clock_can_be_changed() {
+    let Some(disks) = SmallDisks::new(3, MB) else { return };
+    let mut cluster = Cluster::off(3, &[&SMALL[..], &["--disk-reserve", "4mb"]].concat());
+    disks.hold(&mut cluster);
+    // The log's clock is ahead: there is something to close.
+    cluster.give_own_clocks();
+    (0..3).for_each(|node| cluster.shift_clock(node, 60));
+    cluster.start_all();
+    (0..3).for_each(|node| cluster.shift_clock(node, 0));
+    fill(&mut client(&cluster, cluster.leader()), "k");
+    wait_for("all to know", || (0..3).all(|node| metric(&cluster, node, "kvorum_raft_growth_refused") == 1));
+    let leader = cluster.leader();
+    let (removed, kept) = ((leader + 1) % 3, (leader + 2) % 3);
+    let url = |path: &str| format!("http://{}/v1/cluster/{path}", cluster.addresses[kept].http);
+    for closing in [true, false] {
+        ureq::post(url("clock")).send_json(serde_json::json!({ "closing": closing })).unwrap();
+        wait_for("it to be so everywhere", || {
+            (0..3).all(|node| cluster.status(node).unwrap()["clock_closing"] == closing)
+        });
+    }
+    ureq::delete(url(&format!("members/{}", removed + 1))).call().unwrap();
+    for node in [leader, kept] {
+        wait_for("two to be members", || {
+            cluster.status(node).unwrap()["members"].as_array().unwrap().len() == 2
+        });
+        assert_refuses_growth(&cluster, node);
+    }
+    // One with more room takes its place.
+    let fourth = cluster.join(kept);
+    cluster.wait_ready(fourth);
+    cluster.wait_voter(fourth);
     assert_alive(&mut cluster);
 }
 

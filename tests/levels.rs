@@ -87,7 +87,7 @@ fn apply(machine: &Machine, batch: &random_log::Batch, replies: &mut Digest) {
     let proposals = proposals.collect();
     let random_log::Batch { index, stamp_ms, term, level, raised, .. } = *batch;
     machine.apply(Batch { index, stamp_ms, ahead_ms: 0, term, level, raised, proposals });
-    waiting.iter_mut().for_each(|answered| replies.bytes(&answered.try_recv().unwrap()));
+    waiting.iter_mut().for_each(|answered| replies.bytes(&answered.try_recv().unwrap().replies));
 }
 
 /// The digest of all that would be on a disk: content and forms, page by page, and the numbers of the head.
@@ -196,6 +196,18 @@ fn there_is_chance_behind_a_fence_from_level_2_on() {
         let drawn = (0..30).map(|_| alone.text(&format!("FENCE l {token} SRANDMEMBER s")));
         let different = drawn.collect::<std::collections::BTreeSet<_>>().len();
         assert_eq!(different == 1, level == level::FIRST);
+    }
+}
+
+#[test]
+fn nothing_waits_for_keys_below_level_4() {
+    for level in [level::WALL_TIMES, level::WAITS] {
+        let mut alone = at_level(level);
+        alone.line("RPUSH l a");
+        let popped = alone.text("BLPOP l 0");
+        assert_eq!(popped.starts_with("-ERR unknown command 'BLPOP'"), level < level::WAITS, "{popped}");
+        let left = if level < level::WAITS { ":1\r\n" } else { ":0\r\n" };
+        assert_eq!(alone.text("LLEN l"), left);
     }
 }
 

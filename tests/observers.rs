@@ -148,3 +148,28 @@ fn an_observer_goes_on_from_an_epoch_behind_much_else() {
     assert_eq!(next(&mut observer), None);
     assert_eq!(next(&mut observer).unwrap().0, "b");
 }
+
+#[test]
+fn elections_are_observed_where_the_change_feed_is_off() {
+    let cluster = Cluster::start(3, &["--feed-history-bytes", "0"]);
+    let mut other = client(&cluster, 0);
+    assert_eq!(
+        other.run("FEED.SUBSCRIBE").unwrap().split(':').next().unwrap(),
+        "-ERR the change feed is off on this node"
+    );
+    for round in 0..2 {
+        let (mut observer, first) = observe(&cluster, 1, &["ELECT.OBSERVE e"]);
+        assert_eq!(first, None, "round {round}");
+        let won = other.run("ELECT.CAMPAIGN e a PX 60000").unwrap();
+        let (candidate, epoch) = next(&mut observer).unwrap();
+        assert_eq!(candidate, "a");
+        assert!(won.contains(&format!(":{epoch}\n")), "{won}");
+        assert_eq!(other.run(&format!("ELECT.RESIGN e a {epoch}")).unwrap(), "+OK\n");
+        assert_eq!(next(&mut observer), None);
+        // What happens while nobody observes is not recorded, and missed by nobody.
+        drop(observer);
+        for number in 0..100 {
+            other.run(&format!("SET k{number} v")).unwrap();
+        }
+    }
+}

@@ -58,6 +58,10 @@ const ERRORS: &[(&[u8], &str)] = &[
 
 /// What is sent, and the answer; the connection stays open.
 const ANSWERED: &[(&[u8], &str)] = &[
+    // An empty request is a request: CLIENT REPLY SKIP is over with it.
+    (b"CLIENT REPLY SKIP\r\n\r\nPING\r\n", "+PONG\r\n"),
+    (b"CLIENT REPLY SKIP\r\n*0\r\n*0\r\nPING\r\n", "+PONG\r\n"),
+    (b"CLIENT REPLY SKIP\r\nPING\r\nECHO a\r\n", "$1\r\na\r\n"),
     (b"PING\r\n", "+PONG\r\n"),
     (b"PING\n", "+PONG\r\n"),
     (b"  ping   hello  \r\n", "$5\r\nhello\r\n"),

@@ -12,7 +12,8 @@ use std::{
 
 use support::{
     process::{Cluster, get},
-    resp::Client,
+    resp::{Client, encode},
+    slow_disk::SlowDisks,
 };
 
 /// Within this time a node must know.
@@ -77,8 +78,30 @@ fn status(cluster: &Cluster, node: usize) -> (bool, String) {
     (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }
 
-fn reason(name: &str, value: u8) -> String {
-    format!("kvorum_raft_not_ready{{group=\"0\",reason=\"{name}\"}} {value}\n")
+/// Every surface of a node says that it is not ready, and for this reason, in words that contain `why`; ROLE, which has no
+/// reasons, that a follower is not connected.
+fn assert_not_ready_everywhere(cluster: &Cluster, node: usize, reason: &str, why: &str) {
+    let (code, text) = readiness(cluster, node);
+    assert!(code == 503 && text.contains(why), "{code} {text}");
+    let view = cluster.status(node).unwrap();
+    assert!(view["not_ready"].as_str().is_some_and(|text| text.contains(why)), "{view}");
+    let metrics = metrics(cluster, node);
+    assert!(metrics.contains("kvorum_raft_ready{group=\"0\"} 0\n"), "{metrics}");
+    let reasons: Vec<&str> = metrics
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("kvorum_raft_not_ready{group=\"0\",reason=\"")?.strip_suffix("\"} 1")
+        })
+        .collect();
+    assert_eq!(reasons, [reason], "{metrics}");
+    let info = info(cluster, node);
+    let said = info.split("\\r\\n").find_map(|line| line.strip_prefix("not_ready_reason:"));
+    assert!(said.is_some_and(|text| text.contains(why)), "{info}");
+    let (_, table) = status(cluster, node);
+    let line = format!("node {} is not ready: ", node + 1);
+    assert!(table.lines().any(|text| text.starts_with(&line) && text.contains(why)), "{table}");
+    let role = ask(cluster, node, "ROLE");
+    assert!(role.contains("\"master\"") || role.contains("\"connect\""), "{role}");
 }
 
 fn assert_refused_at_once(cluster: &Cluster, node: usize) {
@@ -132,10 +155,9 @@ fn a_node_that_lost_all_others_says_so_and_refuses_at_once() {
         assert!(known < KNOWN, "{known:?}");
     });
     assert_refused_at_once(&cluster, left);
+    assert_not_ready_everywhere(&cluster, left, "no-leader", "no leader is known");
     let info = info(&cluster, left);
-    for line in ["master_link_status:down", "not_ready_reason:no leader is known"] {
-        assert!(info.contains(line), "{info}");
-    }
+    assert!(info.contains("master_link_status:down"), "{info}");
     let seconds = |name: &str| {
         let value = info.split(name).nth(1).unwrap().split(['\r', '\\']).next().unwrap();
         value.parse::<i64>().unwrap_or_else(|error| panic!("{value}: {error}"))
@@ -143,22 +165,11 @@ fn a_node_that_lost_all_others_says_so_and_refuses_at_once() {
     for name in ["master_last_io_seconds_ago:", "master_link_down_since_seconds:"] {
         assert!((1..=30).contains(&seconds(name)), "{info}");
     }
-    let role = ask(&cluster, left, "ROLE");
-    assert!(role.contains("\"connect\""), "{role}");
     let metrics = metrics(&cluster, left);
-    for line in [
-        "kvorum_raft_ready{group=\"0\"} 0\n",
-        "kvorum_raft_leader_id{group=\"0\"} 0\n",
-        &reason("no-leader", 1),
-        &reason("no-majority", 0),
-    ] {
-        assert!(metrics.contains(line), "no {line} in {metrics}");
-    }
+    assert!(metrics.contains("kvorum_raft_leader_id{group=\"0\"} 0\n"), "{metrics}");
+    assert!(cluster.status(left).unwrap()["leader_id"].is_null());
     let (is_well, table) = status(&cluster, left);
-    let line = format!("node {} is not ready: no leader is known", left + 1);
-    assert!(!is_well && table.contains(&line), "{table}");
-    let view = cluster.status(left).unwrap();
-    assert_eq!((&view["leader_id"], &view["not_ready"]), (&().into(), &"no leader is known".into()));
+    assert!(!is_well, "{table}");
     wait_logged(&cluster, left, "this node is not ready");
     cluster.start_bare(leader);
     cluster.start_bare(follower);
@@ -198,13 +209,15 @@ fn a_leader_that_lost_its_majority_says_so_and_so_does_who_follows_it() {
     assert!(of_leader < KNOWN && of_follower < KNOWN, "{of_leader:?} {of_follower:?}");
     // A failover would be over.
     thread::sleep(Duration::from_millis(2_600).saturating_sub(lost.elapsed()));
-    for node in [leader, follower] {
+    for (node, why) in [
+        (leader, "a majority of the members cannot be reached"),
+        (follower, "which leads, cannot reach a majority of the members"),
+    ] {
         assert_refused_at_once(&cluster, node);
-        assert!(metrics(&cluster, node).contains(&reason("no-majority", 1)));
+        assert_not_ready_everywhere(&cluster, node, "no-majority", why);
     }
     let info = info(&cluster, leader);
     assert!(info.contains("role:master") && info.contains("connected_slaves:1"), "{info}");
-    assert!(info.contains("not_ready_reason:a majority of the members cannot be reached"), "{info}");
     gone.iter().for_each(|node| cluster.thaw(*node));
     assert_well(&mut cluster);
 }
@@ -219,9 +232,10 @@ fn a_node_that_is_removed_says_so_and_does_not_fill_the_logs_of_the_others() {
     let gone = Instant::now();
     let known = wait_not_ready(&cluster, removed, "was removed from the cluster", gone);
     assert!(known < KNOWN, "{known:?}");
-    assert!(metrics(&cluster, removed).contains(&reason("refused", 1)));
-    // It goes on to knock.
+    assert_not_ready_everywhere(&cluster, removed, "refused", "was removed from the cluster");
+    // It goes on to knock, many times.
     wait_logged(&cluster, removed, "this node is not ready");
+    thread::sleep(Duration::from_secs(15).saturating_sub(gone.elapsed()));
     for node in 0..3 {
         let log = std::fs::read_to_string(cluster.log_of(node)).unwrap();
         let lines = |words: &str| log.lines().filter(|line| line.contains(words)).count();
@@ -250,9 +264,30 @@ fn while_a_cluster_forms_every_node_names_who_is_missing() {
             text.contains("not formed yet") && text.contains("refused") && !text.contains("node 2 ("),
             "{text}"
         );
-        assert!(info(&cluster, node).contains(&missing));
-        assert!(metrics(&cluster, node).contains(&reason("not-formed", 1)));
+        assert_not_ready_everywhere(&cluster, node, "not-formed", &missing);
     }
     cluster.start_node(2);
     assert_well(&mut cluster);
+}
+
+#[test]
+fn a_node_whose_disk_is_slow_says_so() {
+    let mut cluster = Cluster::off(3, &[]);
+    let disks = SlowDisks::hold(&mut cluster);
+    cluster.start_all();
+    assert_well(&mut cluster);
+    let leader = cluster.leader();
+    let asked = (leader + 2) % 3;
+    for slow in [(leader + 1) % 3, leader] {
+        disks.slow(slow, Duration::from_secs(8));
+        // What it has to sync. The others have their answers without it, or after it has handed over.
+        let mut client = client(&cluster, asked);
+        client.send(&encode(&["SET", "k", "v"])).unwrap();
+        let known = wait_not_ready(&cluster, slow, "the disk has not answered for", Instant::now());
+        assert!(known < Duration::from_secs(3), "{known:?}");
+        assert_not_ready_everywhere(&cluster, slow, "disk", "the disk has not answered for");
+        assert_eq!(client.receive().unwrap().show(), "+OK\n");
+        disks.slow(slow, Duration::ZERO);
+        assert_well(&mut cluster);
+    }
 }

@@ -1,21 +1,25 @@
 //! Machines that apply the same log have the same state: also one that was loaded from the pages of a
 //! checkpoint on the way, and a checkpoint is the state at its begin, whatever is applied while it is taken. Their pages are
 //! the same, byte by byte, whenever they were written: nodes compare them. So too when the apply level is raised on the
-//! way, and when wall clocks are wrong. And no entry takes long, though some are made by one who knows how.
+//! way, when wall clocks are wrong, and when calls wait; and whoever listens. And no entry takes long, though some are made by one who knows how.
 //!
 //! KVORUM_SEED replays one seed.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Deref, sync::Arc};
 
 use kvorum::{
     feed::{Feed, Filter, Limits},
     machine::{APPLY_LEVEL_MAX, Machine},
 };
+use kvorum::{
+    proposal::{Call, put_call, put_transaction, put_waiting_call},
+    store::Ticket,
+};
 use kvorum_raft::{Machine as _, PageWrite};
-use support::random_log::{Batch, add_hostile, raise, random_log, set_wall_clocks};
+use support::random_log::{Batch, add_hostile, add_waits, raise, random_log, set_wall_clocks};
 use tokio::sync::Notify;
 
 const BATCHES: u64 = 600;
@@ -45,7 +49,7 @@ impl Disk {
         self.head = head;
     }
 
-    fn load(&self) -> Machine {
+    fn load(&self) -> Fed {
         let machine = machine();
         let mut loader = machine.loader();
         for (id, content) in &self.pages {
@@ -56,16 +60,30 @@ impl Disk {
     }
 }
 
-/// An empty one, whose change feed keeps all.
-fn machine() -> Machine {
-    let limits = Limits { history_bytes_max: 1 << 30, value_bytes_max: 4 << 10 };
-    Machine::with_feed(16, Feed::new(limits))
+/// A machine, and a change feed that keeps all.
+struct Fed {
+    machine: Machine,
+    feed: Arc<Feed>,
+}
+
+impl Deref for Fed {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+/// An empty one.
+fn machine() -> Fed {
+    let feed = Arc::new(Feed::new(Limits { history_bytes_max: 1 << 30, value_bytes_max: 4 << 10 }));
+    Fed { machine: Machine::new(16).with_listener(feed.clone()), feed }
 }
 
 /// What the change feed tells of a database after an index.
-fn told(machine: &Machine, db: u32, after: u64) -> Vec<(u64, String)> {
+fn told(machine: &Fed, db: u32, after: u64) -> Vec<(u64, String)> {
     let filter = Filter::new(db, Vec::new(), Vec::new());
-    let mut reader = machine.feed().subscribe(filter, Some(after), Arc::new(Notify::new())).unwrap();
+    let mut reader = machine.feed.subscribe(filter, Some(after), Arc::new(Notify::new())).unwrap();
     let entries = std::iter::from_fn(|| {
         loop {
             match reader.next_entry().unwrap() {
@@ -82,7 +100,7 @@ fn told(machine: &Machine, db: u32, after: u64) -> Vec<(u64, String)> {
 
 /// Applies the log while checkpoints are taken; after some of them goes on with a machine that was loaded from
 /// the pages. Gives what a last checkpoint leaves on the disk, too.
-fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> (Machine, Disk) {
+fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> (Fed, Disk) {
     let mut machine = machine();
     let mut disk = Disk::default();
     // The checkpoint under way: the digest at its begin, its head and pages, and the next batch then.
@@ -141,8 +159,13 @@ fn same_log_same_state() {
         // By the first rule some of that takes for ever, or nearly.
         add_hostile(&mut chance, &mut log, raised_at);
         set_wall_clocks(&mut chance, &mut log, raised_at);
+        add_waits(&mut chance, &mut log, raised_at);
         let plain = machine();
         log.iter().for_each(|batch| batch.apply(&plain));
+        // What a node listens for is its own affair.
+        let deaf = Machine::new(16);
+        log.iter().for_each(|batch| batch.apply(&deaf));
+        assert_eq!(plain.digest(), deaf.digest());
         let (checkpointed, disk) = run_with_checkpoints(&log, &mut chance);
         let mut plain_disk = Disk::default();
         plain_disk.take(&plain);
@@ -150,11 +173,69 @@ fn same_log_same_state() {
         assert_eq!(plain.database_sizes(), checkpointed.database_sizes());
         assert_eq!(plain.digest(), checkpointed.digest());
         assert_eq!(plain.next_deadline_ms(), checkpointed.next_deadline_ms());
-        let status = checkpointed.feed().status();
+        let status = checkpointed.feed.status();
         assert_eq!(status.last_index, BATCHES);
         for db in [0, 3] {
             let after = status.oldest_index;
             assert_eq!(told(&plain, db, after), told(&checkpointed, db, after), "the same feed");
         }
     }
+}
+
+/// An entry of level 4 at a time, in milliseconds.
+fn entry(index: u64, stamp_ms: u64, proposal: Vec<u8>) -> Batch {
+    let (term, level, proposals) = (1, APPLY_LEVEL_MAX, vec![proposal]);
+    Batch { index, stamp_ms, ahead_ms: 0, term, level, raised: None, proposals }
+}
+
+fn waiting(number: u64, words: &str) -> Vec<u8> {
+    let (mut bytes, ticket) = (Vec::new(), Ticket { node: 1, boot: 1, number });
+    put_waiting_call(&mut bytes, ticket, 0, &words.split(' ').map(str::as_bytes).collect::<Vec<_>>());
+    bytes
+}
+
+fn transaction(lines: &[&str]) -> Vec<u8> {
+    let argv = |line: &&'static str| Call { db: 0, argv: line.split(' ').map(str::as_bytes).collect() };
+    let lines: Vec<&'static str> = lines.iter().map(|line| &*line.to_string().leak()).collect();
+    let mut bytes = Vec::new();
+    put_transaction(&mut bytes, &[], &lines.iter().map(argv).collect::<Vec<_>>());
+    bytes
+}
+
+/// The order in which keys were fed decides who is served: a node with a change feed goes by the same as one without.
+#[test]
+fn whoever_listens_the_same_waits_are_served() {
+    let log = [
+        entry(1, 1_000, waiting(1, "BLPOP k2 0")),
+        entry(2, 1_000, waiting(2, "BLPOP k2 k1 0")),
+        entry(3, 1_000, transaction(&["SET k1 s", "RPUSH k2 x", "DEL k1", "RPUSH k1 y"])),
+    ];
+    let (fed, deaf) = (machine(), Machine::new(16));
+    for batch in &log {
+        batch.apply(&fed);
+        batch.apply(&deaf);
+        assert_eq!(fed.digest(), deaf.digest(), "after entry {}", batch.index);
+    }
+}
+
+/// What an entry feeds is served in that entry: no page knows of it.
+#[test]
+fn what_time_feeds_is_served_at_once() {
+    let mut set = Vec::new();
+    put_call(&mut set, 0, &[b"SET", b"k1", b"s", b"PX", b"300"]);
+    let before = [
+        entry(1, 1_000, waiting(1, "BLPOP k2 0")),
+        entry(2, 1_000, waiting(2, "BLPOP k2 k1 0")),
+        entry(3, 1_000, set),
+        // Nothing but time.
+        entry(4, 2_000, Vec::new()),
+    ];
+    let after = entry(5, 2_000, transaction(&["RPUSH k2 x", "RPUSH k1 y"]));
+    let (plain, mut disk) = (machine(), Disk::default());
+    before.iter().for_each(|batch| batch.apply(&plain));
+    disk.take(&plain);
+    let loaded = disk.load();
+    after.apply(&plain);
+    after.apply(&loaded);
+    assert_eq!(plain.digest(), loaded.digest());
 }

@@ -12,8 +12,16 @@ use std::{
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Where Rust files are.
-const PLACES: &[&str] =
-    &["src", "raft/src", "raft/tests", "jepsen/src", "jepsen/tests", "jepsen/disk-faults/src", "tests"];
+const PLACES: &[&str] = &[
+    "src",
+    "raft/src",
+    "raft/tests",
+    "fuzz/src",
+    "jepsen/src",
+    "jepsen/tests",
+    "jepsen/disk-faults/src",
+    "tests",
+];
 /// The places whose code runs in production.
 const PRODUCTION: &[&str] = &["src/", "raft/src/"];
 
@@ -30,7 +38,7 @@ const UNWRAPS: &[(&str, usize)] = &[];
 /// Imports that go up, as `file -> module`, and how often.
 const UPWARD_IMPORTS: &[(&str, usize)] = &[];
 
-/// The floors of DESIGN.md. An import names its own floor or one below; `kvorum_raft` is below all.
+/// The floors of docs/design.md. An import names its own floor or one below; `kvorum_raft` is below all.
 const FLOORS: &[(&str, u32)] = &[
     ("main", 6),
     ("lib", 6),
@@ -39,17 +47,16 @@ const FLOORS: &[(&str, u32)] = &[
     ("server", 5),
     ("simulation", 5),
     ("admin", 5),
-    ("session", 4),
+    ("connection", 4),
     ("router", 4),
     ("wake", 4),
-    ("hub", 4),
     ("machine", 3),
     ("commands", 2),
+    ("effects", 2),
     ("feed", 2),
     ("proposal", 1),
     ("store", 1),
     ("resp", 1),
-    ("script", 1),
     ("args", 1),
     ("error", 1),
     ("extended", 1),
@@ -57,10 +64,10 @@ const FLOORS: &[(&str, u32)] = &[
 ];
 /// Imports within a floor that are not wanted either: importer, imported.
 const SIDEWAYS: &[(&str, &str)] = &[
-    ("session", "admin"),
-    ("router", "session"),
-    ("wake", "session"),
-    ("hub", "session"),
+    ("connection", "admin"),
+    ("router", "connection"),
+    ("wake", "connection"),
+    ("effects", "feed"),
     ("store", "resp"),
     ("store", "proposal"),
     ("resp", "store"),
@@ -70,6 +77,22 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("server", "cli"),
     ("admin", "cli"),
 ];
+
+/// Modules of raft/ in a circle of imports, with the size of that circle.
+const CIRCLES: &[(&str, usize)] = &[];
+
+/// Most files of a folder, without those that are only tests.
+const FOLDER_FILES_MAX: usize = 15;
+/// Folders with more, and how many.
+const LARGE_FOLDERS: &[(&str, usize)] = &[("jepsen/src", 25), ("jepsen/src/sim", 19)];
+
+/// What nothing below the connection's floor may ask: the state is the same on every node.
+const CLOCKS_AND_DICE: &[&str] =
+    &["Instant::now", "SystemTime::now", ".elapsed()", "fastrand::", "RandomState"];
+/// Places of these floors, ...
+const REPLICATED: &[&str] = &["src/store/", "src/commands/", "src/effects/", "src/machine/", "src/extended"];
+/// ... and files that ask all the same, how often: the machine, where a simulation switches a safeguard off.
+const DICE: &[(&str, usize)] = &[("src/machine/mod.rs", 1)];
 
 /// A source file: its path from the root, with `/`, and its text.
 struct File {
@@ -176,7 +199,7 @@ fn ratchet(rule: &str, list: &str, found: &BTreeMap<String, usize>, known: &[(&s
 fn every_file_says_what_it_is_for() {
     let bare: Vec<_> =
         files().into_iter().filter(|file| !file.text.starts_with("//! ")).map(|file| file.path).collect();
-    assert!(bare.is_empty(), "A file opens with `//!` and what it is for (STYLE 6): {bare:?}");
+    assert!(bare.is_empty(), "A file opens with `//!` and what it is for (docs/style.md 6): {bare:?}");
 }
 
 #[test]
@@ -184,7 +207,31 @@ fn files_are_not_too_long() {
     let lines = |file: &File| if file.is_test { file.text.lines().count() } else { file.production().len() };
     let found = files().into_iter().map(|file| (file.path.clone(), lines(&file)));
     let found = found.filter(|(_, lines)| *lines > FILE_LINES_MAX).collect();
-    ratchet("A file has at most 600 lines before its tests (STYLE 14).", "LONG_FILES", &found, LONG_FILES);
+    let rule = "A file has at most 600 lines before its tests (docs/style.md 16).";
+    ratchet(rule, "LONG_FILES", &found, LONG_FILES);
+}
+
+#[test]
+fn folders_are_not_too_large() {
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    let counts = |file: &&File| !file.is_test || file.path.starts_with("jepsen/src");
+    for file in files().iter().filter(counts) {
+        let (folder, _) = file.path.rsplit_once('/').unwrap();
+        *found.entry(folder.to_owned()).or_insert(0) += 1;
+    }
+    found.retain(|_, count| *count > FOLDER_FILES_MAX);
+    ratchet("A folder has at most 15 files.", "LARGE_FOLDERS", &found, LARGE_FOLDERS);
+}
+
+#[test]
+fn what_is_replicated_asks_no_clock_and_rolls_no_dice() {
+    let asks = |line: &&&str| CLOCKS_AND_DICE.iter().any(|word| code(line).contains(word));
+    let count = |file: &File| file.production().iter().filter(asks).count();
+    let is_replicated = |file: &&File| REPLICATED.iter().any(|place| file.path.starts_with(place));
+    let files = files();
+    let found = files.iter().filter(is_replicated).map(|file| (file.path.clone(), count(file)));
+    let rule = "Below the connection's floor nobody reads a clock or rolls dice (docs/style.md 30).";
+    ratchet(rule, "DICE", &found.filter(|(_, count)| *count > 0).collect(), DICE);
 }
 
 /// The functions of a file with their lines, the signature included.
@@ -215,7 +262,8 @@ fn functions_are_not_too_long() {
         functions(&file.text).into_iter().map(move |(name, lines)| (format!("{path}::{name}"), lines))
     });
     let found = found.filter(|(_, lines)| *lines > FUNCTION_LINES_MAX).collect();
-    ratchet("A function has at most 70 lines (STYLE 14).", "LONG_FUNCTIONS", &found, LONG_FUNCTIONS);
+    let rule = "A function has at most 70 lines (docs/style.md 16).";
+    ratchet(rule, "LONG_FUNCTIONS", &found, LONG_FUNCTIONS);
 }
 
 #[test]
@@ -224,35 +272,44 @@ fn what_cannot_fail_says_why() {
         |file: &File| file.production().iter().filter(|line| code(line).contains(".unwrap()")).count();
     let found =
         files().into_iter().map(|file| (file.path.clone(), count(&file))).filter(|(_, count)| *count > 0);
-    let rule = "No bare `unwrap` outside tests: `expect` says why it cannot fail (STYLE 20).";
+    let rule = "No bare `unwrap` outside tests: `expect` says why it cannot fail (docs/style.md 24).";
     ratchet(rule, "UNWRAPS", &found.collect(), UNWRAPS);
+}
+
+/// The paths that code names after `crate::`, those in `{...}` one by one.
+fn paths(lines: &[&str]) -> Vec<String> {
+    let text: String = lines.iter().flat_map(|line| [code(line), "\n"]).collect();
+    let mut paths = Vec::new();
+    for rest in text.split("crate::").skip(1) {
+        // The beginnings before the braces that are open.
+        let (mut path, mut open) = (String::new(), Vec::new());
+        for char in rest.chars() {
+            match char {
+                'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | ':' => path.push(char),
+                '{' => open.push(path.clone()),
+                ',' | '}' if !open.is_empty() => {
+                    paths.push(std::mem::take(&mut path));
+                    if char == '}' {
+                        open.pop();
+                    }
+                    path.extend(open.last().cloned());
+                }
+                _ if char.is_whitespace() && !open.is_empty() => {}
+                _ => break,
+            }
+        }
+        paths.push(path);
+    }
+    paths.retain(|path| !path.is_empty() && !path.ends_with(':'));
+    paths
 }
 
 /// The modules that code names as `crate::module` or in `crate::{module, ...}`.
 fn imported(lines: &[&str]) -> Vec<String> {
-    let text: String = lines.iter().flat_map(|line| [code(line), "\n"]).collect();
-    let word = |text: &str| -> String {
-        text.trim_start().chars().take_while(|char| char.is_alphanumeric() || *char == '_').collect()
-    };
-    let mut modules = Vec::new();
-    for rest in text.split("crate::").skip(1) {
-        let Some(group) = rest.strip_prefix('{') else {
-            modules.push(word(rest));
-            continue;
-        };
-        let (mut depth, mut starts) = (0, vec![0]);
-        for (at, char) in group.char_indices() {
-            match char {
-                '{' => depth += 1,
-                '}' if depth == 0 => break,
-                '}' => depth -= 1,
-                ',' if depth == 0 => starts.push(at + 1),
-                _ => {}
-            }
-        }
-        modules.extend(starts.into_iter().map(|start| word(&group[start..])));
-    }
+    let mut modules: Vec<_> =
+        paths(lines).iter().map(|path| path.split(':').next().unwrap().to_owned()).collect();
     modules.retain(|module| module.starts_with(char::is_lowercase));
+    modules.dedup();
     modules
 }
 
@@ -272,7 +329,56 @@ fn imports_go_down_the_floors() {
             }
         }
     }
-    ratchet("Imports go down the floors of DESIGN.md (STYLE 15).", "UPWARD_IMPORTS", &found, UPWARD_IMPORTS);
+    let rule = "Imports go down the floors of docs/design.md (docs/style.md 17).";
+    ratchet(rule, "UPWARD_IMPORTS", &found, UPWARD_IMPORTS);
+}
+
+/// Which modules each module of raft/ imports by `crate::`; what lib.rs re-exports is nobody's.
+fn imports_of_raft() -> BTreeMap<String, BTreeSet<String>> {
+    let files = files();
+    let module = |file: &File| {
+        let path = file.path.strip_prefix("raft/src/")?.strip_suffix(".rs")?;
+        Some(path.strip_suffix("/mod").unwrap_or(path).replace('/', "::"))
+    };
+    let modules: BTreeMap<String, &File> =
+        files.iter().filter(|file| !file.is_test).filter_map(|file| Some((module(file)?, file))).collect();
+    let of = |path: &str| {
+        let ends = path.match_indices("::").map(|(at, _)| at).chain([path.len()]);
+        ends.map(|end| &path[..end]).filter(|path| modules.contains_key(*path)).last().map(str::to_owned)
+    };
+    let imports = |file: &File| paths(&file.production()).iter().filter_map(|path| of(path)).collect();
+    modules.iter().map(|(module, file)| (module.clone(), imports(file))).collect()
+}
+
+/// The modules that a module imports, and those that these import, and so on.
+fn reached<'a>(imports: &'a BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<&'a str> {
+    let (mut reached, mut left) = (BTreeSet::new(), vec![from.to_owned()]);
+    while let Some(module) = left.pop() {
+        for next in imports[&module].iter().filter(|next| **next != module) {
+            if reached.insert(next.as_str()) {
+                left.push(next.clone());
+            }
+        }
+    }
+    reached
+}
+
+/// The modules that stand in a circle of imports, with the size of that circle.
+fn circles(imports: &BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, usize> {
+    let reached: BTreeMap<&str, _> =
+        imports.keys().map(|module| (module.as_str(), reached(imports, module))).collect();
+    let size =
+        |module: &str| reached[module].iter().filter(|other| reached[**other].contains(module)).count();
+    let found = imports.keys().map(|module| (module.clone(), size(module)));
+    found.filter(|(_, size)| *size > 0).collect()
+}
+
+#[test]
+fn modules_of_raft_do_not_import_in_circles() {
+    let imports = imports_of_raft();
+    assert!(imports["node"].contains("node::core"), "the modules are not where this test looks for them");
+    let rule = "Modules of raft/ do not import each other in a circle (docs/style.md 17).";
+    ratchet(rule, "CIRCLES", &circles(&imports), CIRCLES);
 }
 
 /// Lines of production code in files whose path starts with `place` that contain one of `words`.
@@ -309,6 +415,57 @@ fn consensus_and_server_know_each_other_by_one_border() {
     }
 }
 
+/// The names of all commands, from their rows, and the files with rows.
+fn command_names() -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut names, mut places) = (BTreeSet::new(), BTreeSet::new());
+    for file in files().iter().filter(|file| file.path.starts_with("src/")) {
+        for kind in ["read(", "write(", "connection("] {
+            let constructor = format!("Spec::{kind}");
+            let rows = file.text.split(&constructor).skip(1);
+            let rows = rows.filter_map(|row| row.trim_start().strip_prefix('"')?.split('"').next());
+            let before = names.len();
+            names.extend(rows.map(str::to_owned));
+            if names.len() > before {
+                places.insert(file.path.clone());
+            }
+        }
+    }
+    assert!(names.len() > 200, "the rows are not where this test looks for them");
+    (names, places)
+}
+
+#[test]
+fn no_command_is_asked_for_by_its_name() {
+    let (names, own) = command_names();
+    let mut found = Vec::new();
+    for file in files().iter().filter(|file| file.path.starts_with("src/")) {
+        for line in file.production() {
+            let line = code(line);
+            let asks_row =
+                ["spec.name ==", "spec.name !=", "match spec.name", "match row.name", "matches!(spec.name"];
+            let asks = asks_row.iter().any(|text| line.contains(text)) && !line.contains("== NAME");
+            let words = line.split('"').skip(1).step_by(2);
+            let is_pattern = |word: &str| {
+                let literal = format!("\"{word}\"");
+                let after = line.split(&literal).nth(1).unwrap_or_default().trim_start();
+                let before = line.split(&literal).next().unwrap_or_default().trim_end();
+                let before = before.trim_end_matches('b').trim_end();
+                after.starts_with("=>")
+                    || after.starts_with('|')
+                    || before.ends_with("==")
+                    || before.ends_with('|')
+            };
+            let mut named = words.filter(|word| names.contains(*word));
+            if asks || !own.contains(&file.path) && named.any(is_pattern) {
+                found.push(format!("{}: {}", file.path, line.trim()));
+            }
+        }
+    }
+    let rule =
+        "What is true of a command is in its row; only its own file may ask for its name (docs/style.md 22)";
+    assert!(found.is_empty(), "{rule}: {found:#?}");
+}
+
 #[test]
 fn nothing_unfinished_is_left() {
     let words = [
@@ -318,7 +475,10 @@ fn nothing_unfinished_is_left() {
         concat!("#[ign", "ore"),
     ];
     let found: Vec<_> = PLACES.iter().flat_map(|place| lines_with(&format!("{place}/"), &words)).collect();
-    assert!(found.is_empty(), "Unfinished code, traces and skipped tests stay out: {found:#?}");
+    assert!(
+        found.is_empty(),
+        "Unfinished code, traces and skipped tests stay out (docs/style.md 23): {found:#?}"
+    );
 }
 
 #[test]
@@ -335,9 +495,16 @@ fn the_readme_names_its_two_commands() {
 #[test]
 fn the_rules_bite() {
     assert_eq!(
-        imported(&["use crate::{", "    args::{Args, x},", "    store,", "};", "crate::hub::f();"]),
-        ["args", "store", "hub"]
+        imported(&["use crate::{", "    args::{Args, x},", "    store,", "};", "crate::router::f();"]),
+        ["args", "store", "router"]
     );
+    assert_eq!(
+        paths(&["use crate::{", "    a::{self, b::{C, d}, E},", "    f,", "};", "crate::g::h();"]),
+        ["a::self", "a::b::C", "a::b::d", "a::E", "f", "g::h"]
+    );
+    let imports = [("a", "b"), ("b", "c"), ("c", "b"), ("d", "d")];
+    let imports = imports.map(|(from, to)| (from.to_owned(), BTreeSet::from([to.to_owned()])));
+    assert_eq!(circles(&imports.into()), [("b".to_owned(), 2), ("c".to_owned(), 2)].into());
     let long = format!(
         "impl X {{\n    pub fn f(\n        a: u8,\n    ) {{\n{}    }}\n}}\n",
         "        x;\n".repeat(70)

@@ -386,3 +386,23 @@ fn many_waits_that_end_at_once_all_end() {
         (0..WAITERS).all(|number| waiting(&mut holder, &lock(number)) == 0)
     });
 }
+
+#[test]
+fn a_request_that_waits_ends_with_its_client_whatever_that_has_sent_behind_it() {
+    let cluster = Cluster::start(1, &[]);
+    let mut watcher = client(&cluster, 0);
+    token(&watcher.call(&split("LOCK.ACQUIRE l holder PX 60000")).unwrap());
+    let address = &cluster.addresses[0].http;
+    let body = r#"{"owner":"web","ttl_ms":60000,"wait_ms":600000}"#;
+    let request = format!(
+        "POST /v1/locks/l HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    for behind in ["", "\r\n", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all((request.clone() + behind).as_bytes()).unwrap();
+        wait_until("it waits", PATIENCE, || waiting(&mut watcher, "l") == 1);
+        drop(stream);
+        wait_until("nobody waits", Duration::from_secs(5), || waiting(&mut watcher, "l") == 0);
+    }
+}

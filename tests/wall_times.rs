@@ -72,20 +72,6 @@ fn a_time_that_has_passed_deletes_and_one_to_come_does_not() {
 }
 
 #[test]
-fn the_time_of_a_transaction_is_of_the_wall_clock() {
-    for ahead_ms in DISTANCES {
-        let (mut alone, wall_ms) = apart(ahead_ms);
-        for write in ["SET k v", "GET k"] {
-            ["MULTI", write, "TIME"].iter().for_each(|line| _ = alone.line(line));
-            let (seconds, us) = ((wall_ms / 1000).to_string(), (wall_ms % 1000 * 1000).to_string());
-            let time = format!("*2\r\n${}\r\n{seconds}\r\n${}\r\n{us}\r\n", seconds.len(), us.len());
-            let said = alone.text("EXEC");
-            assert!(said.ends_with(&time), "{said}");
-        }
-    }
-}
-
-#[test]
 fn no_time_is_too_far_for_a_distance() {
     for ahead_ms in [i64::MIN, -DAY_MS, DAY_MS, i64::MAX] {
         let (mut alone, _) = apart(0);

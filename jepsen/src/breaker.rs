@@ -1,4 +1,4 @@
-//! A server that is wrong on purpose: a proxy between clients and a node which breaks one promise now and then. A
+//! A deliberately wrong server: a proxy between clients and a node that breaks one promise now and then. A
 //! harness that does not notice is worth nothing.
 
 use std::{
@@ -14,13 +14,13 @@ use redis_protocol::resp2::types::OwnedFrame;
 
 use crate::client::{Frames, TIMEOUT, encode};
 
-/// One in so many requests is answered wrongly.
+/// One request in this many is answered wrongly.
 const ODDS: u32 = 25;
-/// How old an answer is that is given as a new one, at least.
+/// The minimum age of a stale answer.
 const STALE: Duration = Duration::from_millis(300);
-/// How often both sides are looked at while messages come.
+/// How often both sides are polled while messages are pushed.
 const POLL: Duration = Duration::from_millis(2);
-/// How long a connection may be silent.
+/// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Which promise is broken.
@@ -28,38 +28,50 @@ const IDLE: Duration = Duration::from_secs(60);
 pub(crate) enum Break {
     /// GET, SMEMBERS, LRANGE and CONSISTENCY are answered from a cache.
     StaleReads,
-    /// SET and SADD are acknowledged and not done.
+    /// SET and SADD are acknowledged but not executed.
     LostWrites,
-    /// INCR, RPUSH and ONCE are done twice, as by a retry after a lost confirmation.
+    /// INCR, RPUSH and ONCE are executed twice, as by a retry after a lost confirmation.
     DuplicateWrites,
-    /// SET and RPUSH are done and answered as not applied.
+    /// SET and RPUSH are executed but answered as not applied.
     FalseErrors,
-    /// Below the nodes: syncs of disks report success and do nothing, so that a power cut (`disk-lost-unsynced`) takes
-    /// what was acknowledged.
+    /// Below the nodes: disk syncs report success and do nothing, so that a power cut (`disk-lost-unsynced`)
+    /// loses acknowledged writes.
     LyingDisks,
-    /// Messages of the change feed are left out.
+    /// Messages of the change feed are dropped.
     LostEvents,
-    /// FENCE does its command whoever holds the lock. Every time: who has lost it does not come often.
+    /// FENCE runs its command whoever holds the lock. Always, because clients that lost their lock are rare.
     UnfencedWrites,
+    /// After a few seconds everything is refused with CLUSTERDOWN, while the nodes report that they are ready.
+    Refusals,
 }
 
-/// Answers of reads, by request: when, and what.
+/// When refusals begin.
+const REFUSALS_AFTER: Duration = Duration::from_secs(2);
+
+/// Replies to reads, by request: when and what.
 type Cache = HashMap<Vec<String>, (Instant, OwnedFrame)>;
 
-/// Breaks promises before the nodes.
+/// Proxies in front of the nodes that break promises.
 pub(crate) struct Breaker {
-    kind: Break,
-    /// The address of the breaker before each address.
+    wrong: Arc<Wrong>,
+    /// The proxy's address for each address.
     before: Mutex<HashMap<SocketAddr, SocketAddr>>,
-    cache: Arc<Mutex<Cache>>,
+}
+
+/// What all proxies share.
+struct Wrong {
+    kind: Break,
+    began: Instant,
+    cache: Mutex<Cache>,
 }
 
 impl Breaker {
     pub(crate) fn new(kind: Break) -> Breaker {
-        Breaker { kind, before: Mutex::default(), cache: Arc::default() }
+        let wrong = Wrong { kind, began: Instant::now(), cache: Mutex::default() };
+        Breaker { wrong: Arc::new(wrong), before: Mutex::default() }
     }
 
-    /// Where to connect instead of to `address`. Its thread lives as long as the process.
+    /// Where to connect instead of `address`. The proxy's thread lives as long as the process.
     pub(crate) fn before(&self, address: SocketAddr) -> Result<SocketAddr> {
         let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(here) = before.get(&address) {
@@ -67,12 +79,12 @@ impl Breaker {
         }
         let listener = TcpListener::bind("127.0.0.1:0").context("cannot open a port for a breaker")?;
         let here = listener.local_addr().context("a breaker's address")?;
-        let (kind, cache) = (self.kind, self.cache.clone());
+        let wrong = self.wrong.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let cache = cache.clone();
-                // A connection that breaks is closed on both sides: that is all that there is to tell.
-                std::thread::spawn(move || serve(client, address, kind, &cache));
+                let wrong = wrong.clone();
+                // An error closes both sides: that is all there is to report.
+                std::thread::spawn(move || serve(client, address, &wrong));
             }
         });
         before.insert(address, here);
@@ -111,7 +123,12 @@ fn put(out: &mut Vec<u8>, frame: &OwnedFrame) {
     }
 }
 
-fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cache>) -> Result<(), String> {
+fn refusal() -> OwnedFrame {
+    OwnedFrame::Error("CLUSTERDOWN no leader is known".into())
+}
+
+fn serve(client: TcpStream, address: SocketAddr, wrong: &Wrong) -> Result<(), String> {
+    let kind = wrong.kind;
     let text = |error: std::io::Error| error.to_string();
     let server = TcpStream::connect(address).map_err(text)?;
     client.set_nodelay(true).map_err(text)?;
@@ -132,7 +149,7 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
         let is_plain_set = name == "SET" && request.len() == 3;
         let answer = match (kind, name) {
             (Break::StaleReads, "GET" | "SMEMBERS" | "LRANGE" | "CONSISTENCY") if !in_transaction => {
-                let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut cache = wrong.cache.lock().unwrap_or_else(PoisonError::into_inner);
                 let old = cache.get(&request).filter(|(since, _)| is_alone && since.elapsed() > STALE);
                 match old.map(|(_, answer)| answer.clone()) {
                     Some(answer) => answer,
@@ -163,8 +180,9 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
             (Break::UnfencedWrites, "FENCE") if request.len() > 3 => ask(&request[3..])?,
             (Break::FalseErrors, "SET" | "RPUSH") if is_alone => {
                 ask(&request)?;
-                OwnedFrame::Error("CLUSTERDOWN no leader is known".into())
+                refusal()
             }
+            (Break::Refusals, _) if name != "PING" && wrong.began.elapsed() > REFUSALS_AFTER => refusal(),
             _ => ask(&request)?,
         };
         let is_feed = kind == Break::LostEvents && name == "FEED.SUBSCRIBE";
@@ -178,7 +196,7 @@ fn serve(client: TcpStream, address: SocketAddr, kind: Break, cache: &Mutex<Cach
     Ok(())
 }
 
-/// Passes messages on, but for some that have events, until there is a reply again.
+/// Forwards messages, except for some with events, until there is a reply again.
 fn lose_messages(client: &mut Frames, server: &mut Frames) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
     let next = |side: &mut Frames| match side.next(POLL) {

@@ -1,7 +1,7 @@
-//! A client's connection: requests out, replies in, and what a failure says about the request.
+//! A client's connection: requests out, replies in, and what a failure means for the request.
 //!
-//! Strict about outcomes: `UNCERTAIN`, a timeout, a broken connection and a reply that makes no sense mean that
-//! nobody knows; every other error means that nothing was done, and the checkers hold the server to it.
+//! Strict about outcomes: after `UNCERTAIN`, a timeout, a broken connection or a nonsensical reply the
+//! outcome is unknown; every other error means that nothing was done, and the checkers hold the server to it.
 
 use std::{
     io,
@@ -15,10 +15,10 @@ use std::{
 
 use redis_protocol::resp2::{decode::decode, types::OwnedFrame};
 
-/// A reply larger than this is a fault of the server, or of the proxy before it.
+/// A larger reply is a fault of the server, or of the proxy in front of it.
 const REPLY_BYTES_MAX: usize = 64 << 20;
 
-/// Nothing has come in time.
+/// Nothing has arrived in time.
 pub(crate) const TIMEOUT: &str = "timeout";
 
 /// Why an operation was not done, or may not have been.
@@ -26,12 +26,12 @@ pub(crate) const TIMEOUT: &str = "timeout";
 pub(crate) enum Failure {
     /// Certainly not done.
     Fail(String),
-    /// Nobody knows.
+    /// The outcome is unknown.
     Info(String),
 }
 
 impl Failure {
-    /// For a step that changes nothing, whatever came of it.
+    /// For a step that changes nothing, whatever its outcome.
     pub(crate) fn harmless(self) -> Failure {
         match self {
             Failure::Fail(why) | Failure::Info(why) => Failure::Fail(why),
@@ -48,7 +48,7 @@ impl Failure {
 
 pub(crate) type Outcome<T> = Result<T, Failure>;
 
-/// A reply that is no error, but perhaps inside an array.
+/// A reply that is not an error, except inside an array.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     Nil,
@@ -73,7 +73,7 @@ impl From<OwnedFrame> for Reply {
 }
 
 impl Reply {
-    /// An integer, or a text that is one; None for nil.
+    /// An integer, or text that contains one; None for nil.
     pub(crate) fn number(&self) -> Outcome<Option<i64>> {
         match self {
             Reply::Nil => Ok(None),
@@ -85,7 +85,7 @@ impl Reply {
         }
     }
 
-    /// The elements, all numbers; nil is the same as none.
+    /// The elements, all numbers; nil counts as empty.
     pub(crate) fn numbers(&self) -> Outcome<Vec<i64>> {
         match self {
             Reply::Nil => Ok(Vec::new()),
@@ -99,7 +99,7 @@ impl Reply {
         }
     }
 
-    /// A reply that this request cannot have: it was done, but what was done is not known.
+    /// A reply that is invalid for this request: it was executed, but with an unknown effect.
     pub(crate) fn unexpected(&self) -> Failure {
         Failure::Info(format!("unexpected reply {self:?}"))
     }
@@ -114,10 +114,10 @@ pub(crate) fn encode(out: &mut Vec<u8>, words: &[impl AsRef<str>]) {
     }
 }
 
-/// What carries a connection's bytes, and the time it lives in: a socket's, or a simulation's.
+/// Transports a connection's bytes, and has its time: a socket's, or a simulation's.
 pub(crate) trait Wire: Send {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Reads something, within `limit`; 0 is the end.
+    /// Reads what arrives within `limit`; 0 is the end.
     fn read(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize>;
     /// A monotonic clock.
     fn now(&self) -> Duration;
@@ -144,7 +144,7 @@ impl Wire for TcpStream {
     }
 }
 
-/// Bytes that come in, and the frames among them.
+/// Incoming bytes, decoded into frames.
 pub(crate) struct Frames {
     wire: Box<dyn Wire>,
     buffer: Vec<u8>,
@@ -159,7 +159,7 @@ impl Frames {
         &mut *self.wire
     }
 
-    /// The next frame; None when the other side has closed. `limit` bounds all reads together.
+    /// The next frame; None if the other side has closed. `limit` bounds all reads together.
     pub(crate) fn next(&mut self, limit: Duration) -> Result<Option<OwnedFrame>, String> {
         let deadline = self.wire.now() + limit;
         loop {
@@ -186,15 +186,16 @@ impl Frames {
     }
 }
 
-/// How many connections were opened.
+/// The number of connections opened.
 static OPENED: AtomicU64 = AtomicU64::new(0);
 
-/// One connection. After an unknown outcome it is broken: a late reply must not be taken for another's.
+/// One connection. It is broken after an unknown outcome: a late reply must not be mistaken for that of
+/// another request.
 pub(crate) struct Connection {
     frames: Frames,
     pub(crate) timeout: Duration,
     pub(crate) node: u64,
-    /// No other connection of this process has it.
+    /// Unique within this process.
     pub(crate) id: u64,
     pub(crate) is_broken: bool,
 }
@@ -212,17 +213,17 @@ impl Connection {
         Connection { frames: Frames::new(wire), timeout, node, id, is_broken: false }
     }
 
-    /// Does nothing for a while.
+    /// Waits without doing anything.
     pub(crate) fn pause(&mut self, time: Duration) {
         self.frames.wire().sleep(time);
     }
 
-    /// A monotonic clock, that of its wire.
+    /// The monotonic clock of its wire.
     pub(crate) fn now(&mut self) -> Duration {
         self.frames.wire().now()
     }
 
-    /// One command, one reply.
+    /// Sends one command, and returns its reply.
     pub(crate) fn call(&mut self, words: &[impl AsRef<str>]) -> Outcome<Reply> {
         let mut bytes = Vec::new();
         encode(&mut bytes, words);
@@ -232,7 +233,7 @@ impl Connection {
         }
     }
 
-    /// The commands in MULTI and EXEC, in one write. None when a watched key has changed.
+    /// Runs the commands in MULTI and EXEC, in one write. None if a watched key has changed.
     pub(crate) fn transaction(&mut self, commands: &[Vec<String>]) -> Outcome<Option<Vec<Reply>>> {
         let mut bytes = Vec::new();
         encode(&mut bytes, &["MULTI"]);
@@ -252,7 +253,7 @@ impl Connection {
         }
     }
 
-    /// Sends a command whose reply comes among messages; see `receive`.
+    /// Sends a command whose reply comes among pushed messages; see `receive`.
     pub(crate) fn send(&mut self, words: &[impl AsRef<str>]) -> Outcome<()> {
         let mut bytes = Vec::new();
         encode(&mut bytes, words);
@@ -262,7 +263,7 @@ impl Connection {
         })
     }
 
-    /// The next reply or message; None when none has come within `limit`.
+    /// The next reply or message; None if none arrives within `limit`.
     pub(crate) fn receive(&mut self, limit: Duration) -> Outcome<Option<Reply>> {
         match self.frames.next(limit) {
             Ok(Some(frame)) => Ok(Some(frame.into())),

@@ -1,5 +1,5 @@
-//! The nodes' wall clocks, each as far from the machine's as the faults want: by faketime, which a node loads at its
-//! start. Monotonic clocks are left alone. Faults that overlap add up.
+//! The nodes' wall clocks, each with an offset set by faults: by faketime, which a node loads at its start.
+//! Monotonic clocks are not affected. Overlapping faults add up.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Where distributions put the library.
+/// Where distributions install the library.
 const LIBRARIES: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -23,7 +23,7 @@ const LIBRARIES: &[&str] = &[
 pub(crate) struct Clocks {
     pub(crate) library: PathBuf,
     dir: PathBuf,
-    /// By node: how far ahead its clock is, in microseconds.
+    /// How far each node's clock is ahead, in microseconds.
     offsets_us: Mutex<BTreeMap<u64, i64>>,
 }
 
@@ -43,7 +43,7 @@ impl Clocks {
         self.dir.join(format!("node{node}.clock"))
     }
 
-    /// What a node's process has to be told.
+    /// The environment of a node's process.
     pub(crate) fn environment(&self, node: u64) -> Result<Vec<(&'static str, OsString)>> {
         self.shift(node, 0)?;
         Ok(vec![
@@ -53,33 +53,33 @@ impl Clocks {
         ])
     }
 
-    /// Moves a node's clock, running or not.
+    /// Shifts a node's clock, whether it is running or not.
     pub(crate) fn shift(&self, node: u64, by_us: i64) -> Result<()> {
         let mut offsets = self.offsets();
         let offset_us = offsets.entry(node).or_default();
         *offset_us += by_us;
-        // Replaced as a whole: the node reads it at every look at the clock.
+        // Replaced atomically: the node reads it each time it reads the clock.
         let (file, next) = (self.file_of(node), self.file_of(node).with_extension("next"));
         std::fs::write(&next, format!("{:+.6}\n", *offset_us as f64 / 1e6))
             .and_then(|()| std::fs::rename(next, file))
             .context("cannot write a clock's file")
     }
 
-    /// How far ahead a node's clock is to be, in microseconds.
+    /// How far a node's clock should be ahead, in microseconds.
     pub(crate) fn offset_us(&self, node: u64) -> i64 {
         self.offsets().get(&node).copied().unwrap_or_default()
     }
 
-    /// All clocks right again.
+    /// Resets all clocks.
     pub(crate) fn heal(&self) -> Result<()> {
         let nodes: Vec<(u64, i64)> = self.offsets().iter().map(|(node, us)| (*node, *us)).collect();
         nodes.into_iter().filter(|(_, us)| *us != 0).try_for_each(|(node, us)| self.shift(node, -us))
     }
 
-    /// Removes what faketime leaves of a process that could not clean up.
+    /// Removes what faketime leaves behind for a process that could not clean up.
     pub(crate) fn has_ended(&self, pid: u32) {
         for name in [format!("faketime_shm_{pid}"), format!("sem.faketime_sem_{pid}")] {
-            // It may have done so itself.
+            // The process may have removed it itself.
             let _ = std::fs::remove_file(Path::new("/dev/shm").join(name));
         }
     }

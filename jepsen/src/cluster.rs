@@ -1,8 +1,9 @@
-//! Real `kvorum serve` processes behind proxies, touched by signals and sockets alone. They end with the value
-//! that holds them, by their process ids; and with this process, if it is killed (the parent-death signal).
+//! Real `kvorum serve` processes behind proxies, controlled by signals and sockets alone. They are killed by
+//! process id when the value that holds them is dropped, and when this process is killed (the parent-death
+//! signal).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     fs::File,
     net::{SocketAddr, TcpListener},
@@ -26,14 +27,14 @@ use crate::{
 /// How long an administrative request may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
-/// How long a process may take to die of SIGKILL: a busy disk keeps it until its sync has returned.
+/// How long a process may take to die of SIGKILL: it cannot before a sync on a busy disk has returned.
 const DEATH_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a node may take to say what time it is.
+/// How long a node may take to answer TIME.
 const TIME_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Ports below those that the kernel gives to outgoing connections: a node that is down does not lose its own.
+/// Below the kernel's ephemeral ports, so that a node that is down does not lose its own.
 const PORTS: std::ops::Range<u16> = 11_000..32_000;
-/// How many of them a harness claims at a time.
+/// How many ports a harness claims at a time.
 const BLOCK: u16 = 200;
 
 /// Small limits, so that checkpoints, purges and snapshots happen in every run.
@@ -50,7 +51,7 @@ const OPTIONS: &[&str] = &[
     "2",
 ];
 
-/// What nodes have to load for the faults of a run.
+/// What nodes must load for the faults of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Needs {
     pub(crate) clocks: bool,
@@ -59,11 +60,11 @@ pub(crate) struct Needs {
     pub(crate) distance: Duration,
 }
 
-/// What a node's process is at this moment.
+/// The state of a node's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Running,
-    /// By SIGSTOP.
+    /// Stopped by SIGSTOP.
     Paused,
     Down,
 }
@@ -72,19 +73,19 @@ struct Node {
     resp: SocketAddr,
     http: SocketAddr,
     peer: SocketAddr,
-    /// Where its peers find it.
+    /// The address used by its peers.
     peer_proxy: SocketAddr,
-    /// Where clients find it.
+    /// The address used by clients.
     client_proxy: SocketAddr,
-    /// Open while it has a process.
+    /// Open while the node has a process.
     proxies: Vec<Proxy>,
-    /// How it gets into the cluster.
+    /// The options by which it joins or forms the cluster.
     membership: [String; 2],
     child: Option<Child>,
     state: State,
 }
 
-/// All nodes of a run. Ids count from 1 and are never used again.
+/// All nodes of a run. Ids count from 1 and are never reused.
 pub(crate) struct Cluster {
     pub(crate) network: Network,
     /// What the nodes load, or why they do not.
@@ -95,9 +96,12 @@ pub(crate) struct Cluster {
     binary: PathBuf,
     dir: PathBuf,
     next_id: Mutex<u64>,
+    /// Nodes that nobody starts.
+    kept_off: Mutex<BTreeSet<u64>>,
 }
 
-/// The thread that starts processes: they get the parent-death signal when it ends, so it lives to the end.
+/// The thread that starts processes: they get the parent-death signal when it ends, so it must live to the
+/// end.
 struct Spawner(mpsc::Sender<(Command, mpsc::Sender<std::io::Result<Child>>)>);
 
 impl Spawner {
@@ -105,7 +109,7 @@ impl Spawner {
         let (sender, orders) = mpsc::channel::<(Command, mpsc::Sender<std::io::Result<Child>>)>();
         std::thread::spawn(move || {
             for (mut command, answer) in orders {
-                // Nobody waits any more when the run is being torn down.
+                // If the run is being torn down, nobody waits for the answer.
                 let _ = answer.send(command.spawn());
             }
         });
@@ -120,7 +124,7 @@ impl Spawner {
     }
 }
 
-/// Has the process be killed when the thread that starts it ends, however that comes.
+/// Has the process killed when the thread that starts it ends, for whatever reason.
 pub(crate) fn die_with_this_thread(command: &mut Command) -> &mut Command {
     // SAFETY: prctl is async-signal-safe and touches nothing of this process's memory.
     unsafe {
@@ -131,11 +135,11 @@ pub(crate) fn die_with_this_thread(command: &mut Command) -> &mut Command {
     }
 }
 
-/// The ports of this process: the listeners that claim blocks of them, and the next one to give.
+/// The ports of this process: the listeners that claim blocks of them, and the next free port.
 static CLAIMED: Mutex<(Vec<TcpListener>, std::ops::Range<u16>)> = Mutex::new((Vec::new(), 0..0));
 
-/// A loopback address that nobody uses, and that no other harness on this machine gives to its nodes: a port belongs to
-/// whoever listens on the first one of its block.
+/// A loopback address that is unused, and that no other harness on this machine gives to its nodes: a block
+/// of ports belongs to the process that listens on its first port.
 fn free_address() -> Result<SocketAddr> {
     let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
     let (claims, free) = &mut *claimed;
@@ -156,12 +160,17 @@ fn free_address() -> Result<SocketAddr> {
 }
 
 fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(HTTP_TIMEOUT));
+    agent_with(HTTP_TIMEOUT)
+}
+
+/// Makes requests that may take this long.
+pub(crate) fn agent_with(timeout: Duration) -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(timeout));
     config.build().into()
 }
 
 impl Cluster {
-    /// Starts `size` nodes, which form a cluster by themselves, and load what `needs` says.
+    /// Starts `size` nodes, which form a cluster by themselves and load what `needs` requires.
     pub(crate) fn start(binary: &Path, dir: &Path, size: u64, needs: Needs) -> Result<Cluster> {
         let dir = &dir.canonicalize().context("cannot find the run's directory")?;
         let given = |is_needed: bool| if is_needed { Ok(()) } else { Err("no fault needs it".to_owned()) };
@@ -175,6 +184,7 @@ impl Cluster {
             binary: binary.to_owned(),
             dir: dir.to_owned(),
             next_id: Mutex::new(size + 1),
+            kept_off: Mutex::default(),
         };
         for id in 1..=size {
             cluster.place(id, ["--peers".into(), String::new()])?;
@@ -194,7 +204,7 @@ impl Cluster {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a new node its addresses.
+    /// Assigns addresses to a new node.
     fn place(&self, id: u64, membership: [String; 2]) -> Result<()> {
         let node = Node {
             resp: free_address()?,
@@ -211,8 +221,20 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts a node's process, the first time or again.
+    /// From now on these nodes, and no others, are not started again, whoever wants to.
+    pub(crate) fn keep_off(&self, ids: &[u64]) {
+        *self.kept_off.lock().unwrap_or_else(PoisonError::into_inner) = ids.iter().copied().collect();
+    }
+
+    pub(crate) fn is_kept_off(&self, id: u64) -> bool {
+        self.kept_off.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    /// Starts a node's process, for the first time or again. Does nothing for a node that is kept off.
     pub(crate) fn start_node(&self, id: u64) -> Result<()> {
+        if self.is_kept_off(id) {
+            return Ok(());
+        }
         let mut nodes = self.nodes();
         let node = nodes.get_mut(&id).with_context(|| format!("there is no node {id}"))?;
         if node.child.is_some() {
@@ -228,7 +250,7 @@ impl Cluster {
             .args(&node.membership)
             .args(OPTIONS)
             .envs(self.environment(id)?)
-            // A Ctrl-C is for this process, which then ends its nodes.
+            // Ctrl-C must reach only this process, which then ends its nodes.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -244,7 +266,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What a node's process loads, and what that is told.
+    /// The environment of a node's process: libraries to load, and their settings.
     fn environment(&self, id: u64) -> Result<Vec<(&'static str, OsString)>> {
         let mut environment = Vec::new();
         let mut libraries = Vec::new();
@@ -262,7 +284,7 @@ impl Cluster {
         Ok(environment)
     }
 
-    /// Starts a node with an id of its own, which asks a member to be added. Gives the id.
+    /// Starts a node with a new id, which asks a member to add it. Returns the id.
     pub(crate) fn join(&self, through: u64) -> Result<u64> {
         let url = format!("http://{}", self.http(through)?);
         let id = {
@@ -279,7 +301,7 @@ impl Cluster {
         self.dir.join("data").join(format!("node{id}"))
     }
 
-    /// What the node has written to stderr.
+    /// The file with the node's stderr.
     pub(crate) fn log_of(&self, id: u64) -> PathBuf {
         self.dir.join(format!("node{id}.log"))
     }
@@ -297,19 +319,19 @@ impl Cluster {
         self.nodes().get(&id).map_or(State::Down, |node| node.state)
     }
 
-    /// Where clients reach the nodes, running or not.
+    /// The client addresses of all nodes, running or not.
     pub(crate) fn client_addresses(&self) -> Vec<(u64, SocketAddr)> {
         self.nodes().iter().map(|(id, node)| (*id, node.client_proxy)).collect()
     }
 
-    /// Where the nodes that run listen to clients themselves, without a proxy.
+    /// The running nodes' own client addresses, without proxies.
     pub(crate) fn own_addresses(&self) -> Vec<(u64, SocketAddr)> {
         let nodes = self.nodes();
         let running = nodes.iter().filter(|(_, node)| node.state == State::Running);
         running.map(|(id, node)| (*id, node.resp)).collect()
     }
 
-    /// The ports of all nodes, and of the proxies before them, but for those of HTTP.
+    /// The ports of all nodes and of their proxies, except those for HTTP.
     pub(crate) fn ports(&self) -> Vec<u16> {
         let of = |node: &Node| [node.resp, node.peer, node.peer_proxy, node.client_proxy];
         self.nodes().values().flat_map(of).map(|address| address.port()).collect()
@@ -319,7 +341,7 @@ impl Cluster {
         self.nodes().get(&id).map(|node| node.http).with_context(|| format!("there is no node {id}"))
     }
 
-    /// Sends a signal; asserts that the process was there to get it.
+    /// Sends a signal; fails if there is no process.
     fn signal(&self, id: u64, signal: i32) -> Result<u32> {
         let nodes = self.nodes();
         let child = nodes.get(&id).and_then(|node| node.child.as_ref());
@@ -331,12 +353,12 @@ impl Cluster {
         Ok(pid)
     }
 
-    /// kill -9. Ok when it is certain that the process died of it.
+    /// kill -9. Ok if the process certainly died of it.
     pub(crate) fn kill(&self, id: u64) -> Result<()> {
         self.kill_together(&[id])
     }
 
-    /// The same for several at once.
+    /// The same for several nodes at once.
     pub(crate) fn kill_together(&self, ids: &[u64]) -> Result<()> {
         let signalled: Vec<Result<u32>> = ids.iter().map(|id| self.signal(*id, libc::SIGKILL)).collect();
         let mut outcome = Ok(());
@@ -362,7 +384,7 @@ impl Cluster {
         bail!("node {id} has not ended within {patience:?}")
     }
 
-    /// How a node's process has ended, if it has.
+    /// The exit status of a node's process, if it has ended.
     pub(crate) fn ended(&self, id: u64) -> Result<Option<ExitStatus>> {
         let mut nodes = self.nodes();
         let node = nodes.get_mut(&id).with_context(|| format!("there is no node {id}"))?;
@@ -378,7 +400,7 @@ impl Cluster {
         Ok(Some(status))
     }
 
-    /// SIGTERM; Ok when it stopped in good order.
+    /// SIGTERM; Ok if it stopped in order.
     pub(crate) fn stop(&self, id: u64, patience: Duration) -> Result<()> {
         self.signal(id, libc::SIGTERM)?;
         let status = self.wait(id, patience)?;
@@ -388,7 +410,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The same for several at once.
+    /// The same for several nodes at once.
     pub(crate) fn stop_together(&self, ids: &[u64], patience: Duration) -> Result<()> {
         let signalled: Vec<Result<u32>> = ids.iter().map(|id| self.signal(*id, libc::SIGTERM)).collect();
         let mut outcome = Ok(());
@@ -402,7 +424,7 @@ impl Cluster {
         outcome
     }
 
-    /// SIGSTOP. Ok when the kernel says that the process is stopped.
+    /// SIGSTOP. Ok once the kernel reports the process as stopped.
     pub(crate) fn pause(&self, id: u64) -> Result<()> {
         let pid = self.signal(id, libc::SIGSTOP)?;
         let deadline = Instant::now() + HTTP_TIMEOUT;
@@ -428,14 +450,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Forgets a node that is no member any more; its process is killed.
+    /// Removes a node that is no longer a member, and kills its process.
     pub(crate) fn forget(&self, id: u64) {
-        // It may have been down already.
+        // It may be down already.
         let _ = self.kill(id);
         self.nodes().remove(&id);
     }
 
-    /// How far a node's wall clock is ahead of the machine's by its own words, at least and at most, in microseconds.
+    /// Bounds of how far a node's wall clock is ahead of the machine's, by its own TIME, in microseconds.
     pub(crate) fn offset_us(&self, id: u64) -> Option<(i64, i64)> {
         let address = self.nodes().get(&id)?.resp;
         let now_us = || {
@@ -457,13 +479,23 @@ impl Cluster {
         agent().get(url).call().ok()?.body_mut().read_json().ok()
     }
 
-    /// Whether a node says that it serves.
+    /// Whether a node reports that it is ready.
     pub(crate) fn is_ready(&self, id: u64) -> bool {
         let Ok(address) = self.http(id) else { return false };
         agent().get(format!("http://{address}/readyz")).call().is_ok_and(|answer| answer.status() == 200)
     }
 
-    /// A request of an operator to one node. Err says why it was not done, or is not known to be.
+    /// What a node's `/readyz` says: its status, and in words.
+    pub(crate) fn readiness(&self, id: u64, agent: &ureq::Agent) -> Option<(u16, String)> {
+        let url = format!("http://{}/readyz", self.http(id).ok()?);
+        let mut answer = agent.get(url).call().ok()?;
+        let text = answer.body_mut().read_to_string().ok()?;
+        let detail = |problem: Value| problem["detail"].as_str().map(str::to_owned);
+        let said = serde_json::from_str(&text).ok().and_then(detail).unwrap_or(text);
+        Some((answer.status().as_u16(), said.trim().to_owned()))
+    }
+
+    /// An administrative request to one node. Err says why it was not done, or that the outcome is unknown.
     pub(crate) fn administer(&self, id: u64, method: &str, path: &str, body: Option<Value>) -> Result<Value> {
         let url = format!("http://{}{path}", self.http(id)?);
         let answer = match (method, body) {
@@ -479,14 +511,14 @@ impl Cluster {
         Ok(body)
     }
 
-    /// The node that leads in the highest term that a running node knows of.
+    /// The leader in the highest term that any running node reports.
     pub(crate) fn leader(&self) -> Option<u64> {
         let statuses = self.running().into_iter().filter_map(|id| Some((id, self.status(id)?)));
         let leaders = statuses.filter(|(_, status)| status["role"] == "leader");
         leaders.max_by_key(|(_, status)| status["term"].as_u64()).map(|(id, _)| id)
     }
 
-    /// Waits until `is_so`; gives whether it came to be.
+    /// Waits until `is_so` holds; returns whether it did in time.
     pub(crate) fn wait_until(&self, patience: Duration, mut is_so: impl FnMut(&Cluster) -> bool) -> bool {
         let deadline = Instant::now() + patience;
         loop {
@@ -503,7 +535,7 @@ impl Cluster {
     /// Ends every process.
     pub(crate) fn end(&self) {
         for id in self.ids() {
-            // Those that are down have no process.
+            // Nodes that are down have no process.
             let _ = self.kill(id);
         }
     }

@@ -1,5 +1,5 @@
-//! Everything that a node holds, read through its own port: keys by SCAN, and what they hold by type; what is long, as
-//! its hash. Locks, elections and sessions are left out: what they answer changes with the time.
+//! The whole content of a node, read through its own port: keys by SCAN, and values by type; long values as
+//! their hash. Locks, elections and sessions are left out: their replies change with time.
 
 use std::{
     collections::BTreeMap,
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use crate::client::{Connection, Outcome, Reply};
 
-/// Longer values are told by their hash: the history has them ten times.
+/// Longer values are shown by their hash: the history contains each of them ten times.
 const BYTES_MAX: usize = 4_096;
 
-/// The content by key, in one form for equal content. `is_local` reads the node's own state, however old.
+/// The content by key, in a canonical form. `is_local` reads the node's own state, however old.
 pub(crate) fn read(connection: &mut Connection, is_local: bool) -> Outcome<BTreeMap<String, String>> {
     if is_local {
         connection.call(&["READONLY"])?;
@@ -41,7 +41,8 @@ pub(crate) fn read(connection: &mut Connection, is_local: bool) -> Outcome<BTree
     }
 }
 
-/// A digest of all that a node holds, locks and sessions too, and the log index at which it is that.
+/// A digest of everything that a node holds, including locks and sessions, and the log index that it belongs
+/// to.
 pub(crate) fn digest(connection: &mut Connection) -> Outcome<Value> {
     match connection.call(&["DEBUG", "DIGEST"])? {
         Reply::Array(parts) => match &parts[..] {
@@ -74,7 +75,7 @@ fn value(connection: &mut Connection, key: &str) -> Outcome<Option<String>> {
     Ok(Some(format!("{kind} {text}")))
 }
 
-/// Each field with its value: their order means nothing.
+/// Pairs each field with its value, so that they can be sorted.
 fn pairs(reply: Reply) -> Reply {
     match reply {
         Reply::Array(parts) => {

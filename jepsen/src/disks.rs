@@ -1,5 +1,5 @@
-//! The nodes' disks, as far as a library shows them that each node loads at its start (`disk-faults/`): orders for
-//! it, what it has counted, and what a power cut takes.
+//! The nodes' disks, as seen through a library that each node loads at its start (`disk-faults/`): orders for
+//! it, its counters, and what a power cut loses.
 
 use std::{
     collections::BTreeMap,
@@ -14,21 +14,21 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::rollback::{self, Extent, Lost};
 
-// The file is the library's: both sides of the mapping are compiled from it.
+// The library's own file: both sides of the mapping are compiled from it.
 #[path = "../disk-faults/src/format.rs"]
 pub(crate) mod format;
 
 use format::{CONTROL_VARIABLE, Control, DATA_VARIABLE, JOURNAL_VARIABLE};
 
-/// The library, beside this program or where cargo leaves it for tests.
+/// The library, next to this program or where cargo puts it for tests.
 const LIBRARIES: &[&str] = &["libkvorum_disk_faults.so", "deps/libkvorum_disk_faults.so"];
 
 /// All disks.
 pub(crate) struct Disks {
     pub(crate) library: PathBuf,
-    /// Where the control files and the journals are: on the file system of the data.
+    /// The directory of control files and journals, on the same file system as the data.
     dir: PathBuf,
-    /// Mapped for good, since others may look at them at any time.
+    /// Mapped forever, since other threads may access them at any time.
     controls: Mutex<BTreeMap<u64, &'static Control>>,
 }
 
@@ -53,7 +53,7 @@ impl Disks {
         self.dir.join(format!("node{node}.control"))
     }
 
-    /// What a node's process has to be told.
+    /// The environment of a node's process.
     pub(crate) fn environment(&self, node: u64, data: &Path) -> Result<Vec<(&'static str, OsString)>> {
         std::fs::create_dir_all(self.journal_of(node)).context("cannot create a journal's directory")?;
         rollback::mend(&self.journal_of(node))?;
@@ -88,14 +88,15 @@ impl Disks {
         Ok(control)
     }
 
-    /// From here on all syncs of all nodes that there are do nothing.
+    /// From now on all syncs of all existing nodes do nothing.
     pub(crate) fn lie(&self) {
         for control in self.controls.lock().unwrap_or_else(PoisonError::into_inner).values() {
             control.lying.store(1, Ordering::Relaxed);
         }
     }
 
-    /// No orders for any disk. One that lies goes on: that is no fault of a nemesis, but what the run is about.
+    /// Clears the orders for all disks. Lying disks stay: they are not a fault of a nemesis, but the subject
+    /// of the run.
     pub(crate) fn heal(&self) {
         for control in self.controls.lock().unwrap_or_else(PoisonError::into_inner).values() {
             for order in [&control.slow_ms_max, &control.slow_ms_min, &control.failing_syncs, &control.full] {
@@ -104,7 +105,7 @@ impl Disks {
         }
     }
 
-    /// Puts back what a node has not synced. Its process has ended.
+    /// Rolls back what a node has not synced. Its process must have ended.
     pub(crate) fn cut_power(
         &self,
         node: u64,

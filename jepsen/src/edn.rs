@@ -1,4 +1,5 @@
-//! A history as Jepsen writes it, for Elle and Knossos: one map a line, with the operations of the workload alone.
+//! A history in Jepsen's format, for Elle and Knossos: one map per line, only with the operations of the
+//! workload.
 
 use std::{
     collections::HashMap,
@@ -13,7 +14,8 @@ use serde_json::Value;
 
 use crate::history::{Event, Kind, NEMESIS};
 
-/// Writes events. A failure has the value of its invocation, as Knossos demands; what it says besides is its `:found`.
+/// Writes events. A failure has the value of its invocation, as Knossos requires; what it reports besides is
+/// its `:found`.
 pub(crate) fn write<'a>(path: &Path, events: impl Iterator<Item = &'a Event>) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     let mut file = BufWriter::new(file);

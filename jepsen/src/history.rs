@@ -1,8 +1,8 @@
-//! The history of a run: every operation's invocation and completion, and every fault, in one order. Written as
-//! JSON lines while the run goes on.
+//! The history of a run: the invocation and completion of every operation, and every fault, in one order.
+//! Written as JSON lines during the run.
 //!
-//! An event's index is given under one lock, after an invocation was made up and before it is sent, and after
-//! a completion was received: so the order of indexes is an order of real time, and checkers need no clock.
+//! Indexes are assigned under one lock: to an invocation before it is sent, to a completion after it was
+//! received. So the order of indexes is consistent with real time, and checkers need no clock.
 //!
 //! Strings that begin with a colon are keywords in EDN ([`crate::edn`]).
 
@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The process of the events that are faults.
+/// The process number of fault events.
 pub(crate) const NEMESIS: i64 = -1;
 
 /// What happened to an operation.
@@ -31,7 +31,7 @@ pub(crate) enum Kind {
     Ok,
     /// Certainly not done.
     Fail,
-    /// Nobody knows.
+    /// The outcome is unknown.
     Info,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Event {
     pub(crate) index: usize,
     /// Since the start of the run.
     pub(crate) time_ns: u64,
-    /// A client between two unknown outcomes; [`NEMESIS`] for faults.
+    /// A client until its next unknown outcome; [`NEMESIS`] for faults.
     pub(crate) process: i64,
     #[serde(rename = "type")]
     pub(crate) kind: Kind,
@@ -59,15 +59,15 @@ pub(crate) struct Operation {
     pub(crate) process: i64,
     pub(crate) f: String,
     pub(crate) input: Value,
-    /// What the completion says; the input where there is none.
+    /// The value of the completion; the input if there is none.
     pub(crate) output: Value,
     /// Never `Invoke`.
     pub(crate) outcome: Kind,
     pub(crate) start: usize,
-    /// The index of the completion; `usize::MAX` when the outcome is unknown, for it may still happen.
+    /// The index of the completion; `usize::MAX` if the outcome is unknown, because it may still take effect.
     pub(crate) end: usize,
     pub(crate) start_ns: u64,
-    /// When the client stopped waiting, also without an answer.
+    /// When the client stopped waiting, with or without an answer.
     pub(crate) end_ns: u64,
     pub(crate) node: Option<u64>,
     pub(crate) error: Option<String>,
@@ -84,7 +84,7 @@ impl Operation {
     }
 }
 
-/// Every client operation, in the order of invocation.
+/// Every client operation, in order of invocation.
 pub(crate) fn operations(events: &[Event]) -> Vec<Operation> {
     let mut operations: Vec<Operation> = Vec::new();
     let mut open: HashMap<i64, usize> = HashMap::new();
@@ -117,7 +117,7 @@ pub(crate) fn operations(events: &[Event]) -> Vec<Operation> {
     operations
 }
 
-/// Takes events from all threads.
+/// Records events from all threads.
 pub(crate) struct Recorder {
     /// Nanoseconds since the start of the run.
     now_ns: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -138,12 +138,13 @@ impl Recorder {
         Ok(Recorder { now_ns: Box::new(now_ns), inner })
     }
 
-    /// In memory only, by another clock.
+    /// In memory only, with another clock.
     pub(crate) fn in_memory(now_ns: impl Fn() -> u64 + Send + Sync + 'static) -> Recorder {
         Recorder { now_ns: Box::new(now_ns), inner: Mutex::new(Inner { events: Vec::new(), file: None }) }
     }
 
-    /// Appends one event; a line that cannot be written is missing in the file only, which `finish` notices.
+    /// Appends one event; if a line cannot be written, it is missing in the file only, and `finish` reports
+    /// that.
     pub(crate) fn record(
         &self,
         process: i64,
@@ -176,7 +177,7 @@ impl Recorder {
         inner.events.iter().filter(|event| event.process != NEMESIS && event.kind == kind).count()
     }
 
-    /// All events; the file is complete.
+    /// All events; the file is then complete.
     pub(crate) fn finish(&self) -> Result<Vec<Event>> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = &mut inner.file {

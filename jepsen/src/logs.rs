@@ -1,5 +1,6 @@
-//! What nodes wrote about themselves. A panic is a finding, and so is an ERROR of the server, unless a fault of the run is what
-//! it is about. A library's own words are about its insides: openraft calls it an error when its core ends before its workers.
+//! The nodes' own logs. A panic is a finding, and so is an ERROR of the server, unless a fault of the run
+//! explains it. Messages of libraries do not count: openraft logs an error when its core ends before its
+//! workers.
 
 use std::path::Path;
 
@@ -7,11 +8,13 @@ use anyhow::{Context as _, Result};
 
 use crate::{check::Finding, nemesis::Shadow};
 
-/// Errors that a fault causes: what the line says, the beginnings of the names of such faults, and why it is right.
+/// Errors that a fault causes: the text in the line, the prefixes of the names of such faults, and why it is
+/// right.
 const EXPECTED: &[(&str, &[&str], &str)] = &[
-    ("fatal: cannot write the log", &["disk-full", "disk-fail"], "a node that cannot write ends itself"),
-    ("fatal: cannot sync the log", &["disk-full", "disk-fail"], "a failed sync is never tried again"),
-    ("fatal: ", &["disk-full", "disk-fail"], "pages and identity are on the same disk"),
+    ("fatal: cannot write the log", &["disk-fail"], "a node that cannot write ends itself"),
+    ("fatal: cannot sync the log", &["disk-fail"], "a failed sync is never tried again"),
+    ("fatal: ", &["disk-fail"], "pages and identity are on the same disk"),
+    ("kvorum_raft::space: the disk ", &["disk-full"], "that is what the fault does"),
     ("the checkpoint failed", &["disk-full", "disk-fail"], "it is tried again"),
     (
         "the disk has not answered for",
@@ -24,10 +27,10 @@ const EXPECTED: &[(&str, &[&str], &str)] = &[
         "they wait for what a cut-off node cannot give",
     ),
 ];
-/// The most lines that are told of each node.
+/// The maximum number of lines reported for each node.
 const TOLD_MAX: usize = 3;
 
-/// What the logs of the nodes in a run's directory have of that.
+/// The findings in the logs of the nodes in a run's directory.
 pub(crate) fn findings(dir: &Path, shadows: &[Shadow]) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let entries = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
@@ -52,7 +55,7 @@ fn amiss(line: &str, shadows: &[Shadow]) -> Option<&'static str> {
     if line.contains("panicked at") {
         return Some("panic");
     }
-    // After the moment; what a line quotes comes later.
+    // The level follows the timestamp; quoted text comes later.
     let mut words = line.split_whitespace().skip(1);
     if words.next() != Some("ERROR") || !words.next().is_some_and(|target| target.starts_with("kvorum")) {
         return None;
@@ -78,8 +81,13 @@ mod tests {
     #[test]
     fn panics_and_errors_are_found_unless_a_fault_explains_them() {
         let full = "2026-01-01T00:00:00Z ERROR kvorum_raft::fatal: fatal: cannot write the log: no space";
-        assert_eq!(amiss(full, &[shadow("disk-full")]), None);
-        assert_eq!(amiss(full, &[shadow("kill-one")]), Some("error in a node's log"));
+        assert_eq!(amiss(full, &[shadow("disk-fail-fsync")]), None);
+        // A full disk ends no node.
+        assert_eq!(amiss(full, &[shadow("disk-full")]), Some("error in a node's log"));
+        let space =
+            "2026-01-01T00:00:00Z ERROR kvorum_raft::space: the disk has no room for more data dir=/d";
+        assert_eq!(amiss(space, &[shadow("disk-full")]), None);
+        assert_eq!(amiss(space, &[shadow("disk-slow-fsync")]), Some("error in a node's log"));
         assert_eq!(amiss("thread 'x' panicked at src/a.rs:1:1:", &[shadow("disk-full")]), Some("panic"));
         assert_eq!(amiss("2026-01-01T00:00:00Z  INFO kvorum: ERROR is a word", &[]), None);
         assert_eq!(amiss("2026-01-01T00:00:00Z ERROR kvorum: odd", &[]), Some("error in a node's log"));

@@ -1,14 +1,14 @@
-//! A network of the run's own, where this process has the rights: nobody outside takes a port of a node that is
-//! down, several runs do not meet, and faults of packets hit nobody else.
+//! A private network for the run, if this process has the rights: nobody else takes the port of a node that
+//! is down, parallel runs do not collide, and packet faults affect nobody else.
 
 use std::{io, sync::OnceLock};
 
 use anyhow::{Context as _, Result};
 
-/// Why this process shares its network with others; nothing if it does not.
+/// Why this process shares its network with others; None if it does not.
 static SHARED: OnceLock<Option<String>> = OnceLock::new();
 
-/// Moves this process and all that it will start to a new network that has a loopback and nothing else. Called
+/// Moves this process and all that it will start to a new network with only a loopback device. Must be called
 /// before there are other threads, which would stay behind. Without the rights nothing changes.
 pub(crate) fn enter() -> Result<()> {
     // SAFETY: it takes flags alone.
@@ -22,7 +22,7 @@ pub(crate) fn enter() -> Result<()> {
     }
 }
 
-/// Err says why the network is not this run's own.
+/// Err says why the network is not private.
 pub(crate) fn is_own() -> Result<(), String> {
     match SHARED.get() {
         Some(None) => Ok(()),

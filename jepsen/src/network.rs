@@ -1,10 +1,10 @@
-//! TCP proxies before every node: one that its peers use, one that clients use. What flows from a node A to a node B
-//! passes the link (A, B), in whichever of the two connections between them it flows, so that one direction alone
-//! can be blocked; and of one direction what A asks alone, on connections that it made, or what it answers alone, on
-//! those that B made. Clients are node 0.
+//! TCP proxies in front of every node: one for its peers, one for clients. Bytes from a node A to a node B
+//! pass the link (A, B), in whichever of the connections between them they flow, so that one direction alone
+//! can be blocked; and within one direction only A's calls, on connections that A made, or only its answers,
+//! on connections that B made. Clients are node 0.
 //!
-//! All nodes know one address of each peer, so a proxy has to find out who has connected: the kernel knows which
-//! process has the other end of a loopback connection (sock_diag, /proc/PID/fd).
+//! All nodes know one address of each peer, so a proxy must find out which node has connected: the kernel
+//! knows which process has the other end of a loopback connection (sock_diag, /proc/PID/fd).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -32,41 +32,42 @@ use tokio::{
 
 use crate::socket;
 
-/// The number of all clients together, as a node.
+/// The node number of all clients together.
 pub(crate) const CLIENTS: u64 = 0;
 
-/// How often and after which pauses a connection's owner is looked up: its entry may come a moment late.
+/// How often and with which pauses a connection's owner is looked up: its entry may appear slightly late.
 const LOOKUPS: usize = 5;
 const LOOKUP_PAUSE: Duration = Duration::from_millis(5);
-/// What is on its way over a distance, on one connection and one way: a sender waits beyond that.
+/// The bytes in flight over a distance, per connection and direction: beyond that the sender waits.
 const ON_THE_WAY_MAX: usize = 16 << 20;
-/// The same for a port that is taken.
+/// The same for a port in use.
 const BIND_ATTEMPTS: usize = 50;
 const BIND_PAUSE: Duration = Duration::from_millis(20);
 
-/// What happens to what flows from one node to another.
+/// What happens to the bytes from one node to another.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Weather {
-    /// By how many faults nothing gets through; what was sent meanwhile comes late, as TCP would send it again.
+    /// By how many faults everything is blocked; what was sent meanwhile arrives late, as if retransmitted by
+    /// TCP.
     pub(crate) blocked: u32,
-    /// The same for what flows on connections that the sender made.
+    /// The same on connections that the sender made.
     pub(crate) calls_blocked: u32,
-    /// The same for what flows on connections that the receiver made.
+    /// The same on connections that the receiver made.
     pub(crate) answers_blocked: u32,
     /// By how many faults new connections are closed at once.
     pub(crate) refused: u32,
-    /// Each piece waits this long, at least and at most; zero for no wait.
+    /// The delay of each piece, minimum and maximum; zero for none.
     pub(crate) delay_ms: (u64, u64),
     /// How often all connections of the link were closed.
     pub(crate) cuts: u64,
 }
 
-/// Who made a connection, as seen by the sender.
+/// Who made a connection, from the sender's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    /// The sender: it asks.
+pub(crate) enum Side {
+    /// The sender: it sends calls.
     Calls,
-    /// The receiver: it is answered.
+    /// The receiver: it is sent answers.
     Answers,
 }
 
@@ -77,6 +78,14 @@ impl Weather {
             Side::Answers => self.answers_blocked,
         };
         self.blocked + of_side > 0
+    }
+
+    /// By how many faults connections made by this side are blocked.
+    pub(crate) fn blocks(&mut self, side: Side) -> &mut u32 {
+        match side {
+            Side::Calls => &mut self.calls_blocked,
+            Side::Answers => &mut self.answers_blocked,
+        }
     }
 }
 
@@ -89,14 +98,14 @@ pub(crate) struct Link {
     delayed: AtomicU64,
 }
 
-/// What weather has done on links.
+/// The effects of the weather on links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Toll {
     /// Pieces and connection attempts that waited for a block to end.
     pub(crate) held: u64,
     /// Connections closed or refused.
     pub(crate) closed: u64,
-    /// Pieces that came late.
+    /// Pieces that were delayed.
     pub(crate) delayed: u64,
 }
 
@@ -108,7 +117,7 @@ pub(crate) struct Network {
     runtime: Runtime,
 }
 
-/// Listens until it is dropped; its connections go on.
+/// Listens until it is dropped; its connections stay open.
 pub(crate) struct Proxy(AbortHandle);
 
 impl Drop for Proxy {
@@ -120,9 +129,9 @@ impl Drop for Proxy {
 #[derive(Default)]
 struct Shared {
     links: Mutex<Links>,
-    /// Which node a process is.
+    /// The node of each process.
     processes: Mutex<HashMap<u32, u64>>,
-    /// How long everything takes from one node to another, whatever the weather.
+    /// The base latency from one node to another, whatever the weather.
     one_way: Duration,
 }
 
@@ -131,7 +140,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Network {
-    /// A network in which everything takes so long from one node to another.
+    /// A network with this latency between nodes.
     pub(crate) fn new(one_way: Duration) -> Result<Network> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -142,7 +151,7 @@ impl Network {
         Ok(Network { shared, runtime })
     }
 
-    /// From here on connections of process `pid` are those of `node`.
+    /// Assigns the connections of process `pid` to `node` from now on.
     pub(crate) fn is_process_of(&self, pid: u32, node: u64) {
         lock(&self.shared.processes).insert(pid, node);
     }
@@ -151,8 +160,8 @@ impl Network {
         lock(&self.shared.processes).remove(&pid);
     }
 
-    /// Opens `here` before `node`'s address, which its peers or clients use, until the proxy is dropped: where no
-    /// process listens, the kernel has to refuse.
+    /// Opens `here` in front of `node`'s address, for its peers or for clients, until the proxy is dropped:
+    /// where no process listens, the kernel must refuse connections.
     pub(crate) fn open(
         &self,
         node: u64,
@@ -160,7 +169,7 @@ impl Network {
         address: SocketAddr,
         is_for_peers: bool,
     ) -> Result<Proxy> {
-        // The one that was here before may be closing still.
+        // The previous listener on this address may still be closing.
         let mut listener = self.runtime.block_on(TcpListener::bind(here));
         for _ in 0..BIND_ATTEMPTS {
             if listener.is_ok() {
@@ -174,14 +183,14 @@ impl Network {
         Ok(Proxy(self.runtime.spawn(serving).abort_handle()))
     }
 
-    /// Changes the weather of links.
+    /// Changes the weather on links.
     pub(crate) fn change(&self, links: &[(u64, u64)], change: impl Fn(&mut Weather)) {
         for (from, to) in links {
             self.shared.link(*from, *to).weather.send_modify(&change);
         }
     }
 
-    /// What the weather has done on links up to this moment.
+    /// The effects of the weather on links so far.
     pub(crate) fn toll(&self, links: &[(u64, u64)]) -> Toll {
         links.iter().fold(Toll::default(), |toll, (from, to)| {
             let link = self.shared.link(*from, *to);
@@ -193,7 +202,7 @@ impl Network {
         })
     }
 
-    /// Fair weather everywhere.
+    /// Resets the weather of all links.
     pub(crate) fn heal(&self) {
         for link in lock(&self.shared.links).values() {
             link.weather
@@ -222,8 +231,8 @@ impl Shared {
     }
 }
 
-/// Accepts one connection after the other: whoever tries again without a pause has to wait, and does not keep this
-/// process busy with looking up who it is.
+/// Accepts connections one at a time: a client that reconnects without a pause has to wait, and does not keep
+/// this process busy looking up its owner.
 async fn serve(
     shared: Arc<Shared>,
     listener: TcpListener,
@@ -237,7 +246,7 @@ async fn serve(
             continue;
         };
         let from = if is_for_peers { owner_of(&shared, &stream, other).await } else { Some(CLIENTS) };
-        // A process that has ended meanwhile has no use for an answer.
+        // A process that has ended in the meantime needs no answer.
         let Some(from) = from else { continue };
         let (there, back) = (shared.link(from, node), shared.link(node, from));
         let one_way = if is_for_peers { shared.one_way } else { Duration::ZERO };
@@ -246,7 +255,7 @@ async fn serve(
             continue;
         }
         tokio::spawn(async move {
-            // What goes wrong here is what both ends see: the connection closes.
+            // An error is visible to both ends: the connection closes.
             let _ = carry(stream, address, one_way, there, back).await;
         });
     }
@@ -272,7 +281,7 @@ async fn owner_of(shared: &Arc<Shared>, stream: &TcpStream, other: SocketAddr) -
     None
 }
 
-/// One connection from its beginning to its end. `there` is the link from the one who has connected.
+/// Serves one connection. `there` is the link from the node that connected.
 async fn carry(
     stream: TcpStream,
     address: SocketAddr,
@@ -281,7 +290,7 @@ async fn carry(
     back: Arc<Link>,
 ) -> io::Result<()> {
     let (mut weather, mut weather_back) = (there.weather.subscribe(), back.weather.subscribe());
-    // Neither a SYN nor its answer gets through a block.
+    // Neither a SYN nor its answer passes a block.
     for (weather, link, side) in
         [(&mut weather, &there, Side::Calls), (&mut weather_back, &back, Side::Answers)]
     {
@@ -301,12 +310,12 @@ async fn carry(
     }
 }
 
-/// One way of a connection, over which everything takes the same time.
+/// One direction of a connection, with a fixed latency.
 struct Way {
     from: OwnedReadHalf,
     one_way: Duration,
     buffer: Vec<u8>,
-    /// With when they arrive; an empty one is the end.
+    /// Each with its arrival time; an empty one is the end.
     pieces: VecDeque<(Instant, Vec<u8>)>,
     bytes: usize,
     has_ended: bool,
@@ -318,7 +327,7 @@ impl Way {
         Way { from, one_way, buffer, pieces, bytes: 0, has_ended: false }
     }
 
-    /// The next piece that arrives; an empty one at the end. Nothing is lost when this is given up.
+    /// The next piece to arrive; an empty one at the end. Cancel safe.
     async fn next(&mut self) -> io::Result<Vec<u8>> {
         loop {
             let due = self.pieces.front().map(|(due, _)| *due);
@@ -341,7 +350,7 @@ impl Way {
     }
 }
 
-/// Waits no moment for what has arrived: a timer would make a millisecond of it.
+/// Does not wait for a piece that is due: a timer takes at least a millisecond.
 async fn arrival(due: Option<Instant>) {
     if let Some(due) = due.filter(|due| *due > Instant::now()) {
         tokio::time::sleep_until(due).await;
@@ -388,7 +397,7 @@ mod tests {
 
     use super::*;
 
-    /// An echo behind a proxy; this process is node 7.
+    /// An echo server behind a proxy; this process is node 7.
     fn echo() -> (Network, Proxy, SocketAddr) {
         echo_at(Duration::ZERO)
     }
@@ -438,7 +447,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_and_what_is_answered_are_blocked_apart() {
-        // This process has made the connection, so what it sends are calls, and what comes back are answers.
+        // This process made the connection, so it sends calls, and answers come back.
         for (link, calls, answers) in [((7, 3), 1, 0), ((3, 7), 0, 1), ((7, 3), 0, 1), ((3, 7), 1, 0)] {
             let (network, _proxy, address) = echo();
             let mut stream = TcpStream::connect(address).unwrap();
@@ -469,7 +478,7 @@ mod tests {
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         stream.read_exact(&mut [0; 20]).unwrap();
         let took = begun.elapsed();
-        // The last was sent after 190 ms. One after the other they would take 2 s.
+        // The last piece was sent after 190 ms. Delayed one after the other, the pieces would take 2 s.
         assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(1), "{took:?}");
     }
 

@@ -1,4 +1,5 @@
-//! Pictures of a run, as SVG: latency and rate over time with the faults shaded, and the operations around an anomaly.
+//! Plots of a run, as SVG: latency and rate over time with the faults shaded, and the operations around an
+//! anomaly.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,13 +19,13 @@ const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 60.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 40.0;
-/// Latencies are shown between these powers of ten, in milliseconds.
+/// The range of the latency axis, in milliseconds.
 const LEAST_MS: f64 = 0.1;
 const MOST_MS: f64 = 10_000.0;
-/// Operations of a timeline.
+/// The maximum number of operations in a timeline.
 const TIMELINE_MAX: usize = 150;
 const ROW: f64 = 22.0;
-/// Characters that fit.
+/// The maximum number of characters.
 const TITLE_MAX: usize = 150;
 const LABEL_MAX: usize = 140;
 
@@ -73,7 +74,7 @@ impl Picture {
         self.text(4.0, y + 4.0, label);
     }
 
-    /// Faults, those without effect paler.
+    /// Shades the faults; those without effect are paler.
     fn shade(&mut self, shadows: &[Shadow]) {
         for (index, shadow) in shadows.iter().enumerate() {
             let (from, to) = (self.x(shadow.from_ns as f64 / 1e9), self.x(shadow.to_ns as f64 / 1e9));
@@ -124,7 +125,7 @@ fn length_s(operations: &[Operation]) -> f64 {
     operations.iter().map(|operation| operation.end_ns).max().unwrap_or(0) as f64 / 1e9
 }
 
-/// Each operation's latency, at its invocation.
+/// Each operation's latency, at the time of its invocation.
 pub(crate) fn latency(operations: &[Operation], shadows: &[Shadow]) -> String {
     let mut picture = Picture::new(length_s(operations), HEIGHT, "Latency of operations");
     picture.shade(shadows);
@@ -150,7 +151,7 @@ pub(crate) fn latency(operations: &[Operation], shadows: &[Shadow]) -> String {
     picture.end()
 }
 
-/// Completions in each second.
+/// Completions per second.
 pub(crate) fn rate(operations: &[Operation], shadows: &[Shadow]) -> String {
     let seconds = length_s(operations);
     let mut counts: BTreeMap<(u8, u64), usize> = BTreeMap::new();
@@ -184,7 +185,7 @@ pub(crate) fn rate(operations: &[Operation], shadows: &[Shadow]) -> String {
     picture.end()
 }
 
-/// The keys that an operation's value speaks of.
+/// The keys in an operation's value.
 fn keys(value: &Value) -> BTreeSet<String> {
     match value {
         Value::Array(steps) if steps.first().is_some_and(Value::is_array) => {
@@ -196,7 +197,7 @@ fn keys(value: &Value) -> BTreeSet<String> {
     }
 }
 
-/// The operations of a finding, framed, among those on the same keys at about that time.
+/// The operations of a finding, framed, among those on the same keys at about the same time.
 pub(crate) fn timeline(operations: &[Operation], finding: &Finding) -> String {
     let is_culprit = |operation: &Operation| finding.operations.contains(&operation.start);
     let culprits: Vec<&Operation> = operations.iter().filter(|operation| is_culprit(operation)).collect();
@@ -207,7 +208,7 @@ pub(crate) fn timeline(operations: &[Operation], finding: &Finding) -> String {
         is_culprit(operation) || (is_same && operation.start_ns <= last)
     };
     let mut shown: Vec<&Operation> = operations.iter().filter(is_near).collect();
-    // The newest ones, and the culprits in any case.
+    // The latest ones, and in any case those of the finding.
     let surplus = shown.len().saturating_sub(TIMELINE_MAX);
     let mut place = 0;
     shown.retain(|operation| {

@@ -1,8 +1,9 @@
-//! A power cut: takes from a directory what was not synced, by the undo journal that the library in `disk-faults/` has
-//! kept. It takes all of it, or what a disk might take: some pages of the content, and the last changes of names.
+//! A power cut: removes from a directory what was not synced, using the undo journal written by the library
+//! in `disk-faults/`. It removes all of it, or what a disk might lose: some pages of the content, and the
+//! last changes of names.
 //!
-//! What counts is what POSIX promises and no more: content after a sync of its file, names after a sync of their
-//! directory. Pages of content are lost independently of each other and of names; names in reverse order.
+//! Only what POSIX promises counts: content after a sync of its file, names after a sync of their directory.
+//! Pages of content are lost independently of each other and of names; changes of names in reverse order.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,27 +18,27 @@ use serde::Serialize;
 
 use crate::disks::format::{NAMES, RECORD_BYTES, Record, SYNCED, WRITE};
 
-/// What a disk writes as a whole.
+/// The unit that a disk writes atomically.
 const PAGE: usize = 4096;
 
-/// How much is taken of what was not synced.
+/// How much of the unsynced data is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     Whole,
-    /// What chance wants.
+    /// A random part.
     Torn,
 }
 
-/// What was taken.
+/// What was lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Lost {
-    /// Files whose content went back.
+    /// Files whose content was rolled back.
     pub(crate) files: u64,
-    /// Bytes of them that differ.
+    /// The number of bytes that changed in them.
     pub(crate) bytes: u64,
-    /// Pages that were not synced and stayed all the same.
+    /// Unsynced pages that were kept.
     pub(crate) pages_kept: u64,
-    /// Creations, renames and removals undone.
+    /// Undone creations, renames and removals.
     pub(crate) names: u64,
 }
 
@@ -47,7 +48,7 @@ impl Lost {
     }
 }
 
-/// Takes from `data`, and empties the journal: what is left is on the disk.
+/// Rolls back `data`, and empties the journal: what is left counts as synced.
 pub(crate) fn roll_back(
     data: &Path,
     journal: &Path,
@@ -92,7 +93,7 @@ fn find_inodes(dir: &Path, paths: &mut HashMap<u64, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// The head that `bytes` begin with; None if they are too few or begin with none.
+/// The record header at the start of `bytes`; None if it is incomplete or there is none.
 fn record(bytes: &[u8]) -> Option<Record> {
     let mut fields = [0; 5];
     for (field, place) in fields.iter_mut().zip(bytes.get(..RECORD_BYTES)?.chunks_exact(8)) {
@@ -102,13 +103,13 @@ fn record(bytes: &[u8]) -> Option<Record> {
     matches!(kind, WRITE | SYNCED).then_some(Record { kind, offset, len, saved, size })
 }
 
-/// A file's journal: where its whole records end, and the writes among them that nothing made durable, oldest first,
-/// with what they overwrote.
+/// A file's journal: the end of its complete records, and the writes among them that were not made durable,
+/// oldest first, each with what it overwrote.
 fn unsynced(journal: &[u8]) -> (usize, Vec<(Record, &[u8])>) {
     let (mut at, mut synced, mut writes) = (0, 0, Vec::new());
     while let Some(record) = record(&journal[at..]) {
         let begin = at + RECORD_BYTES;
-        // A process that was killed has not done what it had not noted as a whole.
+        // A killed process has not executed a write whose record is incomplete.
         let Some(saved) = journal.get(begin..begin + record.saved as usize) else { break };
         match record.kind {
             SYNCED => synced = record.offset.max(synced),
@@ -120,7 +121,7 @@ fn unsynced(journal: &[u8]) -> (usize, Vec<(Record, &[u8])>) {
     (at, writes.map(|(_, record, saved)| (record, saved)).collect())
 }
 
-/// Cuts what a process that was killed has noted in part. To be called before the next one notes more.
+/// Removes the partial record of a killed process. Must be called before the next process appends.
 pub(crate) fn mend(journal: &Path) -> Result<()> {
     for entry in fs::read_dir(journal).context("cannot list the journal")? {
         let path = entry?.path();
@@ -178,7 +179,7 @@ fn restore(
     Ok(())
 }
 
-/// The changes of names after which their directory was not synced, oldest first, as words.
+/// The changes of names not followed by a sync of their directory, oldest first, split into words.
 fn unsynced_names(journal: &str) -> Vec<Vec<&str>> {
     let mut pending: Vec<Vec<&str>> = Vec::new();
     for line in journal.lines() {
@@ -191,13 +192,13 @@ fn unsynced_names(journal: &str) -> Vec<Vec<&str>> {
     pending
 }
 
-/// Whether a change is one of the names in `dir`: a rename's is that of the new name.
+/// Whether a change belongs to directory `dir`: a rename belongs to the directory of the new name.
 fn is_in(change: &[&str], dir: &Path) -> bool {
     let name = if change[0] == "rename" { change.get(2) } else { change.get(1) };
     name.is_some_and(|name| Path::new(name).parent() == Some(dir))
 }
 
-/// Err if there is nothing left to undo it with, since a durable change came after it.
+/// Err if it cannot be undone, because a durable change came after it.
 fn undo(journal: &Path, change: &[&str]) -> std::io::Result<()> {
     let put_back = |kept: &str, path: &str| match kept {
         "-" => Ok(()),

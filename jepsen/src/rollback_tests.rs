@@ -1,5 +1,4 @@
-//! Programs of the system under the library, and a power cut after them: what they synced stays, what they did not
-//! goes.
+//! System programs run under the library, followed by a power cut: what they synced stays, the rest is lost.
 
 use std::{
     fs,
@@ -12,7 +11,7 @@ use tempfile::TempDir;
 use super::{Extent, Lost};
 use crate::disks::Disks;
 
-/// A data directory, and the disk below it.
+/// A data directory, and its simulated disk.
 struct Place {
     dir: TempDir,
     disks: Disks,
@@ -30,7 +29,7 @@ impl Place {
         self.dir.path().canonicalize().unwrap().join("data")
     }
 
-    /// Runs a program in the data directory; gives whether it succeeded.
+    /// Runs a program in the data directory; returns whether it succeeded.
     fn run(&self, words: &str) -> bool {
         let mut words = words.split(' ');
         let status = Command::new(words.next().unwrap())
@@ -43,14 +42,14 @@ impl Place {
         status.unwrap().success()
     }
 
-    /// Writes `count` pages full of a letter, from page `seek` on.
+    /// Writes `count` pages filled with a letter, from page `seek` on.
     fn write(&self, name: &str, letter: char, seek: usize, count: usize, then: &str) -> bool {
         let source = self.dir.path().join("source");
         fs::write(&source, letter.to_string().repeat(count * 4096)).unwrap();
         self.run(&format!("dd if={} of={name} bs=4096 seek={seek} conv=notrunc{then}", source.display()))
     }
 
-    /// The file's pages by their letters, and `?` for pages of more than one.
+    /// The letter of each page of a file, and `?` for pages with more than one.
     fn read(&self, name: &str) -> String {
         let bytes = fs::read(self.data().join(name)).unwrap();
         let letter = |page: &[u8]| page.iter().all(|byte| *byte == page[0]).then_some(page[0] as char);
@@ -73,7 +72,7 @@ fn what_was_synced_stays_and_what_was_not_goes() {
     assert_eq!(place.read("f"), "abcccc");
     let lost = place.cut(1, Extent::Whole);
     assert_eq!((place.read("f").as_str(), lost.files, lost.bytes), ("aaaa", 1, 5 * 4096));
-    // What was lost is not lost twice, and a sync of data alone is a sync too.
+    // What was lost is not lost twice, and fdatasync is a sync too.
     assert!(place.write("f", 'd', 3, 2, ",fdatasync"));
     assert_eq!(place.cut(1, Extent::Whole), Lost::default());
     assert_eq!(place.read("f"), "aaadd");
@@ -127,7 +126,7 @@ fn names_are_durable_after_a_sync_of_their_directory() {
     assert_eq!(place.cut(1, Extent::Whole).names, 6);
     assert_eq!(names(&place.data()), "kept moved removed replaced");
     assert_eq!(["kept", "replaced", "removed"].map(|name| place.read(name)), ["k", "r", "r"]);
-    // And what is synced stays, by the directory or by everything.
+    // What is synced stays, whether by syncing the directory or everything.
     for sync in ["sync .", "sync"] {
         assert!(place.run("mv kept other") && place.run("rm removed") && place.run(sync));
         assert_eq!(place.cut(1, Extent::Whole), Lost::default());

@@ -1,5 +1,5 @@
-//! One run: a cluster, clients that record what they do, faults, the end of all faults, and a look at what is left
-//! on every node. Judging is another step ([`crate::verdict`]).
+//! One run: a cluster, clients that record their operations, faults, the end of all faults, and final reads
+//! on every node. Judging is a separate step ([`crate::verdict`]).
 
 use std::{
     net::SocketAddr,
@@ -22,27 +22,30 @@ use crate::{
     cluster::{Cluster, State},
     contents, digests,
     history::{Kind, Recorder},
+    majority::Majority,
     nemesis::{self, Env, Nemesis},
+    pace::{Contention, Pace},
+    readiness,
     workload::{self, Workload},
 };
 
 /// How long clients wait for a reply: longer than the server, which gives up after 1 s.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// One operation in so many begins with a new connection, to any node.
+/// One operation in this many begins with a new connection, to any node.
 const MOVE_ODDS: u32 = 40;
-/// How long a healthy cluster may take to form, and a healed one to be whole again.
+/// How long a healthy cluster may take to form, and a healed one to recover completely.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long clients go on after the faults have ended.
+/// How long clients continue after the faults have ended.
 const AFTERMATH: Duration = Duration::from_secs(2);
-/// How often the nodes are asked for their digests, until all stand at one index.
+/// How often the nodes are asked for their digests, until all are at the same index.
 const DIGESTS_MAX: usize = 20;
-/// A key of no workload, which is gone before the contents are compared.
+/// A key of no workload; it expires before the contents are compared.
 const TIME_KEY: &str = "does-time-go-on";
-/// Processes from here on are those of the last look.
+/// Processes from this number on are those of the final reads.
 pub(crate) const LAST_PROCESS: i64 = 1_000_000;
 
-/// What a run is; kept beside its history.
+/// The parameters of a run; stored with its history.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) workload: String,
@@ -53,14 +56,36 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) nodes: u64,
     pub(crate) clients: usize,
-    /// So many of them only read; then all clients are spread over the nodes, and never leave them.
+    /// How many clients only read; if any, all clients are spread over the nodes and stay there.
     #[serde(default)]
     pub(crate) readers: usize,
+    /// Few keys, and clients without a pause; None for clients with a rate.
+    #[serde(default)]
+    pub(crate) contention: Option<Contention>,
+    /// When the faults end, only a bare majority comes back at first.
+    #[serde(default)]
+    pub(crate) bare_majority: bool,
     /// The round trip between any two nodes, in milliseconds.
     #[serde(default)]
     pub(crate) distance_ms: u64,
-    /// What is wrong with the server on purpose.
+    /// The promise that is broken on purpose.
     pub(crate) broken: Option<String>,
+}
+
+impl Plan {
+    /// The load, in words.
+    pub(crate) fn load(&self) -> String {
+        match &self.contention {
+            None => format!("{} ops/s", self.rate),
+            Some(Contention { keys, share }) => {
+                format!(
+                    "contention ({keys} keys where they can be chosen, {} clients of which {} only read, \
+                     at most {share} ops/s)",
+                    self.clients, self.readers
+                )
+            }
+        }
+    }
 }
 
 /// The files of a run.
@@ -81,10 +106,10 @@ struct Load {
     stop: AtomicBool,
     clients: usize,
     readers: usize,
-    interval: Duration,
+    pace: Pace,
 }
 
-/// Creates the directory, with the plan in it.
+/// Creates the directory with the plan.
 fn begin(plan: &Plan, dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     if std::fs::read_dir(dir).context("cannot list the directory")?.next().is_some() {
@@ -93,7 +118,7 @@ fn begin(plan: &Plan, dir: &Path) -> Result<()> {
     std::fs::write(plan_file(dir), serde_json::to_string_pretty(plan)?).context("cannot write the plan")
 }
 
-/// Runs a plan; its directory must be empty or missing. `is_asked_to_stop` ends it early, and in order.
+/// Runs a plan; its directory must be empty or missing. `is_asked_to_stop` ends it early but in order.
 pub(crate) fn run(
     plan: &Plan,
     broken: Option<Break>,
@@ -101,8 +126,11 @@ pub(crate) fn run(
     dir: &Path,
     is_asked_to_stop: fn() -> bool,
 ) -> Result<()> {
-    let workload =
-        workload::named(&plan.workload).with_context(|| format!("no workload {}", plan.workload))?;
+    let workload = match plan.contention {
+        Some(contention) => workload::with_keys(&plan.workload, contention.keys),
+        None => workload::named(&plan.workload),
+    };
+    let workload = workload.with_context(|| format!("no workload {}", plan.workload))?;
     let nemeses =
         plan.nemeses.iter().map(|name| nemesis::named(name).with_context(|| format!("no nemesis {name}")));
     let nemeses: Vec<Nemesis> = nemeses.collect::<Result<_>>()?;
@@ -125,13 +153,29 @@ pub(crate) fn run(
         stop: AtomicBool::new(false),
         clients: plan.clients,
         readers: plan.readers.min(plan.clients),
-        interval: Duration::from_secs_f64(plan.clients as f64 / plan.rate),
+        pace: Pace::new(plan.clients, plan.rate, plan.contention),
     });
     load.prepare()?;
     if is_lying {
         cluster.disks.as_ref().map_err(|why| anyhow!("disks cannot lie: {why}"))?.lie();
     }
     let env = Arc::new(Env::new(cluster.clone(), recorder.clone()));
+    let panicked = go_on(plan, &load, &env, nemeses, is_asked_to_stop);
+    cluster.end();
+    recorder.finish()?;
+    anyhow::ensure!(panicked == 0, "{panicked} threads of the harness panicked");
+    anyhow::ensure!(!is_asked_to_stop(), "stopped early; the history up to there is in {}", dir.display());
+    Ok(())
+}
+
+/// Load and faults, the end of the faults, and the last reads. Returns how many threads panicked.
+fn go_on(
+    plan: &Plan,
+    load: &Arc<Load>,
+    env: &Arc<Env>,
+    nemeses: Vec<Nemesis>,
+    is_asked_to_stop: fn() -> bool,
+) -> usize {
     let mut random = fastrand::Rng::with_seed(plan.seed);
     let clients: Vec<_> = (0..plan.clients)
         .map(|number| {
@@ -147,36 +191,49 @@ pub(crate) fn run(
         })
         .collect();
     let looking = look_at_digests(env.clone());
-    watch(&env, plan, is_asked_to_stop);
+    let round_trip = Duration::from_millis(plan.distance_ms);
+    let asking = look_at_readiness(env.clone(), load.clone(), round_trip);
+    watch(env, plan, is_asked_to_stop);
+    let is_wanted = plan.bare_majority && !is_asked_to_stop();
+    let majority = is_wanted.then(|| Majority::begin(env, &mut random, round_trip));
     env.stop.store(true, Ordering::Relaxed);
     let mut panicked = nemeses.into_iter().filter_map(|nemesis| nemesis.join().err()).count();
     panicked += usize::from(looking.join().is_err());
-    let is_whole = heal(&env);
+    if let Some(majority) = majority {
+        heal_all_but_links(env);
+        majority.stand_alone(env, |node| mend(env, node), &|node| load.own_address(node));
+    }
+    let is_whole = heal(env);
     std::thread::sleep(if is_whole { AFTERMATH } else { Duration::ZERO });
     load.stop.store(true, Ordering::Relaxed);
+    panicked += usize::from(asking.join().is_err());
     panicked += clients.into_iter().filter_map(|client| client.join().err()).count();
     if is_whole {
-        load.look_at_the_end(&env);
+        load.look_at_the_end(env);
     }
-    cluster.end();
-    recorder.finish()?;
-    anyhow::ensure!(panicked == 0, "{panicked} threads of the harness panicked");
-    anyhow::ensure!(!is_asked_to_stop(), "stopped early; the history up to there is in {}", dir.display());
-    Ok(())
+    panicked
 }
 
-/// Has nodes tell their digests until the run ends.
+/// Compares what nodes say of their readiness with what they do, until the load ends.
+fn look_at_readiness(env: Arc<Env>, load: Arc<Load>, round_trip: Duration) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let is_over = || load.stop.load(Ordering::Relaxed);
+        readiness::watch(&env, round_trip, &|node| load.own_address(node), &is_over);
+    })
+}
+
+/// Collects the nodes' digests until the run ends.
 fn look_at_digests(env: Arc<Env>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         while !env.is_stopped() {
-            digests::ask(&env.cluster.own_addresses(), &env.recorder);
+            digests::ask(&env.cluster.own_addresses(), None, &env.recorder);
             env.sleep(digests::EVERY);
         }
     })
 }
 
-/// Waits for the end of the run, shows how it goes, and notices nodes that end by themselves. Says how long this thread
-/// was kept from running: where the machine is too busy for that, silence proves nothing.
+/// Waits for the end of the run, prints its progress, and detects nodes that end by themselves. Records for
+/// how long this thread was not scheduled: on a machine that is too busy, silence proves nothing.
 fn watch(env: &Env, plan: &Plan, is_asked_to_stop: fn() -> bool) {
     let started = Instant::now();
     let (mut told, mut late) = (0, Duration::ZERO);
@@ -200,11 +257,10 @@ fn watch(env: &Env, plan: &Plan, is_asked_to_stop: fn() -> bool) {
     env.record("kept waiting", json!({"ms": late.as_millis() as u64}));
 }
 
-/// Ends all faults; gives whether every member serves again.
-fn heal(env: &Env) -> bool {
+/// Ends the faults of disks and clocks. Those of links and processes have ended with their nemeses, unless
+/// one of these panicked.
+fn heal_all_but_links(env: &Env) {
     let cluster = &env.cluster;
-    let started = Instant::now();
-    cluster.network.heal();
     if let Ok(disks) = &cluster.disks {
         disks.heal();
     }
@@ -214,17 +270,28 @@ fn heal(env: &Env) -> bool {
         env.record("finding", json!({"anomaly": "fault not mended", "detail": format!("{error:#}")}));
     }
     env.look_for_exits();
-    let refused = env.refused();
-    for node in cluster.ids().into_iter().filter(|node| !refused.contains(node)) {
-        let mended = match cluster.state(node) {
-            State::Running => Ok(()),
-            State::Paused => cluster.resume(node),
-            State::Down => cluster.start_node(node),
-        };
-        if let Err(error) = mended {
-            env.record("finding", json!({"anomaly": "unexpected exit", "detail": format!("{error:#}")}));
-        }
+}
+
+/// Has a node run.
+fn mend(env: &Env, node: u64) {
+    let mended = match env.cluster.state(node) {
+        State::Running => Ok(()),
+        State::Paused => env.cluster.resume(node),
+        State::Down => env.cluster.start_node(node),
+    };
+    if let Err(error) = mended {
+        env.record("finding", json!({"anomaly": "unexpected exit", "detail": format!("{error:#}")}));
     }
+}
+
+/// Ends all faults; returns whether every member serves again.
+fn heal(env: &Env) -> bool {
+    let cluster = &env.cluster;
+    let started = Instant::now();
+    cluster.network.heal();
+    heal_all_but_links(env);
+    let refused = env.refused();
+    cluster.ids().into_iter().filter(|node| !refused.contains(node)).for_each(|node| mend(env, node));
     let is_whole = cluster.wait_until(PATIENCE, |cluster| {
         env.look_for_refusals();
         env.refused().iter().for_each(|node| remove(cluster, *node));
@@ -242,7 +309,7 @@ fn heal(env: &Env) -> bool {
     is_whole
 }
 
-/// Removes a member whose data is damaged, as documented; tried again by the caller.
+/// Removes a member whose data is damaged, as documented; the caller retries.
 fn remove(cluster: &Cluster, node: u64) {
     let Some(leader) = cluster.leader().filter(|_| cluster.ids().contains(&node)) else { return };
     if cluster.administer(leader, "DELETE", &format!("/v1/cluster/members/{node}"), None).is_ok() {
@@ -250,7 +317,8 @@ fn remove(cluster: &Cluster, node: u64) {
     }
 }
 
-/// A removal whose outcome was not known may have been done: such a node is no member, and never ready.
+/// A removal with an unknown outcome may have been done: such a node is not a member, and never becomes
+/// ready.
 fn forget_strangers(cluster: &Cluster) {
     let Some(status) = cluster.leader().and_then(|leader| cluster.status(leader)) else { return };
     let members: Vec<u64> = status["members"]
@@ -277,9 +345,19 @@ impl Load {
         addresses.filter_map(|(node, address)| Some((node, broken(address)?))).collect()
     }
 
+    /// A running node's own address, without the proxy that faults use, but with what is broken on purpose.
+    fn own_address(&self, node: u64) -> Option<SocketAddr> {
+        let (_, address) = self.cluster.own_addresses().into_iter().find(|(id, _)| *id == node)?;
+        match &self.breaker {
+            Some(breaker) => breaker.before(address).ok(),
+            None => Some(address),
+        }
+    }
+
     /// A connection on which a node has answered.
     fn connect(node: u64, address: SocketAddr) -> Option<Connection> {
-        // PING shows that the proxy has reached the node; it is no operation, so its failure is none.
+        // PING shows that the proxy has reached the node; it is not an operation, so its failure is not
+        // recorded.
         let mut probe = Connection::open(node, address, CONNECT_TIMEOUT).ok()?;
         probe.call(&["PING"]).ok()?;
         probe.timeout = REPLY_TIMEOUT;
@@ -298,17 +376,13 @@ impl Load {
     fn client(&self, number: usize, mut random: fastrand::Rng) {
         let mut process = number as i64;
         let mut connection: Option<Connection> = None;
-        let mut next = Instant::now() + self.interval.mul_f64(random.f64());
+        let is_reader = number < self.readers;
+        let mut next = self.pace.first(&mut random);
         while !self.stop.load(Ordering::Relaxed) {
-            std::thread::sleep(
-                next.saturating_duration_since(Instant::now()).min(Duration::from_millis(100)),
-            );
-            if Instant::now() < next {
+            if !self.pace.wait(&mut next, &mut random) {
                 continue;
             }
-            next = next.max(Instant::now() - self.interval) + self.interval.mul_f64(0.5 + random.f64());
-            let is_reader = number < self.readers;
-            // Where some only read, everybody stays: somebody writes at every node.
+            // With readers, all clients stay at their nodes, so that every node has a writer.
             let is_pinned = self.readers > 0;
             let moves = random.u32(..MOVE_ODDS) == 0 && !is_pinned;
             if connection.as_ref().is_none_or(|open| open.is_broken) || moves {
@@ -319,16 +393,23 @@ impl Load {
                 };
                 connection = address.and_then(|(node, address)| Load::connect(node, address));
             }
-            let Some(open) = &mut connection else { continue };
+            let Some(open) = &mut connection else {
+                self.pace.has_failed();
+                continue;
+            };
             let read = if is_reader { self.workload.read(&mut random) } else { None };
             let (f, value) = read.unwrap_or_else(|| self.workload.next(&mut random));
-            if self.workload.carry_out(&self.recorder, process, open, f, &value) == Kind::Info {
+            let kind = self.workload.carry_out(&self.recorder, process, open, f, &value);
+            if kind == Kind::Info {
                 process += self.clients as i64;
+            }
+            if kind != Kind::Ok {
+                self.pace.has_failed();
             }
         }
     }
 
-    /// Reads through every node what the workload wants to see in the end, and all that there is.
+    /// Makes the workload's final reads through every node, and reads all content.
     fn look_at_the_end(&self, env: &Env) {
         std::thread::sleep(self.workload.settles_within());
         let mut process = LAST_PROCESS;
@@ -363,7 +444,7 @@ impl Load {
                 digest.map(|digest| digest["index"].clone())
             });
             let first = indexes.next().flatten();
-            // All are asked.
+            // The iterator must be consumed, so that all are asked.
             let equal = indexes.filter(|index| first.is_some() && *index == first).count();
             if equal + 1 == self.cluster.client_addresses().len() {
                 return;
@@ -372,7 +453,7 @@ impl Load {
         }
     }
 
-    /// Where the log's clock stands still, no key expires, and no lock of a dead holder ends.
+    /// If the log clock does not advance, no key expires, and no lock of a dead holder ends.
     fn look_whether_time_goes_on(&self, env: &Env) {
         let Some((node, address)) = self.cluster.client_addresses().first().copied() else { return };
         let is_set = self.insist(|| {
@@ -390,7 +471,7 @@ impl Load {
         }
     }
 
-    /// Looks at one node, recorded; gives what was seen.
+    /// Makes a recorded read on one node; returns its result.
     fn look(
         &self,
         process: i64,
@@ -405,7 +486,7 @@ impl Load {
             connection.ok_or_else(|| Failure::Info("no connection".into())).and_then(|mut it| look(&mut it))
         };
         let mut seen = attempt();
-        // It changes nothing, so it is one operation however often it is tried.
+        // It changes nothing, so it is recorded as one operation however often it is tried.
         self.insist(|| {
             if seen.is_err() {
                 seen = attempt();
@@ -420,7 +501,7 @@ impl Load {
         seen.ok()
     }
 
-    /// Tries again for a while.
+    /// Retries for a while.
     fn insist(&self, mut attempt: impl FnMut() -> bool) -> bool {
         let deadline = Instant::now() + PATIENCE / 3;
         while !attempt() {

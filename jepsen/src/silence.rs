@@ -1,39 +1,41 @@
-//! Silence: a service that does nothing tells no lies, so it has to be found too. While no fault takes a majority away,
-//! something is done every few seconds.
+//! Silence: a service that does nothing breaks no promise, so silence must be detected too. While no fault
+//! takes a majority away, an operation must succeed every few seconds.
 
 use std::collections::BTreeMap;
 
 use crate::{
     check::Judgement,
     history::{Event, NEMESIS, Operation},
+    majority,
     nemesis::{Shadow, may_take_majority},
     run::LAST_PROCESS,
 };
 
-/// How long nothing may be done.
+/// The maximum time without a completed operation.
 const SILENCE_MS_MAX: u64 = 5_000;
-/// How long after a fault that took the majority a silence is still its own: nodes start, elect, and catch up.
+/// How long after a fault that took the majority a silence is still attributed to it: nodes start, elect, and
+/// catch up.
 const RECOVERY_MS: u64 = 10_000;
-/// A machine that keeps the harness itself waiting for longer is too busy to prove anything.
-const KEPT_WAITING_MS_MAX: u64 = 500;
+/// A machine that delays the harness itself for longer than this is too busy to prove anything.
+pub(crate) const KEPT_WAITING_MS_MAX: u64 = 500;
 
-/// Operations of the load that were done, by their ends, and the last end of any.
+/// The ends of the successful operations of the load, and the last end of any operation.
 fn ends(operations: &[Operation]) -> Vec<u64> {
     let load = || operations.iter().filter(|operation| operation.process < LAST_PROCESS);
     let mut ends: Vec<u64> =
         load().filter(|operation| operation.is_ok()).map(|operation| operation.end_ns).collect();
-    // Up to the end, if nothing was done any more.
+    // So that a silence at the end counts.
     ends.extend(load().map(|operation| operation.end_ns).max());
     ends.sort_unstable();
     ends
 }
 
-/// The longest time in which no operation was done.
+/// The longest time without a successful operation.
 pub(crate) fn longest_ms(operations: &[Operation]) -> u64 {
     ends(operations).windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0) / 1_000_000
 }
 
-/// By fault: the longest time from its beginning until an operation was done that was asked for after it.
+/// By fault: the longest time from its beginning until the success of an operation that was invoked after it.
 pub(crate) fn first_ok_ms(operations: &[Operation], shadows: &[Shadow]) -> BTreeMap<String, u64> {
     let done = operations.iter().filter(|operation| operation.is_ok() && operation.process < LAST_PROCESS);
     let done: Vec<(u64, u64)> = done.map(|operation| (operation.start_ns, operation.end_ns)).collect();
@@ -48,17 +50,24 @@ pub(crate) fn first_ok_ms(operations: &[Operation], shadows: &[Shadow]) -> BTree
     longest
 }
 
-/// Finds silences that no fault explains. With several faults under way no majority need be there either.
+/// For how long the machine did not run the harness.
+pub(crate) fn kept_waiting_ms(events: &[Event]) -> u64 {
+    let kept = events.iter().filter(|event| event.process == NEMESIS && event.f == "kept waiting");
+    kept.filter_map(|event| event.value["ms"].as_u64()).max().unwrap_or(0)
+}
+
+/// Finds silences that no fault explains. While several faults are active, there may be no majority either.
 pub(crate) fn judge(events: &[Event], operations: &[Operation], shadows: &[Shadow]) -> Judgement {
     let mut judgement = Judgement::default();
-    let kept = events.iter().filter(|event| event.process == NEMESIS && event.f == "kept waiting");
-    let kept_ms = kept.filter_map(|event| event.value["ms"].as_u64()).max().unwrap_or(0);
+    let kept_ms = kept_waiting_ms(events);
     let ends = ends(operations);
     for pair in ends.windows(2).filter(|pair| pair[1] - pair[0] > SILENCE_MS_MAX * 1_000_000) {
         let (from_ns, to_ns) = (pair[0], pair[1]);
         let near: Vec<&Shadow> = shadows
             .iter()
             .filter(|shadow| shadow.from_ns < to_ns && shadow.to_ns + RECOVERY_MS * 1_000_000 > from_ns)
+            // It leaves a majority.
+            .filter(|shadow| shadow.fault != majority::FAULT)
             .collect();
         let is_explained = near.iter().any(|shadow| may_take_majority(&shadow.fault));
         let mut nemeses: Vec<&str> = near.iter().map(|shadow| shadow.nemesis.as_str()).collect();
@@ -99,7 +108,7 @@ mod tests {
         }
     }
 
-    /// Two reads, the second after so many milliseconds.
+    /// Two reads, the second after this many milliseconds.
     fn events(silence_ms: u64) -> Vec<Event> {
         let read = |kind| (1, kind, "read", json!(null));
         let mut events = history(&[Kind::Invoke, Kind::Ok, Kind::Invoke, Kind::Ok].map(read));

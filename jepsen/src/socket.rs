@@ -1,15 +1,15 @@
-//! Which socket has the other end of a loopback connection: one question to the kernel (sock_diag(7)). The tables
-//! in /proc/net would have to be read whole, and are long on a busy machine.
+//! Which socket has the other end of a loopback connection: one request to the kernel (sock_diag(7)). The
+//! tables in /proc/net would have to be read completely, and are long on a busy machine.
 
 use std::{
     net::SocketAddrV4,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-/// Lengths of a netlink header, and of an `inet_diag_req_v2` behind it.
+/// The lengths of a netlink header, and of the `inet_diag_req_v2` after it.
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
-/// Where the answer, an `inet_diag_msg`, has the inode.
+/// The offset of the inode in the answer, an `inet_diag_msg`.
 const INODE: usize = HEADER + 68;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -20,7 +20,7 @@ fn request(local: SocketAddrV4, remote: SocketAddrV4) -> Vec<u8> {
     bytes.extend_from_slice(&((HEADER + REQUEST) as u32).to_ne_bytes());
     bytes.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     bytes.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
-    // Sequence number and port: there is one question and one answer.
+    // Sequence number and port: there is only one request and one answer.
     bytes.extend_from_slice(&[0; 8]);
     bytes.extend_from_slice(&[libc::AF_INET as u8, libc::IPPROTO_TCP as u8, 0, 0]);
     // All states.
@@ -39,7 +39,7 @@ fn request(local: SocketAddrV4, remote: SocketAddrV4) -> Vec<u8> {
 
 /// The inode of the socket on this machine that is bound to `local` and connected to `remote`.
 pub(crate) fn inode(local: SocketAddrV4, remote: SocketAddrV4) -> Option<u32> {
-    // SAFETY: socket(2) takes no pointers; the descriptor is new and nobody else's.
+    // SAFETY: socket(2) takes no pointers; the descriptor is new and has no other owner.
     let socket = unsafe {
         let socket =
             libc::socket(libc::AF_NETLINK, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, libc::NETLINK_SOCK_DIAG);
@@ -47,8 +47,8 @@ pub(crate) fn inode(local: SocketAddrV4, remote: SocketAddrV4) -> Option<u32> {
     };
     let question = request(local, remote);
     let mut answer = [0_u8; 1024];
-    // SAFETY: both buffers live longer than the calls, which are given their lengths. The kernel answers within
-    // send(2), so that recv(2) need not wait.
+    // SAFETY: both buffers outlive the calls, which are given their lengths. The kernel answers within
+    // send(2), so recv(2) need not wait.
     let len = unsafe {
         libc::send(socket.as_raw_fd(), question.as_ptr().cast(), question.len(), 0);
         libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), libc::MSG_DONTWAIT)

@@ -1,4 +1,4 @@
-//! Pairs of workload and nemesis, a few at a time: a short list, or every workload with every fault.
+//! Pairs of workload and nemesis, a few in parallel: a short list, or every workload with every fault.
 
 use std::{
     fmt::Write as _,
@@ -18,15 +18,16 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     cluster::die_with_this_thread,
+    options::Common,
     run::Plan,
     verdict::{self, Verdict},
     workload,
 };
 
-/// The control: it is expected to be found wrong.
+/// The control: it is expected to fail.
 const CONTROL: &str = "lock-unfenced";
 
-/// A short list that touches every workload and every group of nemeses.
+/// A short list that covers every workload and every group of nemeses.
 const SHORT: &[(&str, &str)] = &[
     ("register", "kill"),
     ("append", "partition"),
@@ -38,6 +39,7 @@ const SHORT: &[(&str, &str)] = &[
     ("lock", "pause,checkpoint"),
     ("register", "disk"),
     ("register", LATE_ANSWERS),
+    ("append", SWIZZLE),
     ("expiry", "stop-one,clock-jump"),
     ("append", "disk-lost-unsynced-all"),
     ("expiry", "clock"),
@@ -48,15 +50,18 @@ const SHORT: &[(&str, &str)] = &[
     ("election", "kill,partition"),
     ("feed", "kill,partition"),
     ("snapshot", "kill,partition"),
+    ("queue", "kill,partition"),
     (CONTROL, "pause"),
 ];
 
-/// Over a distance: each workload once, with one of these in turn.
-const DISTANT: &[&str] =
-    &["kill-leader", "partition-one", "transfer", "pause-one", "kill-one,partition-leader", "loss"];
+/// Over a distance: each workload once, with the next of these.
+const DISTANT: &[&str] = &["kill-leader", "partition-one", "transfer", "pause-one", BEHIND, "loss"];
 
-/// Every fault, two at a time; each workload has them all. One of the two leaves some node behind, so that snapshots are
-/// sent.
+/// These leave a node behind.
+const BEHIND: &str = "kill-one,partition-leader";
+
+/// Every fault, two at a time; each workload gets all of them. One of the two makes some node fall behind, so
+/// that snapshots are sent.
 const FULL: &[&str] = &[
     "kill-one,partition-oneway",
     "kill-one,packet-reorder",
@@ -85,31 +90,35 @@ const FULL: &[&str] = &[
     "stop-one,clock-jump",
     "stop-all,delay",
     "disk-rolled-back,kill-one",
+    "disk-rolled-back,grow",
+    SWIZZLE,
 ];
 
-/// One who writes and two who read at each of three nodes, which are the fewest that answer late.
+/// These need three nodes, the smallest setup in which one late answer matters, and clients that contend.
 const LATE_ANSWERS: &str = "partition-late-answers";
-const OF_LATE_ANSWERS: (u64, usize, usize) = (3, 9, 6);
+const SWIZZLE: &str = "partition-swizzle";
+const OF_THREE: &[&str] = &[LATE_ANSWERS, SWIZZLE];
 
-/// What is found wrong with the control: its clients hold for less than they pause, and that needs no fault.
+/// The nemesis for the control: its clients pause for longer than their holds last, which needs no fault.
 const OF_CONTROL: &str = "pause";
 
-/// One run in so many has the server with all assertions.
+/// One run in this many uses the server with all assertions.
 const CHECKED_SHARE: usize = 4;
-/// How often a run is looked at.
+/// How often a run is polled.
 const POLL: Duration = Duration::from_millis(200);
 
-/// What a suite is.
+/// The parameters of a suite.
 pub(crate) struct Suite {
     pub(crate) binary: PathBuf,
-    /// The server of one run in four, with all assertions, if there is one.
+    /// The server for one run in four, with all assertions, if there is one.
     pub(crate) checked: Option<PathBuf>,
-    pub(crate) dir: PathBuf,
-    /// Of each run; everything but workload, nemeses and seed.
-    pub(crate) plan: Plan,
+    /// The options of each run, except for its seed.
+    pub(crate) common: Common,
+    /// The seed of the first run.
+    pub(crate) seed: u64,
     /// Every workload with every fault.
     pub(crate) is_full: bool,
-    /// How many runs at a time.
+    /// The number of parallel runs.
     pub(crate) jobs: usize,
 }
 
@@ -117,35 +126,37 @@ fn pairs(is_full: bool, is_distant: bool) -> Vec<(&'static str, &'static str)> {
     let workloads = || workload::NAMES.iter().map(|(name, _)| *name).filter(|name| *name != CONTROL);
     if !is_full && is_distant {
         let pairs = workloads().zip(DISTANT.iter().copied().cycle());
+        // Some node must be left behind, or no snapshot is sent.
+        let pairs = pairs.map(|(name, nemeses)| (name, if name == "snapshot" { BEHIND } else { nemeses }));
         return pairs.chain([(CONTROL, OF_CONTROL)]).collect();
     }
     if !is_full {
         return SHORT.to_vec();
     }
-    // All workloads have met a fault before the next one's turn.
+    // Every workload gets one fault before any gets the next.
     let pairs = FULL.iter().flat_map(|nemeses| workloads().map(move |workload| (workload, *nemeses)));
     pairs.chain([(CONTROL, OF_CONTROL)]).collect()
 }
 
-/// Which run is next, and those that are done.
+/// The next run, and the finished ones.
 struct Progress {
     next: AtomicUsize,
     done: Mutex<Done>,
 }
 
 struct Done {
-    /// Each in its place.
+    /// In the order of the pairs.
     rows: Vec<Option<String>>,
     is_good: bool,
 }
 
 impl Suite {
-    /// Runs all pairs that have no verdict in the directory yet; gives whether each ended as it should, with a table in
-    /// `suite.md`.
+    /// Runs all pairs without a verdict in the directory; returns whether each ended as expected, and writes
+    /// a table to `suite.md`.
     pub(crate) fn run(&self, is_asked_to_stop: fn() -> bool) -> Result<bool> {
-        let pairs = pairs(self.is_full, self.plan.distance_ms > 0);
-        std::fs::create_dir_all(&self.dir)
-            .with_context(|| format!("cannot create {}", self.dir.display()))?;
+        let pairs = pairs(self.is_full, self.common.distance_ms > 0);
+        let dir = &self.common.out;
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let done = Mutex::new(Done { rows: vec![None; pairs.len()], is_good: true });
         let progress = Progress { next: AtomicUsize::new(0), done };
         let ends: Vec<Result<()>> = std::thread::scope(|scope| {
@@ -164,7 +175,7 @@ impl Suite {
         Ok(is_good)
     }
 
-    /// Does what is next until nothing is left.
+    /// Runs the next pair until none is left.
     fn work(
         &self,
         pairs: &[(&str, &str)],
@@ -174,16 +185,22 @@ impl Suite {
         while !is_asked_to_stop() {
             let number = progress.next.fetch_add(1, Ordering::Relaxed);
             let Some((workload, nemesis)) = pairs.get(number) else { break };
-            let seed = self.plan.seed + number as u64;
-            let nemeses = nemesis.split(',').map(str::to_owned).collect();
-            let mut plan = Plan { workload: (*workload).to_owned(), nemeses, seed, ..self.plan.clone() };
-            if *nemesis == LATE_ANSWERS {
-                (plan.nodes, plan.clients, plan.readers) = OF_LATE_ANSWERS;
+            let seed = self.seed + number as u64;
+            let mut options = self.common.clone();
+            options.seed = Some(seed);
+            if OF_THREE.contains(nemesis) {
+                options.nodes = Some(3);
+                options.contended = workload::suits_contention(workload).then_some(true);
+                // Clients that stay hide what late answers do.
+                options.readers = (*nemesis == LATE_ANSWERS).then_some(0);
             }
-            let dir = self.dir.join(format!("{:03}-{workload}-{}", number + 1, nemesis.replace(',', "+")));
-            let verdict = match verdict::read(&dir) {
+            let nemeses = nemesis.split(',').map(str::to_owned).collect();
+            let plan = options.plan(workload, nemeses, seed, None);
+            options.out =
+                self.common.out.join(format!("{:03}-{workload}-{}", number + 1, nemesis.replace(',', "+")));
+            let verdict = match verdict::read(&options.out) {
                 Ok(verdict) => Ok(verdict),
-                Err(_) => self.one(&plan, &dir, self.server(number), is_asked_to_stop),
+                Err(_) => Suite::one(&plan, &options, self.server(number), is_asked_to_stop),
             };
             if is_asked_to_stop() {
                 break;
@@ -198,7 +215,8 @@ impl Suite {
             let mut done = progress.done.lock().unwrap_or_else(PoisonError::into_inner);
             done.is_good &= is_expected;
             done.rows[number] = Some(row);
-            std::fs::write(self.dir.join("suite.md"), table(&done.rows)).context("cannot write the table")?;
+            let file = self.common.out.join("suite.md");
+            std::fs::write(file, table(&done.rows)).context("cannot write the table")?;
         }
         Ok(())
     }
@@ -208,8 +226,9 @@ impl Suite {
         checked.unwrap_or(&self.binary)
     }
 
-    /// One run, in a process of its own; what that says is in a file beside the run's directory.
-    fn one(&self, plan: &Plan, dir: &Path, server: &Path, is_asked_to_stop: fn() -> bool) -> Result<Verdict> {
+    /// One run, in its own process; its output goes to a file next to the run's directory.
+    fn one(plan: &Plan, options: &Common, server: &Path, is_asked_to_stop: fn() -> bool) -> Result<Verdict> {
+        let dir = &options.out;
         if dir.exists() {
             std::fs::remove_dir_all(dir).context("cannot remove what an earlier suite did not finish")?;
         }
@@ -218,21 +237,12 @@ impl Suite {
         let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
         command
             .args(["run", "--workload", &plan.workload, "--nemesis", &plan.nemeses.join(",")])
-            .args(["--time", &plan.time_s.to_string(), "--rate", &plan.rate.to_string()])
-            .args(["--seed", &plan.seed.to_string(), "--nodes", &plan.nodes.to_string()])
-            .args([
-                "--clients",
-                &plan.clients.to_string(),
-                "--readers",
-                &plan.readers.to_string(),
-                "--distance-ms",
-                &plan.distance_ms.to_string(),
-                "--binary",
-            ])
+            .args(options.arguments())
+            .arg("--binary")
             .arg(server)
             .arg("--out")
             .arg(dir)
-            // A Ctrl-C is for this process, which then ends its runs.
+            // Ctrl-C must reach only this process, which then ends its runs.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
@@ -260,7 +270,7 @@ fn table(rows: &[Option<String>]) -> String {
     table
 }
 
-/// Clean; or, for the control, caught, with nothing else amiss.
+/// A clean verdict; or, for the control, a lost update and nothing else wrong.
 fn is_expected(verdict: &Verdict) -> bool {
     if verdict.plan.workload != CONTROL {
         return verdict.valid;

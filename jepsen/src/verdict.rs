@@ -1,5 +1,6 @@
-//! The verdict over a run that is done: from its plan and its history alone, so that it can be given again. A run is
-//! clean only if nothing was found, everything was decided, every nemesis took effect, and clients got work done.
+//! The verdict on a finished run: from its plan and its history alone, so that it can be repeated. A run is
+//! clean only if nothing was found, everything was decided, every nemesis took effect, and clients got work
+//! done.
 
 use std::{
     collections::BTreeMap,
@@ -10,24 +11,25 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     check::{Finding, Judgement, contents},
     edn,
     history::{self, Event, Kind, NEMESIS, Operation},
-    logs,
+    logs, majority,
     nemesis::{self, Shadow},
-    plot,
+    plot, readiness,
     run::{LAST_PROCESS, Plan, history_file, plan_file},
     silence, workload,
 };
 
 /// How long all checkers together may take.
 const CHECK_TIME: Duration = Duration::from_secs(120);
-/// The most kinds of errors that are told.
+/// The maximum number of kinds of errors that are reported.
 const ERRORS_MAX: usize = 12;
 
-/// How often a function was invoked, and how that ended.
+/// How often a function was invoked, by outcome.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Count {
     pub(crate) ok: usize,
@@ -35,7 +37,7 @@ pub(crate) struct Count {
     pub(crate) info: usize,
 }
 
-/// What became of one kind of fault.
+/// The outcomes of one kind of fault.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Faults {
     pub(crate) begun: usize,
@@ -51,19 +53,27 @@ pub(crate) struct Verdict {
     pub(crate) findings: Vec<Finding>,
     /// What could not be decided.
     pub(crate) undecided: Vec<String>,
-    /// What the run did not do, so that it proves less than it should.
+    /// What did not happen, so that the run proves less than it should.
     pub(crate) missing: Vec<String>,
     pub(crate) counts: BTreeMap<String, Count>,
-    /// What failed and unknown operations said, most frequent first.
+    /// The errors of failed and unknown operations, most frequent first.
     pub(crate) errors: Vec<(String, usize)>,
     pub(crate) faults: BTreeMap<String, Faults>,
-    /// Of operations that were done, in milliseconds: median, 99 %, greatest.
+    /// The latency of successful operations in milliseconds: median, 99 %, maximum.
     pub(crate) latency_ms: (f64, f64, f64),
-    /// The longest time in which no operation was done.
+    /// The longest time without a successful operation.
     pub(crate) silence_ms: u64,
-    /// By fault: the longest time from its beginning until an operation was done that was asked for after it.
+    /// By fault: the longest time from its beginning until the success of an operation that was invoked after
+    /// it.
     #[serde(default)]
     pub(crate) first_ok_ms: BTreeMap<String, u64>,
+    /// How often readiness was compared with a read, how often the node was not ready, and the longest
+    /// contradiction that no fault explains.
+    #[serde(default)]
+    pub(crate) readiness: Value,
+    /// How a bare majority served, if it came back first.
+    #[serde(default)]
+    pub(crate) bare_majority: Option<Value>,
 }
 
 /// Judges the run in `dir`, and writes the verdict, the history as EDN, and the pictures there.
@@ -92,7 +102,7 @@ pub(crate) fn judge(dir: &Path) -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// The verdict that was given of the run in `dir`.
+/// The stored verdict on the run in `dir`.
 pub(crate) fn read(dir: &Path) -> Result<Verdict> {
     let text = std::fs::read_to_string(dir.join("verdict.json")).context("there is no verdict")?;
     serde_json::from_str(&text).context("the verdict of a run")
@@ -115,9 +125,11 @@ fn verdict(
     judgement.missing.extend(looked.missing);
     judgement.findings.extend(noticed(events)?);
     judgement.findings.extend(in_logs);
-    let quiet = silence::judge(events, operations, shadows);
-    judgement.findings.extend(quiet.findings);
-    judgement.missing.extend(quiet.missing);
+    let (ready, compared) = readiness::judge(events, shadows, plan.distance_ms);
+    for other in [silence::judge(events, operations, shadows), majority::judge(events, shadows), ready] {
+        judgement.findings.extend(other.findings);
+        judgement.missing.extend(other.missing);
+    }
     judgement.shorten();
     let Judgement { findings, undecided, missing: not_done } = judgement;
     let mut counts: BTreeMap<String, Count> = BTreeMap::new();
@@ -160,10 +172,12 @@ fn verdict(
         latency_ms,
         silence_ms,
         first_ok_ms,
+        readiness: readiness::told(&compared),
+        bare_majority: majority::told(shadows).cloned(),
     })
 }
 
-/// What the runner found while the run went on.
+/// The findings recorded during the run.
 fn noticed(events: &[Event]) -> Result<Vec<Finding>> {
     let noticed = events.iter().filter(|event| event.process == NEMESIS && event.f == "finding");
     let findings = noticed.map(|event| {
@@ -192,6 +206,9 @@ fn missing(
     if counts.is_empty() {
         missing.push("there was no load".into());
     }
+    if plan.bare_majority && !shadows.iter().any(|shadow| shadow.fault == majority::FAULT) {
+        missing.push("no bare majority came back first".into());
+    }
     if !events.iter().any(|event| event.process == NEMESIS && event.f == "healed") {
         missing.push("the run did not come to its end".into());
     }
@@ -219,7 +236,7 @@ fn latencies(operations: &[Operation]) -> (f64, f64, f64) {
 }
 
 impl Verdict {
-    /// Operations of all functions.
+    /// The sum over all functions.
     pub(crate) fn total(&self) -> Count {
         self.counts.values().fold(Count::default(), |all, count| Count {
             ok: all.ok + count.ok,
@@ -228,12 +245,12 @@ impl Verdict {
         })
     }
 
-    /// Faults that were begun, and those that took effect.
+    /// The number of faults begun, and of those that took effect.
     pub(crate) fn faults(&self) -> (usize, usize) {
         self.faults.values().fold((0, 0), |all, faults| (all.0 + faults.begun, all.1 + faults.effective))
     }
 
-    /// For a person.
+    /// A human-readable report.
     pub(crate) fn text(&self) -> String {
         let plan = &self.plan;
         let mut out = String::new();
@@ -241,10 +258,10 @@ impl Verdict {
         let word = if self.valid { "CLEAN" } else { "NOT CLEAN" };
         let _ = writeln!(
             out,
-            "{word}: workload {}, nemesis {nemeses}, {} s, {} ops/s, seed {}, {} nodes{}",
+            "{word}: workload {}, nemesis {nemeses}, {} s, {}, seed {}, {} nodes{}",
             plan.workload,
             plan.time_s,
-            plan.rate,
+            plan.load(),
             plan.seed,
             plan.nodes,
             plan.broken.as_ref().map_or(String::new(), |broken| format!(", BROKEN ON PURPOSE: {broken}"))
@@ -272,6 +289,25 @@ impl Verdict {
         let (median, high, most) = self.latency_ms;
         let _ = writeln!(out, "latency: median {median:.1} ms, 99 % {high:.1} ms, greatest {most:.1} ms");
         let _ = writeln!(out, "longest time without an operation done: {} ms", self.silence_ms);
+        let count = |name: &str| self.readiness[name].as_u64().unwrap_or(0);
+        let _ = writeln!(
+            out,
+            "readiness: compared {} times, not ready {} times, at most {} ms of unexplained contradiction",
+            count("times"),
+            count("not_ready"),
+            count("longest_ms")
+        );
+        if let Some(told) = &self.bare_majority {
+            let _ = writeln!(
+                out,
+                "a bare majority first: nodes {} with {} {}, served after {} ms, and later after {} ms",
+                told["nodes"],
+                told["off"],
+                told["how"].as_str().unwrap_or_default(),
+                told["served_ms"],
+                told["again_ms"]
+            );
+        }
         let _ = writeln!(out, "faults (begun, effective):");
         for (fault, faults) in &self.faults {
             let first = self
@@ -289,7 +325,7 @@ impl Verdict {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::history::tests::history;
@@ -304,11 +340,13 @@ mod tests {
             nodes: 2,
             clients: 1,
             readers: 0,
+            contention: None,
+            bare_majority: false,
             distance_ms: 0,
             broken: None,
         };
         let mut events = history(lines);
-        // The last two operations are of two nodes.
+        // The last two operations are from two nodes.
         events.iter_mut().rev().take(2).for_each(|event| event.node = Some(2));
         let (operations, shadows) = (history::operations(&events), nemesis::shadows(&events));
         verdict(plan, &events, &operations, &shadows, Vec::new()).unwrap()

@@ -62,10 +62,10 @@ fn a_right_server_under_faults_is_clean_and_is_judged_so_again() {
     }
 }
 
-/// Few writers, and readers at every node: see `nemesis/late_answers.rs`.
+/// Clients that ask often, and move: see `nemesis/late_answers.rs`.
 #[test]
 fn late_answers_to_a_former_leader_make_no_read_stale() {
-    let clients = ["--clients", "9", "--readers", "6"];
+    let clients = ["--contended", "true", "--clients", "9", "--readers", "0"];
     let fault = ["--workload", "register", "--nemesis", "partition-late-answers", "--time", "20"];
     let (code, dir, verdict) = run(&[clients.as_slice(), &fault].concat());
     assert_eq!(anomalies(&verdict), [""; 0], "see {}", dir.display());
@@ -125,6 +125,24 @@ fn packets_are_lost_doubled_and_overtaken() {
         let is_possible = !["namespace of its own", "there is no"].iter().any(|lack| why.contains(lack));
         assert_eq!(outcome["effective"].as_u64() > Some(0), is_possible, "{fault}: {why}");
     }
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Nodes that say they are ready and refuse everything: they contradict themselves, and when the faults end a majority of
+/// them is of no use.
+#[test]
+fn nodes_that_are_ready_and_refuse_everything_are_caught() {
+    let options = ["--workload", "register", "--nemesis", "kill-one", "--bare-majority", "true"];
+    let (code, dir, verdict) = run(&[&options[..], &["--break", "refusals", "--time", "10"]].concat());
+    let found = anomalies(&verdict);
+    for anomaly in ["ready and does not serve", "no progress with a majority"] {
+        // A machine that is too busy proves nothing, and says so.
+        assert!(
+            found.contains(&anomaly) || verdict["missing"].to_string().contains("kept the harness waiting"),
+            "{found:?}"
+        );
+    }
+    assert_eq!(code, Some(1));
     std::fs::remove_dir_all(dir).unwrap();
 }
 

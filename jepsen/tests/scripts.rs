@@ -108,3 +108,74 @@ fn an_older_disk_that_goes_unnoticed_is_found() {
     assert_eq!(found.len(), SEEDS.count());
     assert!(found.iter().all(|said| said.contains("committed entry lost")), "{found:?}");
 }
+
+/// The defences against an old disk stand behind each other: what the one lets pass another one stops, before the node whose
+/// history was overruled goes on. Which of those that are on comes first is the seed's.
+#[test]
+fn each_defence_against_an_older_disk_is_found_when_it_is_missing() {
+    const APPLIED: &str = "and this node has applied";
+    const AGREEMENT: &str = "a majority has applied another log than this node";
+    // openraft's own, which servers have too.
+    const LAST: &str = "consensus has ended";
+    const DESPITE: &str = "committed entry lost,divergent replicas,error in a node's log";
+    for (without, stopped_by) in [
+        ("disk-witness", &[APPLIED, AGREEMENT][..]),
+        ("disk-witness,agreement", &[APPLIED]),
+        ("disk-witness,applied-stays", &[AGREEMENT, LAST]),
+        ("disk-witness,applied-stays,agreement", &[LAST]),
+    ] {
+        let options = ["--without", without, "--despite", DESPITE];
+        let found = found_in(&script("an-older-disk-loses-nothing"), SEEDS, &options);
+        assert_eq!(found.len(), SEEDS.count(), "{without}");
+        for said in found {
+            let stops = [APPLIED, AGREEMENT, LAST].into_iter().filter(|stop| said.contains(stop));
+            let stops: Vec<&str> = stops.collect();
+            assert!(
+                !stops.is_empty() && stops.iter().all(|stop| stopped_by.contains(stop)),
+                "{without}: {said}"
+            );
+            assert!(!said.contains("\"divergent replicas\""), "{without}: {said}");
+        }
+    }
+}
+
+/// The last node with acknowledged writes ends with them, where all others have lost them and purged their logs.
+#[test]
+fn a_snapshot_overrules_nothing() {
+    const DESPITE: &str =
+        "committed entry lost,divergent replicas,error in a node's log,the log's clock went back";
+    let script = script("a-snapshot-overrules-nothing");
+    let found = found_in(&script, SEEDS, &["--despite", DESPITE]);
+    let ends = |said: &String| {
+        said.contains("sends a snapshot of another log") || said.contains("and this node has applied")
+    };
+    assert!(found.len() == SEEDS.count() && found.iter().all(ends), "{found:?}");
+    assert!(!found.iter().any(|said| said.contains("lost write")), "{found:?}");
+    let off = ["--despite", DESPITE, "--without", "applied-stays,agreement"];
+    let found = found_in(&script, SEEDS, &off);
+    assert!(found.iter().any(|said| said.contains("lost write")), "{found:?}");
+}
+
+/// Only builds with debug assertions have DEBUG DRIFT.
+#[cfg(debug_assertions)]
+#[test]
+fn a_node_of_another_state_takes_it_anew() {
+    let script = script("a-node-of-another-state-takes-it-anew");
+    assert_eq!(found_in(&script, 1..=2, &[]), [""; 0]);
+    let found = found_in(&script, 1..=2, &["--without", "agreement"]);
+    assert!(found.iter().all(|said| said.contains("truth is null on node")), "{found:?}");
+    assert_eq!(found.len(), 2);
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn a_node_that_applied_another_log_serves_nobody() {
+    let script = script("a-node-that-applied-another-log-serves-nobody");
+    let found = found_in(&script, 1..=2, &[]);
+    let ends = |said: &String| said.contains("a majority has applied another log than this node");
+    assert!(found.len() == 2 && found.iter().all(ends), "{found:?}");
+    assert!(!found.iter().any(|said| said.contains("divergent replicas")), "{found:?}");
+    let found = found_in(&script, 1..=2, &["--without", "agreement"]);
+    assert!(found.iter().all(|said| said.contains("divergent replicas")), "{found:?}");
+    assert_eq!(found.len(), 2);
+}

@@ -1,5 +1,5 @@
-//! Chance that nobody can guess and that no two processes share, from the operating system. A generator seeded by time and
-//! thread would give the clones of one virtual machine the same ids.
+//! Random bytes that nobody can guess and that no two processes share, from the operating system. A generator
+//! seeded by time and thread would give the clones of one virtual machine the same ids.
 
 use crate::Entropy;
 
@@ -17,7 +17,7 @@ pub fn id() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// Through libc's function, in whose place a simulation puts its own.
+/// Through libc's function, which a simulation replaces with its own.
 fn fill(bytes: &mut [u8]) {
     // SAFETY: the pointer and the length are those of a slice that may be written to.
     let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };

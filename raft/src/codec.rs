@@ -1,8 +1,8 @@
 //! The binary form of what this crate writes to disk and sends to peers: little endian, lengths before bytes,
 //! never openraft's serde form, so that an upgrade of openraft cannot change what is on a disk.
 //!
-//! A form that can grow starts with a version or kind byte. The containers (log frames, the peer handshake, the
-//! checkpoint's head) carry versions of their own. Nothing here does I/O or keeps checksums.
+//! A form that can grow starts with a version or kind byte. The containers (log frames, the peer handshake,
+//! the checkpoint's head) carry versions of their own. Nothing here does I/O or keeps checksums.
 //!
 //! Decoding is total: no bytes make it panic, and no length in them makes it allocate more than they hold.
 

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::{
     NodeId,
-    address::{check_address, check_id},
+    identity::address::{check_address, check_id},
 };
 
 /// Everything a node needs to know at its start. Validated by `Node::start`, immutable afterwards.
@@ -20,20 +20,21 @@ pub struct NodeConfig {
     pub peer_listen: String,
     /// The address that peers connect to, as `check_address` allows it; the bound address when None.
     pub peer_advertise: Option<String>,
-    /// Other addresses of this node that every node should know, by name (`resp`, `http`): published through the
-    /// log, and not used here.
+    /// Other addresses of this node that every node should know, by name (`resp`, `http`): published through
+    /// the log, and not used here.
     pub endpoints: BTreeMap<String, String>,
     /// The first members' peer addresses, this node among them. Used once, by a node without any state.
     pub bootstrap: Option<BTreeMap<NodeId, String>>,
     /// The time between two heartbeats of a leader.
     pub heartbeat_ms: u64,
-    /// A follower that hears nothing for the greater of these, and then for a time between them, starts an election.
+    /// A follower that hears nothing for the greater of these, and then for a time between them, starts an
+    /// election.
     pub election_timeout_ms: (u64, u64),
     /// Whether the second of these waits grows with the round trip to a majority.
     pub election_timeout_auto: bool,
     /// Log bytes since the last checkpoint that start the next.
     pub checkpoint_log_bytes: u64,
-    /// Applied entries that stay in the log behind a checkpoint, for followers that lag a little.
+    /// Applied entries that stay in the log below a checkpoint, for followers that lag a little.
     pub log_entries_kept: u64,
     /// The size of a log segment.
     pub log_segment_bytes: u64,
@@ -54,8 +55,9 @@ pub struct NodeConfig {
     pub request_timeout_ms: u64,
     /// A leader whose fdatasync takes longer hands its leadership over, or gives it up.
     pub disk_stall_ms: u64,
-    /// Space that is set aside on the disk for what must still be written when it is full. None for two segments of the log and
-    /// what it grows by between two checkpoints, or an eighth of a small file system.
+    /// Space that is set aside on the disk for what must still be written when it is full. None for two
+    /// segments of the log plus what the log grows by between two checkpoints, or an eighth of a small file
+    /// system.
     pub disk_reserve_bytes: Option<u64>,
 }
 
@@ -115,12 +117,12 @@ pub enum StartError {
     WentBack {
         /// The directory.
         dir: PathBuf,
-        /// Who knows.
+        /// The peer that knows.
         peer: NodeId,
         /// How that is known.
         why: String,
     },
-    /// A recovery of this directory was begun and did not come to its end.
+    /// A recovery of this directory was begun and not finished.
     #[error("a recovery of the data directory {} was begun and not finished", dir.display())]
     Unfinished {
         /// The directory.
@@ -206,7 +208,7 @@ impl NodeConfig {
         contradiction.map_or(Ok(()), |text| Err(StartError::Config(text)))
     }
 
-    /// What of this stands in the log, or is told to others.
+    /// Checks what goes into the log, or is told to others.
     fn check_names(&self) -> Result<(), String> {
         let peers = self.bootstrap.iter().flatten();
         peers.clone().map(|(id, _)| *id).chain([self.id]).try_for_each(check_id)?;

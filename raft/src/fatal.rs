@@ -1,10 +1,10 @@
-//! What happens when a node must not go on: after a failed write or fsync nothing that it says can be
-//! trusted, so the process ends at once, without a second try and without a goodbye. The same where the cluster contradicts
-//! what this node has applied.
+//! What happens when a node must not continue: after a failed write or fsync nothing that it says can be
+//! trusted, so the process ends at once, without a second try and without a goodbye. The same where the
+//! cluster contradicts what this node has applied.
 
 use std::sync::Arc;
 
-/// Told why, does not come back in production.
+/// Called with the reason; does not return in production.
 pub(crate) type Handler = Arc<dyn Fn(String) + Send + Sync>;
 
 /// The exit code of a node that the cluster contradicts.

@@ -27,8 +27,8 @@ pub(crate) fn say(line: &str) {
     println!("{MARK}{line}.");
 }
 
-/// Runs `test` as a child in `dir`, kills it some time after its first line, and returns its lines. A child that
-/// ends by itself failed.
+/// Runs `test` as a child in `dir`, kills it some time after its first line, and returns its lines. A child
+/// that ends by itself failed.
 pub(crate) fn run_and_kill(test: &str, dir: &Path, after: Duration) -> Vec<String> {
     let mut child = Command::new(env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
@@ -48,7 +48,8 @@ pub(crate) fn run_and_kill(test: &str, dir: &Path, after: Duration) -> Vec<Strin
     said
 }
 
-/// A line cut short by the kill has no newline behind it and may be half a number: the child ends each with a dot.
+/// A line cut short by the kill has no newline after it and may be half a number: the child ends each with a
+/// dot.
 fn said(line: &str) -> Option<String> {
     let at = line.find(MARK)?;
     line[at + MARK.len()..].strip_suffix('.').map(str::to_owned)

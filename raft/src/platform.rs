@@ -1,7 +1,8 @@
-//! What a node takes from the machine that it runs on: its network, its files, its wall clock, threads that may block,
-//! and its own end. The system's, or a simulated one (`simulation/`), which a seed decides.
+//! What a node takes from the machine that it runs on: its network, its files, its wall clock, threads that
+//! may block, and its own termination. Either the system's, or a simulated one (`simulation/`), which a seed
+//! determines.
 //!
-//! Monotonic time is not here: everything takes it from tokio, whose clock a simulation holds and moves.
+//! Monotonic time is not here: everything takes it from tokio, whose clock a simulation controls.
 
 use std::{
     io,
@@ -56,7 +57,7 @@ impl Platform {
         }
     }
 
-    /// The same, with the room of a node's disk.
+    /// The same platform, with the room of a node's disk.
     pub(crate) fn with_space_of(self, config: &NodeConfig) -> Platform {
         #[cfg(feature = "simulation")]
         if self.storage.is_some() {
@@ -108,7 +109,7 @@ impl Platform {
         self.block(move || pages::replace(&live, &staged)).await?
     }
 
-    /// Puts an unreadable page store out of the way; gives its new place.
+    /// Moves an unreadable page store out of the way; returns its new place.
     pub(crate) fn set_pages_aside(&self, dir: &Path) -> io::Result<PathBuf> {
         #[cfg(feature = "simulation")]
         if let Some(storage) = &self.storage {

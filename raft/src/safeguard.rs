@@ -1,14 +1,15 @@
-//! Safeguards that the simulation switches off, one at a time, to show that it finds what is then wrong. In a server all
-//! are on, and asking costs nothing: only with the feature `simulation` can one be off.
+//! Safeguards that the simulation switches off, one or several together, to show that it finds what then goes
+//! wrong. In a server all are on, and checking costs nothing: only with the feature `simulation` can one be
+//! off.
 
-/// Something without which an acknowledged write is lost, a read is stale, replicas differ, or a node says of itself what is
-/// not true.
+/// Something without which an acknowledged write is lost, a read is stale, replicas differ, or a node reports
+/// of itself what is not true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Safeguard {
     /// A linearizable read waits until a majority has confirmed the leader.
-    ReadRound = 1,
-    /// A node that starts waits until the lease that it may have granted a leader has run out. Only reads by that lease
-    /// need it, so these come with it when it is off.
+    ReadRound,
+    /// A node that starts waits until the lease that it may have granted a leader has run out. Only reads by
+    /// that lease need this, so switching it off switches to such reads as well.
     StartupGuard,
     /// An entry counts as written when it is synced.
     SyncBeforeAcknowledgement,
@@ -22,17 +23,17 @@ pub enum Safeguard {
     ClockInCheckpoints,
     /// Deadlines are compared with the log's clock, not with the node's own.
     LogClock,
-    /// Choices by chance follow from the log, not from the node.
+    /// Random choices follow from the log, not from the node.
     ReplicatedChance,
     /// A read is confirmed by answers to messages that were sent for it, not by openraft's clock.
     OwnConfirmation,
-    /// A disk that went back to an older copy is refused by whoever remembers more than it holds.
+    /// A disk that went back to an older copy is refused by a node that remembers more than it holds.
     DiskWitness,
-    /// A log is never cut below what is applied.
+    /// A log is never truncated below what is applied.
     AppliedStays,
-    /// Members that have applied different logs do not go on.
+    /// Members that have applied different logs, or have different states after the same log, do not continue.
     Agreement,
-    /// A leader that is silent, has no majority or does not answer is none.
+    /// A leader that is silent, has no majority or does not answer counts as none.
     Contact,
 }
 
@@ -57,8 +58,9 @@ impl Safeguard {
     ];
 }
 
+/// Those that are off, one bit each.
 #[cfg(feature = "simulation")]
-static OFF: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+static OFF: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
 #[cfg(feature = "simulation")]
 std::thread_local! {
@@ -68,13 +70,13 @@ std::thread_local! {
 /// Switches one off, in this process and for good.
 #[cfg(feature = "simulation")]
 pub fn switch_off(safeguard: Safeguard) {
-    OFF.store(safeguard as u8, std::sync::atomic::Ordering::Relaxed);
+    OFF.fetch_or(1 << safeguard as u32, std::sync::atomic::Ordering::Relaxed);
 }
 
 /// Whether one is off.
 #[cfg(feature = "simulation")]
 pub fn is_off(safeguard: Safeguard) -> bool {
-    OFF.load(std::sync::atomic::Ordering::Relaxed) == safeguard as u8
+    OFF.load(std::sync::atomic::Ordering::Relaxed) & 1 << safeguard as u32 != 0
 }
 
 /// Whether one is off: none is.
@@ -84,13 +86,13 @@ pub const fn is_off(_: Safeguard) -> bool {
     false
 }
 
-/// The wall clock of the node that runs now on this thread, for [`Safeguard::LogClock`].
+/// The wall clock of the node that is running on this thread, for [`Safeguard::LogClock`].
 #[cfg(feature = "simulation")]
 pub fn set_own_clock_ms(clock_ms: u64) {
     OWN_CLOCK_MS.set(clock_ms);
 }
 
-/// What the time is after an entry with this stamp: the stamp.
+/// The time after an entry with this stamp: the stamp.
 pub fn clock_ms(stamp_ms: u64) -> u64 {
     #[cfg(feature = "simulation")]
     if is_off(Safeguard::LogClock) {

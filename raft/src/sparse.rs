@@ -1,13 +1,14 @@
-//! What goes wrong again and again is logged once a minute at most, with how often it was left out.
+//! What goes wrong again and again is logged once a minute at most, with how often it happened.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// How often the same is said.
+/// How often the same thing is logged.
 pub(crate) const EVERY: Duration = Duration::from_secs(60);
 
-/// So many different ones are told apart. There are only so many reasons; whoever makes up others does not fill the log.
+/// How many different things are told apart. There are only so many reasons; whoever makes up others does not
+/// fill the log.
 const KINDS_MAX: usize = 64;
 
 struct Said {
@@ -15,7 +16,7 @@ struct Said {
     left_out: u64,
 }
 
-/// Who says what how often.
+/// What was logged, when, and how often it was left out since.
 pub(crate) struct Sparse<K> {
     said: BTreeMap<K, Said>,
 }
@@ -27,7 +28,7 @@ impl<K> Default for Sparse<K> {
 }
 
 impl<K: Ord> Sparse<K> {
-    /// How often it has happened since it was last said, if it is to be said now.
+    /// How often it has happened since it was last logged, if it is to be logged now.
     pub(crate) fn say(&mut self, what: K) -> Option<u64> {
         let now = Instant::now();
         if let Some(said) = self.said.get_mut(&what) {

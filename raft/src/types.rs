@@ -1,9 +1,12 @@
-//! openraft's type parameters, as this crate fills them in, under the names that the rest of the crate uses.
+//! openraft's type parameters, as this crate fills them in, under the names that the rest of the crate uses,
+//! and the one group that there is.
 
 use std::{collections::BTreeMap, fmt};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use crate::GroupId;
 
 /// An entry's content: proposals, as `propose.rs` frames them. Opaque to the log and the network.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +34,7 @@ impl fmt::Display for Applied {
     }
 }
 
-/// A member's addresses, as they stand in the membership.
+/// A member's addresses, as stored in the membership.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberNode {
     /// Where its peers reach it.
@@ -56,7 +59,12 @@ openraft::declare_raft_types!(
         LeaderId = openraft::impls::leader_id_std::LeaderId<Self::Term, Self::NodeId>,
 );
 
+/// The id of the one group that a node has.
+pub(crate) const GROUP: GroupId = 0;
+
 pub type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
 pub type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
 pub type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
+pub(crate) type Metrics = openraft::metrics::RaftMetrics<TypeConfig>;
+pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
 pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;

@@ -46,13 +46,10 @@ async fn without_a_majority_that_agrees_nobody_serves() {
         });
         assert!(why.await.why.contains("no majority agrees"));
         let read = node.barrier(ReadLevel::Linearizable).await;
-        assert!(
-            matches!(read, Err(Unavailable::NotServing(why)) if why.contains("different logs")),
-            "{read:?}"
-        );
+        assert!(matches!(read, Err(Unavailable::Apart(why)) if why.contains("different logs")), "{read:?}");
         node.barrier(ReadLevel::Stale).await.unwrap();
         let written = propose(node, 1, 1).await;
-        assert!(matches!(written, Err(ProposeError::NotApplied(Unavailable::NotServing(_)))), "{written:?}");
+        assert!(matches!(written, Err(ProposeError::NotApplied(Unavailable::Apart(_)))), "{written:?}");
     }
     assert!(cluster.contradicted.lock().is_empty());
     // The third one decides who is right.
@@ -100,7 +97,7 @@ async fn a_state_that_differs_is_taken_anew() {
         let why = cluster.node(wrong).among_strangers().await;
         assert!(matches!(why, StartError::StateDiffers(_)), "{why}");
         let refused = cluster.node(wrong).barrier(ReadLevel::Linearizable).await;
-        assert!(matches!(refused, Err(Unavailable::NotServing(_))), "{refused:?}");
+        assert!(matches!(refused, Err(Unavailable::Apart(_))), "{refused:?}");
         let not_ready = cluster.node(wrong).status().not_ready.unwrap();
         assert_eq!(not_ready.cause, Cause::Diverged);
     };
@@ -149,7 +146,7 @@ async fn without_a_majority_of_the_same_state_nobody_serves() {
     };
     eventually("both to refuse", refused).await;
     let written = propose(cluster.node(leader), 1, 1).await;
-    assert!(matches!(written, Err(ProposeError::NotApplied(Unavailable::NotServing(_)))), "{written:?}");
+    assert!(matches!(written, Err(ProposeError::NotApplied(Unavailable::Apart(_)))), "{written:?}");
     // The third one decides who is right.
     cluster.start_node(away, None).await;
     let ended = tokio::time::timeout(PATIENCE, cluster.node(wrong).among_strangers()).await.unwrap();

@@ -237,16 +237,55 @@ async fn unreadable_pages_are_fetched_from_a_peer() {
     })
     .await;
     cluster.stop_node(victim).await;
-    let pages = cluster.dir_of(victim).join("pages");
-    for file in walk(&pages) {
-        std::fs::write(&file, b"not what was there").unwrap();
-    }
+    damage_pages(&cluster, victim);
     cluster.start_node(victim, None).await;
     cluster.converge().await;
     let aside = std::fs::read_dir(cluster.dir_of(victim)).unwrap();
     let aside =
         aside.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("unreadable"));
     assert_eq!(aside.count(), 1, "the damaged directory is kept");
+}
+
+/// What two nodes lost, the third has, though in its log and not in a checkpoint: where nobody is whole they are started again
+/// from what is there together, in whatever order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_a_majority_lost_come_from_the_log_of_the_third() {
+    let mut cluster = Cluster::start(3, small_checkpoints).await;
+    cluster.know_each_other().await;
+    let third = cluster.follower().await;
+    cluster.stop_node(third).await;
+    cluster.tune = |config| config.checkpoint_log_bytes = 1 << 30;
+    cluster.start_node(third, None).await;
+    cluster.tune = small_checkpoints;
+    let leader = cluster.leader().await;
+    propose_all(cluster.node(leader), (0..8000).map(|number| number % 1000)).await;
+    let victims: Vec<u64> = (1..=3).filter(|id| *id != third).collect();
+    eventually("the victims' logs to be purged", async || {
+        victims.iter().all(|id| cluster.node(*id).status().purged_index > 0).then_some(())
+    })
+    .await;
+    cluster.converge().await;
+    let expected = cluster.machine(leader).counts();
+    assert_eq!(cluster.node(third).status().purged_index, 0);
+    for id in 1..=3 {
+        cluster.stop_node(id).await;
+    }
+    victims.iter().for_each(|victim| damage_pages(&cluster, *victim));
+    cluster.tune = |config| config.checkpoint_log_bytes = 1 << 30;
+    cluster.start_node(third, None).await;
+    cluster.tune = small_checkpoints;
+    for victim in victims {
+        cluster.start_node(victim, None).await;
+    }
+    cluster.converge().await;
+    let leader = cluster.leader().await;
+    assert_eq!(cluster.machine(leader).counts(), expected);
+}
+
+fn damage_pages(cluster: &Cluster, node: u64) {
+    for file in walk(&cluster.dir_of(node).join("pages")) {
+        std::fs::write(&file, b"not what was there").unwrap();
+    }
 }
 
 fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
@@ -309,7 +348,7 @@ async fn a_leader_that_falls_silent_keeps_nobody_waiting() {
     cluster.network.silence(&name(old), &others.iter().map(String::as_str).collect::<Vec<_>>());
     let reader = cluster.node(asked).clone();
     let read = tokio::spawn(async move { reader.barrier(ReadLevel::Linearizable).await });
-    // As many packets as may be in flight, and more.
+    // As many batches as may be in flight, and more.
     let mut lost = tokio::task::JoinSet::new();
     for _ in 0..6 {
         let node = cluster.node(asked).clone();
@@ -350,8 +389,8 @@ async fn a_change_of_the_members_is_refused_while_one_is_under_way() {
     // Cut off, the first one cannot end.
     let node = cluster.node(old);
     let (first, second) = tokio::join!(node.add_member(4, name(4)), node.add_member(5, name(5)));
-    assert!(matches!(second, Err(AdminError::Busy(_))), "{second:?}");
-    assert!(!matches!(first, Ok(()) | Err(AdminError::Conflict(_) | AdminError::Busy(_))), "{first:?}");
+    assert!(matches!(second, Err(AdminError::Busy)), "{second:?}");
+    assert!(!matches!(first, Ok(()) | Err(AdminError::Conflict(_) | AdminError::Busy)), "{first:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

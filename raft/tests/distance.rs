@@ -102,3 +102,24 @@ async fn a_far_leader_that_falls_silent_is_replaced() {
     let failover = silent.elapsed();
     assert!(failover < 3 * Duration::from_millis(high), "{failover:?}, at time-outs of up to {high} ms");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_stand_at_the_same_time_do_not_split_the_votes() {
+    let mut cluster = Cluster::empty(|config| {
+        config.election_timeout_ms = (900, 901);
+        config.election_timeout_auto = false;
+    });
+    cluster.network.stretch(Duration::from_millis(100));
+    for id in 1..=3 {
+        cluster.start_node(id, Some((1..=3).map(|id| (id, name(id))).collect())).await;
+    }
+    let leader = cluster.leader().await;
+    cluster.know_each_other().await;
+    cluster.converge().await;
+    let term = cluster.node(leader).status().term;
+    let others: Vec<NodeId> = (1..=3).filter(|id| *id != leader).collect();
+    let names = others.iter().map(|id| name(*id)).collect::<Vec<_>>();
+    cluster.network.silence(&name(leader), &names.iter().map(String::as_str).collect::<Vec<_>>());
+    eventually("a write without it", async || propose(cluster.node(others[0]), 1, 1).await.ok()).await;
+    assert_eq!(cluster.node(others[0]).status().term, term + 1);
+}

@@ -1,13 +1,24 @@
-//! The JSON of the HTTP API, as it is written and as the operator's verbs read it.
+//! The JSON of the HTTP API, as the server writes it and the command-line tools read it. Some fields of
+//! responses may be missing (`serde(default)`); unknown fields of requests are refused.
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kvorum_raft::{NodeId, RoundTrip, Status};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::session::role_name;
+use crate::connection::role_name;
 
-/// `GET /v1/cluster`: this node, and the group as it sees it.
+/// Text as it is; other bytes as an object with their base64.
+pub fn text(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({ "base64": STANDARD.encode(bytes) }),
+    }
+}
+
+/// `GET /v1/cluster`: this node, and the cluster as it sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Cluster {
@@ -16,12 +27,12 @@ pub struct Cluster {
     /// `leader`, `follower`, `candidate`, `learner` or `none`.
     pub role: String,
     pub term: u64,
-    /// The leader, if this node has heard it lately.
+    /// The leader, if this node has heard from it recently.
     pub leader_id: Option<NodeId>,
-    /// Milliseconds since this node last heard a leader; null if it has heard none since its start.
+    /// Milliseconds since this node last heard from a leader; null if it has not since its start.
     #[serde(default)]
     pub leader_heard_ms: Option<u64>,
-    /// Why this node does not serve; null when it does.
+    /// Why this node does not serve; null if it does.
     #[serde(default)]
     pub not_ready: Option<String>,
     pub last_log_index: u64,
@@ -29,67 +40,71 @@ pub struct Cluster {
     pub applied_index: u64,
     pub checkpoint_index: u64,
     pub purged_index: u64,
-    /// How far the log's clock is ahead of this node's wall clock, in milliseconds, negative where it is behind; null while
-    /// the node has not heard the time.
+    /// The offset of the log clock from this node's wall clock in milliseconds, negative if it is behind;
+    /// null until the node has learned the time.
     #[serde(default)]
     pub clock_ahead_ms: Option<i64>,
-    /// Whether the log's clock goes at half speed until it meets the wall clock.
+    /// Whether the log clock runs at half speed until the wall clock catches up.
     #[serde(default)]
     pub clock_closing: bool,
-    /// The election time-outs in force, the least and the greatest, in milliseconds.
+    /// The election timeouts in force, minimum and maximum, in milliseconds.
     #[serde(default)]
     pub election_timeout_ms: Option<(u64, u64)>,
-    /// Why the time-outs do not fit the round trips; null when they do.
+    /// Why the timeouts do not fit the round trips; null if they do.
     #[serde(default)]
     pub timeouts_misfit: Option<String>,
-    /// Room on this node's disk.
+    /// The members whose log or state is known to differ from this node's.
+    #[serde(default)]
+    pub differing: Vec<NodeId>,
+    /// Disk space of this node.
     #[serde(default)]
     pub disk: Disk,
-    /// Why writes that need space are refused; null while they are not.
+    /// Why writes that need space are refused; null if they are not.
     #[serde(default)]
     pub no_room: Option<String>,
     pub members: Vec<Member>,
 }
 
-/// A node's disk in it, in bytes.
+/// A node's disk, in bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Disk {
     /// The size of the file system of the data directory.
     pub total_bytes: u64,
-    /// What is free there.
+    /// The free space there.
     pub free_bytes: u64,
-    /// What the node has set aside there.
+    /// The space that the node has reserved there.
     pub reserve_bytes: u64,
     /// `ample`, `low`, `short` or `full`.
     pub state: String,
 }
 
-/// A member in it.
+/// A member of the cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Member {
     /// Its id.
     pub id: NodeId,
     /// `voter` or `learner`.
     pub role: String,
-    /// By name: `peer`, `resp`, `http`.
+    /// By kind: `peer`, `resp`, `http`.
     pub addresses: BTreeMap<String, String>,
-    /// The last log index known to be on it; null but at the leader.
+    /// The last log index known to be on it; null except on the leader.
     pub matched_index: Option<u64>,
-    /// Milliseconds since it last answered; null but at the leader.
+    /// Milliseconds since it last answered; null except on the leader.
     pub last_contact_ms: Option<u64>,
-    /// How long its answers to the node that is asked take; null if none came within the last minute, and for that node itself.
+    /// The round trip from the node asked; null if there was none within the last minute, and for that node
+    /// itself.
     #[serde(default)]
     pub round_trip: Option<RoundTripMs>,
 }
 
-/// How long answers take, in milliseconds with three decimals.
+/// Round-trip times, in milliseconds with three decimals.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoundTripMs {
-    /// The least of the last ten, which are taken twice a second.
+    /// The minimum of the last ten, measured twice a second.
     pub least_ms: f64,
     /// Smoothed.
     pub smoothed_ms: f64,
-    /// The greatest of the last minute.
+    /// The maximum of the last minute.
     pub greatest_ms: f64,
 }
 
@@ -124,6 +139,7 @@ impl From<Status> for Cluster {
             clock_closing: status.clock_is_closing,
             election_timeout_ms: Some(status.election_timeout_ms),
             timeouts_misfit: status.timeouts_misfit,
+            differing: status.differing,
             disk: Disk {
                 total_bytes: status.disk.total_bytes,
                 free_bytes: status.disk.free_bytes,
@@ -139,7 +155,7 @@ impl From<Status> for Cluster {
 impl From<kvorum_raft::Member> for Member {
     fn from(member: kvorum_raft::Member) -> Member {
         let mut addresses = member.endpoints;
-        // What else a node publishes is not for operators.
+        // Other endpoints that a node publishes are not for operators.
         addresses.retain(|name, _| matches!(name.as_str(), "resp" | "http"));
         addresses.insert("peer".to_owned(), member.peer);
         Member {
@@ -161,15 +177,15 @@ pub struct NewMember {
     pub id: NodeId,
     /// Where its peers reach it.
     pub peer: String,
-    /// The id of the node's data directory, when it is the node itself that asks.
+    /// The id of the node's data directory, if the node itself asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
 }
 
-/// The type of the problem that another change of the membership is under way: the only 409 that ends by waiting.
+/// The problem type when another membership change is in progress: the only 409 that resolves by waiting.
 pub const BUSY: &str = "urn:kvorum:problem:busy";
 
-/// The type of the problem that the disks have no room for what was asked: nothing was done.
+/// The problem type when the disks have no room for the request: nothing was done.
 pub const DISK_FULL: &str = "urn:kvorum:problem:disk-full";
 
 /// `POST /v1/cluster/leader`.
@@ -180,34 +196,34 @@ pub struct NewLeader {
     pub id: NodeId,
 }
 
-/// `POST /v1/cluster/clock`, and its answer.
+/// `POST /v1/cluster/clock`, and its response.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClockPace {
-    /// Whether the log's clock is to wait for the wall clock, at half speed.
+    /// Whether the log clock is to run at half speed until the wall clock catches up.
     pub closing: bool,
 }
 
-/// `POST /v1/checkpoint`'s answer.
+/// The response of `POST /v1/checkpoint`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// The last log index in it.
+    /// The last log index in the checkpoint.
     pub checkpoint_index: u64,
 }
 
-/// What went wrong: RFC 9457, `application/problem+json`.
+/// A problem as in RFC 9457, `application/problem+json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Problem {
-    /// A stable name of the kind of problem.
+    /// The problem type, a stable URI.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The kind in words.
+    /// The problem type in words.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// This very case in words.
+    /// This occurrence in words.
     pub detail: String,
-    /// The lowest index to resume the change feed from, when that is the problem.
+    /// If the problem is a compacted change feed: the lowest index from which it can be resumed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_index: Option<u64>,
 }

@@ -1,11 +1,12 @@
-//! Locks and elections over HTTP, for scripts and people: each request is one command, its reply as JSON.
+//! Locks and elections over HTTP, for scripts and people: each request is one command, with its reply as
+//! JSON.
 
 use std::sync::Arc;
 
 use axum::{
     Json,
     body::Bytes,
-    extract::{Query, State, rejection::BytesRejection},
+    extract::{ConnectInfo, Query, State, rejection::BytesRejection},
     http::{StatusCode, Uri},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -14,33 +15,36 @@ use redis_protocol::resp3::{decode::complete::decode, types::OwnedFrame};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Refusal, json_of};
+use super::{
+    api::{Problem, text},
+    json_of,
+    socket::Socket,
+};
 use crate::{
-    args::Args,
-    commands::{self, Run},
+    commands::Call,
+    connection::{Shared, register},
     error::Error,
-    proposal,
+    proposal::{self, Answer},
     resp::{Protocol, Reply},
-    session::{Shared, reply_outcome, wait_time},
-    store::{Outcome, View},
+    store::{Fate, View},
     wake::GivenUp,
 };
 
-/// What is claimed, and how its commands and fields are called.
+/// The kind of claim, with the names of its commands and fields.
 #[derive(Clone, Copy)]
-pub(super) struct Kind {
+pub(super) struct Resource {
     acquire: &'static str,
     renew: &'static str,
     release: &'static str,
     info: &'static str,
     list: &'static str,
     proclaim: Option<&'static str>,
-    /// The option for what others are to see.
+    /// The option for the data shown to others.
     data: &'static str,
 }
 
 /// `/v1/locks`.
-pub(super) const LOCKS: Kind = Kind {
+pub(super) const LOCKS: Resource = Resource {
     acquire: "LOCK.ACQUIRE",
     renew: "LOCK.RENEW",
     release: "LOCK.RELEASE",
@@ -50,7 +54,7 @@ pub(super) const LOCKS: Kind = Kind {
     data: "DATA",
 };
 /// `/v1/elections`.
-pub(super) const ELECTIONS: Kind = Kind {
+pub(super) const ELECTIONS: Resource = Resource {
     acquire: "ELECT.CAMPAIGN",
     renew: "ELECT.RENEW",
     release: "ELECT.RESIGN",
@@ -60,13 +64,13 @@ pub(super) const ELECTIONS: Kind = Kind {
     data: "VALUE",
 };
 
-/// Who asks for what. An election's names are other words for the same.
+/// The body of an acquisition. Elections use other names for the same fields.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wish {
+pub(super) struct Acquisition {
     #[serde(alias = "candidate")]
     owner: String,
-    /// The token of a hold that is to last longer.
+    /// The token of a hold to renew.
     #[serde(alias = "epoch")]
     token: Option<u64>,
     ttl_ms: Option<u64>,
@@ -81,7 +85,7 @@ pub(super) struct Wish {
     db: u32,
 }
 
-/// Whose hold ends.
+/// The hold to release.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Hold {
@@ -93,7 +97,7 @@ pub(super) struct Hold {
     db: u32,
 }
 
-/// Which keys to show.
+/// Which keys to list.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Listing {
@@ -104,32 +108,33 @@ pub(super) struct Listing {
     db: u32,
 }
 
-/// `POST`: acquires; with a token renews, or has a leader proclaim something.
+/// `POST`: acquires; with a token, renews the hold or proclaims a leader's value.
 pub(super) async fn acquire(
-    kind: Kind,
+    kind: Resource,
     shared: Arc<Shared>,
     key: Vec<u8>,
+    client: Socket,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Refusal> {
-    let mut wish: Wish = json_of(body)?;
-    if wish.token.is_none() {
+) -> Result<Json<Value>, Problem> {
+    let mut asked: Acquisition = json_of(body)?;
+    if asked.token.is_none() {
         let delay_ms = shared.settings.lock_delay_ms().parse().unwrap_or(0);
-        wish.delay_ms = wish.delay_ms.or((delay_ms > 0).then_some(delay_ms));
+        asked.delay_ms = asked.delay_ms.or((delay_ms > 0).then_some(delay_ms));
     }
-    let (db, waits) = (wish.db, wish.wait_ms > Some(0) && wish.token.is_none());
-    match write(&shared, db, &wish.argv(kind, key)?, waits).await? {
-        Value::Null => Err(Refusal {
-            kind: "urn:kvorum:problem:taken",
-            ..Refusal::new(StatusCode::CONFLICT, "others hold it")
-        }),
+    let (db, waits) = (asked.db, asked.wait_ms > Some(0) && asked.token.is_none());
+    let argv = asked.argv(kind, key)?;
+    let answer =
+        if waits { wait(&shared, db, &argv, client).await? } else { write(&shared, db, &argv).await? };
+    match answer {
+        Value::Null => Err(Problem::of("urn:kvorum:problem:taken", StatusCode::CONFLICT, "others hold it")),
         answer => Ok(Json(answer)),
     }
 }
 
-impl Wish {
-    /// The command that grants it.
-    fn argv(self, kind: Kind, key: Vec<u8>) -> Result<Vec<Vec<u8>>, Refusal> {
-        let invalid = |why| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, why);
+impl Acquisition {
+    /// The command for this request.
+    fn argv(self, kind: Resource, key: Vec<u8>) -> Result<Vec<Vec<u8>>, Problem> {
+        let invalid = |why| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
         let number = |value: u64| value.to_string().into_bytes();
         let owner = self.owner.into_bytes();
         let Some(token) = self.token.map(number) else {
@@ -166,31 +171,35 @@ impl Wish {
 
 /// `DELETE`: releases.
 pub(super) async fn release(
-    kind: Kind,
+    kind: Resource,
     shared: Arc<Shared>,
     key: Vec<u8>,
     hold: Hold,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, Problem> {
     let argv = [kind.release.into(), key, hold.owner.into_bytes(), hold.token.to_string().into_bytes()];
-    let left = write(&shared, hold.db, &argv, false).await?;
+    let left = write(&shared, hold.db, &argv).await?;
     Ok(Json(json!({ "left": left.as_i64().unwrap_or(0) })))
 }
 
-/// `GET` of one.
+/// `GET` of one key.
 pub(super) async fn info(
-    kind: Kind,
+    kind: Resource,
     shared: Arc<Shared>,
     key: Vec<u8>,
     db: u32,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, Problem> {
     match read(&shared, db, &[kind.info.into(), key]).await? {
-        Value::Null => Err(Refusal::new(StatusCode::NOT_FOUND, "nobody holds it")),
+        Value::Null => Err(Problem::new(StatusCode::NOT_FOUND, "nobody holds it")),
         info => Ok(Json(info)),
     }
 }
 
-/// `GET` of all: a page of keys with what is known of each.
-pub(super) async fn list(kind: Kind, shared: Arc<Shared>, listing: Listing) -> Result<Json<Value>, Refusal> {
+/// `GET` of the list: a page of keys with the state of each.
+pub(super) async fn list(
+    kind: Resource,
+    shared: Arc<Shared>,
+    listing: Listing,
+) -> Result<Json<Value>, Problem> {
     let mut argv = vec![kind.list.into()];
     let options = [("MATCH", listing.pattern), ("CURSOR", listing.cursor)];
     for (word, value) in options {
@@ -199,7 +208,7 @@ pub(super) async fn list(kind: Kind, shared: Arc<Shared>, listing: Listing) -> R
     let page = read(&shared, listing.db, &argv).await?;
     let mut items = Vec::new();
     for key in page[1].as_array().into_iter().flatten() {
-        // It may have ended since.
+        // It may have been released since.
         if let Ok(Value::Object(mut info)) =
             read(&shared, listing.db, &[kind.info.into(), bytes_of(key)]).await
         {
@@ -210,79 +219,82 @@ pub(super) async fn list(kind: Kind, shared: Arc<Shared>, listing: Listing) -> R
     Ok(Json(json!({ "cursor": page[0], "items": items })))
 }
 
-fn check_db(shared: &Shared, db: u32) -> Result<(), Refusal> {
+fn check_db(shared: &Shared, db: u32) -> Result<(), Problem> {
     if db < shared.settings.databases() {
         return Ok(());
     }
-    Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "db is out of range"))
+    Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "db is out of range"))
 }
 
-async fn read(shared: &Shared, db: u32, argv: &[Vec<u8>]) -> Result<Value, Refusal> {
+async fn read(shared: &Shared, db: u32, argv: &[Vec<u8>]) -> Result<Value, Problem> {
     check_db(shared, db)?;
-    shared.router.barrier(ReadLevel::Linearizable).await?;
     let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
-    let Run::Read(run) = commands::resolve(&argv)?.run else {
-        return Err(Error::err("a read is needed here").into());
-    };
+    let call = Call::resolve(&argv)?;
     let read = |view: &View<'_>| {
         let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
-        run(view, &Args::new(&argv), &mut reply).map(|()| reply.into_buffer())
+        call.read(view, &mut reply).map(|()| reply.into_buffer())
     };
-    json_of_reply(&shared.router.read_in_time(db, read).await??)
+    json_of_reply(&shared.router.read_at(ReadLevel::Linearizable, db, read).await??)
 }
 
-/// Whoever hangs up while it waits ends its wait: the handler is dropped.
-async fn write(shared: &Shared, db: u32, argv: &[Vec<u8>], waits: bool) -> Result<Value, Refusal> {
+/// The call of a write, after checking that it may be proposed.
+fn checked<'a>(shared: &Shared, db: u32, argv: &'a [&'a [u8]]) -> Result<Call<'a>, Problem> {
     check_db(shared, db)?;
+    let call = Call::resolve(argv)?;
+    shared.router.check_room(call.need(), argv.iter().map(|argument| argument.len()).sum())?;
+    Ok(call)
+}
+
+async fn write(shared: &Shared, db: u32, argv: &[Vec<u8>]) -> Result<Value, Problem> {
     let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
-    let need = commands::resolve(&argv)?.need(&argv);
-    shared.router.check_room(need, argv.iter().map(|argument| argument.len()).sum())?;
+    let call = checked(shared, db, &argv)?;
     let mut bytes = Vec::new();
-    if !waits {
-        proposal::put_call(&mut bytes, db, &argv);
-        return json_of_reply(&shared.router.call(&bytes, 1, Protocol::Resp3).await);
-    }
-    let mut wait = shared.wakes.register(db, argv[1], wait_time(&argv));
+    proposal::put_call(&mut bytes, db, call.args.from(0));
+    json_of_reply(&shared.router.call(&bytes, 1, Protocol::Resp3).await)
+}
+
+/// A client that disconnects ends its wait and is granted nothing: either the handler is dropped, or it
+/// notices.
+async fn wait(shared: &Shared, db: u32, argv: &[Vec<u8>], client: Socket) -> Result<Value, Problem> {
+    // Nobody reads this response.
+    let gone = || Problem::new(StatusCode::REQUEST_TIMEOUT, "the client has hung up");
+    let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
+    let call = checked(shared, db, &argv)?;
+    let mut bytes = Vec::new();
+    let mut wait = register(&shared.wakes, db, &call);
     proposal::put_waiting_call(&mut bytes, wait.ticket(), db, &argv);
-    let answer = shared.router.call(&bytes, 1, Protocol::Resp3).await;
-    if !answer.is_empty() {
-        match answer[0] {
-            b'-' if answer.starts_with(b"-UNCERTAIN") => {}
-            b'%' => drop(wait.confirm()),
-            _ => wait.over(),
+    let Answer { mut replies, mut fate } = shared.router.ask(&bytes, 1, Protocol::Resp3).await;
+    if fate == Fate::Queued {
+        wait.queued(&shared.router);
+        // If the wait was given up, it is dropped here, and whatever it is granted is released.
+        tokio::select! {
+            ended = wait.ended() => ended?,
+            () = client.ended() => return Err(gone()),
         }
-        return json_of_reply(&answer);
+        if let Some(outcome) = wait.told() {
+            (replies, fate) = (outcome.reply.as_bytes(Protocol::Resp3).to_vec(), outcome.fate);
+        }
     }
-    wait.queued(&shared.router);
-    // What was given up is dropped here, and whatever it is granted goes back.
-    let outcome = wait.outcome().await?;
-    let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
-    reply_outcome(&outcome, &mut reply);
-    match outcome {
-        Outcome::Granted { .. } => drop(wait.confirm()),
-        _ => wait.over(),
+    match fate {
+        // The wait may be in the log: dropping it cancels it.
+        Fate::Unknown | Fate::Queued => {}
+        Fate::Granted if client.has_ended() => return Err(gone()),
+        Fate::Granted => drop(wait.confirm()),
+        Fate::Replied | Fate::Refused => wait.over(),
     }
-    json_of_reply(&reply.into_buffer())
+    json_of_reply(&replies)
 }
 
-/// A reply as JSON; an error as a problem.
-fn json_of_reply(reply: &[u8]) -> Result<Value, Refusal> {
+/// A reply as JSON; an error becomes a problem.
+fn json_of_reply(reply: &[u8]) -> Result<Value, Problem> {
     match decode(reply).ok().flatten() {
-        Some((OwnedFrame::SimpleError { data, .. }, _)) => Err(refusal_of(&data)),
+        Some((OwnedFrame::SimpleError { data, .. }, _)) => Err(problem_of(&data)),
         Some((frame, _)) => Ok(json_of_frame(frame)),
-        None => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the reply cannot be read")),
+        None => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the reply cannot be read")),
     }
 }
 
-/// Text as it is; other bytes marked and in base64.
-fn json_of_bytes(bytes: Vec<u8>) -> Value {
-    match String::from_utf8(bytes) {
-        Ok(text) => text.into(),
-        Err(error) => json!({ "base64": STANDARD.encode(error.as_bytes()) }),
-    }
-}
-
-/// What `json_of_bytes` shows.
+/// Reverses `api::text`.
 fn bytes_of(shown: &Value) -> Vec<u8> {
     match shown.as_str() {
         Some(text) => text.into(),
@@ -290,7 +302,7 @@ fn bytes_of(shown: &Value) -> Vec<u8> {
     }
 }
 
-/// A segment of a path as the bytes that it stands for.
+/// Percent-decodes a segment of a path.
 fn percent_decoded(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -312,7 +324,7 @@ fn percent_decoded(text: &str) -> Vec<u8> {
 
 fn json_of_frame(frame: OwnedFrame) -> Value {
     match frame {
-        OwnedFrame::BlobString { data, .. } => json_of_bytes(data),
+        OwnedFrame::BlobString { data, .. } => text(&data),
         OwnedFrame::SimpleString { data, .. } => String::from_utf8_lossy(&data).into(),
         OwnedFrame::Number { data, .. } => data.into(),
         OwnedFrame::Array { data, .. } => data.into_iter().map(json_of_frame).collect(),
@@ -328,8 +340,8 @@ fn json_of_frame(frame: OwnedFrame) -> Value {
     }
 }
 
-/// What an error reply says, with the status that fits.
-fn refusal_of(text: &str) -> Refusal {
+/// The problem for an error reply, with a matching status.
+fn problem_of(text: &str) -> Problem {
     let (word, detail) = text.split_once(' ').unwrap_or(("ERR", text));
     let (status, kind) = match word {
         "NOTHELD" | "NOTOWNER" | "OLDTOKEN" | "UNBLOCKED" | "WRONGTYPE" | "GUARDED" => {
@@ -344,23 +356,23 @@ fn refusal_of(text: &str) -> Refusal {
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "urn:kvorum:problem:invalid"),
     };
     let detail = if word == "ERR" { detail.to_owned() } else { text.to_owned() };
-    Refusal { kind, ..Refusal::new(status, detail) }
+    Problem::of(kind, status, detail)
 }
 
-impl From<GivenUp> for Refusal {
-    fn from(why: GivenUp) -> Refusal {
-        refusal_of(&why.to_string())
+impl From<GivenUp> for Problem {
+    fn from(why: GivenUp) -> Problem {
+        problem_of(&why.to_string())
     }
 }
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Refusal {
-        refusal_of(&error.to_string())
+impl From<Error> for Problem {
+    fn from(error: Error) -> Problem {
+        problem_of(&error.to_string())
     }
 }
 
-/// The routes of one kind, to be merged into the others.
-pub(super) fn routes(path: &str, kind: Kind) -> axum::Router<Arc<Shared>> {
+/// The routes of one kind.
+pub(super) fn routes(path: &str, kind: Resource) -> axum::Router<Arc<Shared>> {
     use axum::routing::get;
 
     #[derive(Deserialize)]
@@ -371,18 +383,20 @@ pub(super) fn routes(path: &str, kind: Kind) -> axum::Router<Arc<Shared>> {
     }
 
     type Asked<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
-    fn asked<T>(query: Asked<T>) -> Result<T, Refusal> {
-        query.map(|Query(asked)| asked).map_err(|error| Refusal::new(error.status(), error.body_text()))
+    fn asked<T>(query: Asked<T>) -> Result<T, Problem> {
+        query.map(|Query(asked)| asked).map_err(|error| Problem::new(error.status(), error.body_text()))
     }
 
-    // Keys need not be UTF-8, of which axum's own extractor would have to make a string.
+    // Keys need not be UTF-8, but axum's own extractor requires a string.
     let key_of = |uri: &Uri| percent_decoded(uri.path().rsplit('/').next().unwrap_or_default());
     let one = get(move |State(shared), uri: Uri, query: Asked<OfDb>| async move {
         info(kind, shared, key_of(&uri), asked(query)?.db).await
     })
-    .post(move |State(shared), uri: Uri, body: Result<Bytes, BytesRejection>| async move {
-        acquire(kind, shared, key_of(&uri), body).await
-    })
+    .post(
+        move |State(shared), ConnectInfo(client), uri: Uri, body: Result<Bytes, BytesRejection>| async move {
+            acquire(kind, shared, key_of(&uri), client, body).await
+        },
+    )
     .delete(move |State(shared), uri: Uri, query: Asked<Hold>| async move {
         release(kind, shared, key_of(&uri), asked(query)?).await
     });

@@ -1,5 +1,5 @@
-//! `GET /v1/feed`: the change feed as server-sent events. An event's id is the log index, so that a client that
-//! comes back with it, as `Last-Event-ID` or `from`, misses nothing; at any node.
+//! `GET /v1/feed`: the change feed as server-sent events. An event's id is the log index, so a client that
+//! reconnects with it, as `Last-Event-ID` or `from`, misses nothing, on any node.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -11,34 +11,34 @@ use axum::{
         sse::{self, KeepAlive, Sse},
     },
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value as Json, json};
 use tokio::sync::{Notify, watch};
 
-use super::Refusal;
+use super::api::{Problem, text};
 use crate::{
     args::format_double,
-    feed::{Compacted, Entry, Event, Filter, Subscription},
-    session::Shared,
+    connection::Shared,
+    effects::Event,
+    feed::{Compacted, Entry, Filter, Subscription},
     store::{Content, Value},
 };
 
-/// How often a quiet stream tells how far the log is.
+/// How often a quiet stream reports the log index.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A stream under way.
+/// An open stream.
 struct Stream {
     subscription: Subscription,
-    /// It was told where it begins: without that a client that comes back at once would begin anew.
+    /// The start index was sent: without it, a client that reconnects at once would start over.
     has_begun: bool,
     stop: watch::Receiver<bool>,
     wake: Arc<Notify>,
     with_values: bool,
 }
 
-/// What the query asks for. A parameter may stand there several times.
+/// The query parameters. Some may be repeated.
 #[derive(Default)]
-struct Wish {
+struct Parameters {
     db: u32,
     keys: Vec<Box<[u8]>>,
     prefixes: Vec<Box<[u8]>>,
@@ -46,40 +46,40 @@ struct Wish {
     with_values: bool,
 }
 
-impl Wish {
-    fn parse(parameters: Vec<(String, String)>, databases: u32) -> Result<Wish, Refusal> {
-        let mut wish = Wish::default();
+impl Parameters {
+    fn parse(parameters: Vec<(String, String)>, databases: u32) -> Result<Parameters, Problem> {
+        let mut asked = Parameters::default();
         for (name, value) in parameters {
             let number = || value.parse::<u64>().ok();
             let is_known = match name.as_str() {
                 "db" => {
                     let db = number().filter(|&db| db < u64::from(databases));
-                    db.map(|db| wish.db = db as u32).is_some()
+                    db.map(|db| asked.db = db as u32).is_some()
                 }
                 "key" => {
-                    wish.keys.push(value.as_bytes().into());
+                    asked.keys.push(value.as_bytes().into());
                     true
                 }
                 "prefix" => {
-                    wish.prefixes.push(value.as_bytes().into());
+                    asked.prefixes.push(value.as_bytes().into());
                     true
                 }
                 "from" => {
-                    wish.from = number();
-                    wish.from.is_some()
+                    asked.from = number();
+                    asked.from.is_some()
                 }
                 "values" => {
-                    wish.with_values = value == "true";
+                    asked.with_values = value == "true";
                     matches!(value.as_str(), "true" | "false")
                 }
                 _ => false,
             };
             if !is_known {
                 let why = format!("{name}={value} is not understood");
-                return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, why));
+                return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why));
             }
         }
-        Ok(wish)
+        Ok(asked)
     }
 }
 
@@ -87,25 +87,25 @@ pub(super) async fn feed(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Result<Response, Refusal> {
-    let Query(parameters) = query.map_err(|error| Refusal::new(error.status(), error.body_text()))?;
-    let mut wish = Wish::parse(parameters, shared.settings.databases())?;
+) -> Result<Response, Problem> {
+    let Query(parameters) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let mut asked = Parameters::parse(parameters, shared.settings.databases())?;
     if let Some(last) = headers.get("last-event-id") {
-        // It is newer than the address that the client was given once.
+        // It is newer than the `from` in the client's URL.
         let index = last.to_str().ok().and_then(|last| last.parse().ok());
-        wish.from = Some(index.ok_or_else(|| {
-            Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "Last-Event-ID is a log index here")
+        asked.from = Some(index.ok_or_else(|| {
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Last-Event-ID is a log index here")
         })?);
     }
     let feed = shared.router.feed();
     if !feed.is_on() {
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "the change feed is off on this node"));
+        return Err(Problem::new(StatusCode::NOT_FOUND, "the change feed is off on this node"));
     }
     let wake = Arc::new(Notify::new());
-    let filter = Filter::new(wish.db, wish.keys, wish.prefixes);
-    let subscription = feed.subscribe(filter, wish.from, wake.clone()).map_err(Refusal::compacted)?;
+    let filter = Filter::new(asked.db, asked.keys, asked.prefixes);
+    let subscription = feed.subscribe(filter, asked.from, wake.clone()).map_err(Problem::compacted)?;
     let stop = shared.stopping.clone();
-    let stream = Stream { subscription, wake, with_values: wish.with_values, has_begun: false, stop };
+    let stream = Stream { subscription, wake, with_values: asked.with_values, has_begun: false, stop };
     let events = futures::stream::unfold(Some(stream), |stream| async {
         let mut stream = stream?;
         let (event, goes_on) = stream.next().await?;
@@ -115,7 +115,7 @@ pub(super) async fn feed(
 }
 
 impl Stream {
-    /// Waits for the next thing to tell. False when it is the last; None when the node stops.
+    /// Waits for the next event, and tells whether more follow. None if the node stops.
     async fn next(&mut self) -> Option<(sse::Event, bool)> {
         if !std::mem::replace(&mut self.has_begun, true) {
             return Some((message(self.subscription.told(), Vec::new()), true));
@@ -148,7 +148,7 @@ impl Stream {
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the process ends.
+    // An error means that the process is ending.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -189,15 +189,7 @@ fn show_content(content: &Content<'_>) -> Json {
     }
 }
 
-/// Text as it is; other bytes marked and in base64.
-fn text(bytes: &[u8]) -> Json {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.into(),
-        Err(_) => json!({ "base64": STANDARD.encode(bytes) }),
-    }
-}
-
-/// JSON has no infinity.
+/// Infinities are strings, because JSON has none.
 fn number(value: f64) -> Json {
     if value.is_finite() { value.into() } else { format_double(value).into() }
 }

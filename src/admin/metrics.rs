@@ -1,5 +1,5 @@
-//! Metrics in OpenMetrics text. Everything is counted elsewhere, as plain numbers; here they get names, when
-//! somebody asks. Everything about a group carries its label.
+//! Metrics in OpenMetrics text. Everything is counted elsewhere, as plain numbers; names are attached here,
+//! on request. Everything about a Raft group carries its label.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -11,13 +11,13 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::session::{
+use crate::connection::{
     Shared, cpu_seconds, resident_bytes,
     stats::{BUCKETS_US, Counted},
     table,
 };
 
-/// There is one group.
+/// There is only one group.
 const GROUP: [(&str, &str); 1] = [("group", "0")];
 
 /// All metrics at this moment.
@@ -71,6 +71,7 @@ impl Collected {
             ("checkpoint_index", "The last entry in the last durable checkpoint", status.checkpoint_index),
             ("purged_index", "The last entry removed from the log", status.purged_index),
             ("members", "Members of the group", status.members.len() as u64),
+            ("members_differing", "Members with another log or state", status.differing.len() as u64),
             (
                 "timeouts_misfit",
                 "Whether the time-outs do not fit the round trips",
@@ -156,7 +157,7 @@ impl Collected {
     fn commands(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let counted: Vec<_> = table::rows()
             .iter()
-            .map(|row| (row, row.counters.read()))
+            .map(|row| (row, self.0.stats.of(row).read()))
             .filter(|(_, counted)| counted.calls > 0)
             .collect();
         let help = "Time from a command's arrival to its reply; the commands of a pipeline share it";
@@ -170,7 +171,7 @@ impl Collected {
     }
 }
 
-/// A command's buckets.
+/// A command's latency buckets.
 struct Latency<'a>(&'a Counted);
 
 impl EncodeMetric for Latency<'_> {
@@ -190,7 +191,7 @@ fn clock(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), std
     let help = "Whether the log's clock goes at half speed until it meets the wall clock";
     let is_closing = ConstGauge::new(i64::from(status.clock_is_closing));
     in_group(encoder, "kvorum_raft_clock_closing", help, &is_closing)?;
-    // While the node has not heard the time there is nothing to say.
+    // There is no offset until the node has learned the time.
     let Some(ahead_us) = status.clock_ahead_us else { return Ok(()) };
     let help = "How far the log's clock is ahead of this node's wall clock, negative where it is behind";
     let mut ahead = encoder.encode_descriptor(
@@ -213,7 +214,7 @@ fn not_ready(encoder: &mut DescriptorEncoder<'_>, present: Option<Cause>) -> Res
     Ok(())
 }
 
-/// The round trips to the other members, and the election time-outs that follow from them.
+/// The round trips to the other members, and the election timeouts derived from them.
 fn times(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), std::fmt::Error> {
     let peers: Vec<_> =
         status.members.iter().filter_map(|member: &Member| Some((member.id, member.round_trip?))).collect();
@@ -278,7 +279,7 @@ fn plain(
     metric.put(encoder.encode_descriptor(name, help, None, metric.kind())?)
 }
 
-/// [`EncodeMetric`] as an object.
+/// [`EncodeMetric`] as an object-safe trait.
 trait Encode {
     fn put(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error>;
     fn kind(&self) -> MetricType;

@@ -1,4 +1,5 @@
-//! `kvorum clock`: how far the log's clock is from the wall clock of each member; has it wait for the wall clock, or go on.
+//! `kvorum clock`: shows the offset of the log clock from the wall clock of each member, and starts or stops
+//! closing it.
 
 use std::time::Duration;
 
@@ -29,10 +30,10 @@ pub struct Clock {
     /// HTTP address of any member
     #[arg(long, env = "KVORUM_URL", default_value = "http://127.0.0.1:8379")]
     http: String,
-    /// Have the log's clock go at half speed until it meets the wall clock of the leader
+    /// Run the log clock at half speed until the wall clock of the leader catches up
     #[arg(long, conflicts_with = "stop")]
     close: bool,
-    /// Have it go on at the speed of time
+    /// Run it at normal speed again
     #[arg(long)]
     stop: bool,
 }

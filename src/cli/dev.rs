@@ -1,7 +1,8 @@
-//! `kvorum dev`: a whole cluster on loopback, one child process a node, so that a person can kill one and
-//! watch. Tells what happens to leader and processes; restarts nothing; stops all when it is stopped.
+//! `kvorum dev`: a whole cluster on loopback, one child process per node, so that a person can kill one and
+//! watch. Reports changes of the leader and ends of processes; restarts nothing; stops all nodes when it is
+//! stopped.
 //!
-//! The nodes' peer addresses are in their log, so they must be the same at the next start: they are kept in
+//! The nodes' peer addresses are in their log, so they must be the same at the next start: they are stored in
 //! the data directory.
 
 use std::{
@@ -21,16 +22,16 @@ use tokio::process::{Child, Command};
 use super::{CONFIG, FAILED, Failure, status};
 use crate::admin::api::Cluster;
 
-/// How often processes and leader are looked at.
+/// How often processes and leader are checked.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long the cluster may take to form, or to come back, before that is told.
+/// How long the cluster may take to form, or to recover, before that is reported.
 const SLOW_START: Duration = Duration::from_secs(20);
 /// How long a node may take to stop before it is killed.
 const STOP_MAX: Duration = Duration::from_secs(15);
 /// Peer ports begin this far above the first RESP port, or further where those are taken.
 const PEER_PORT_OFFSET: u16 = 1000;
 
-/// Starts a cluster, or starts it again with the data it had.
+/// Starts a cluster, or restarts it with its existing data.
 #[derive(Args, Debug)]
 pub struct Dev {
     /// Number of nodes
@@ -47,7 +48,7 @@ pub struct Dev {
     http_port: u16,
 }
 
-/// What must be the same at the next start.
+/// What must stay the same across starts.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Remembered {
@@ -75,7 +76,7 @@ pub(super) fn run(dev: Dev) -> Result<(), Failure> {
         let error = anyhow::anyhow!("the ports from --port and from --http-port on overlap");
         return Err(Failure { code: CONFIG, error, advice: None });
     }
-    // One thread: a child dies with the thread that started it.
+    // One thread: a child is killed when the thread that started it ends.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -102,7 +103,7 @@ async fn start_and_watch(dev: Dev) -> Result<(), Failure> {
     ended
 }
 
-/// The peers' ports of the last start, or free ones.
+/// The peer ports of the last start, or free ones.
 fn remembered(dev: &Dev) -> Result<Remembered> {
     let file = dev.data.join("dev.json");
     if file.exists() {
@@ -126,7 +127,7 @@ fn remembered(dev: &Dev) -> Result<Remembered> {
     Ok(remembered)
 }
 
-/// The first of as many free ports as there are nodes.
+/// The first port of a free range with one for each node.
 fn free_ports(dev: &Dev) -> Result<u16> {
     let from = dev.port.checked_add(PEER_PORT_OFFSET).unwrap_or(dev.port - PEER_PORT_OFFSET);
     let mine = |port: u16| {
@@ -166,7 +167,7 @@ impl Node {
             ])
             .arg("--data")
             .arg(dev.data.join(format!("node-{id}")))
-            // What is meant for a node of another cluster must not reach these.
+            // Settings for a node of another cluster must not reach these.
             .env_remove("KVORUM_JOIN")
             .env_remove("KVORUM_CONFIG")
             .env_remove("KVORUM_ADVERTISE_RESP")
@@ -176,7 +177,7 @@ impl Node {
             .stdout(output.try_clone().context("cannot share the log file")?)
             .stderr(output);
         if std::env::var_os("KVORUM_DISK_RESERVE").is_none() {
-            // All have the same disk, and it is only for trying things out.
+            // All nodes share one disk, and it is only for trying things out.
             command.args(["--disk-reserve", "16mb"]);
         }
         if std::env::var_os("KVORUM_THREADS").is_none() {
@@ -188,12 +189,12 @@ impl Node {
         Ok(Node { id, resp, http, log, pid, child, ended: None })
     }
 
-    /// How it ended, if it has, told once.
+    /// The exit status if the process has ended; only once.
     fn look(&mut self) -> Option<ExitStatus> {
         if self.ended.is_some() {
             return None;
         }
-        // An error means that its state is not known; then it counts as alive, and the leader's loss is told.
+        // On an error its state is unknown: it counts as alive, and the loss of a leader is reported anyway.
         self.ended = self.child.try_wait().ok().flatten();
         self.ended
     }
@@ -202,7 +203,7 @@ impl Node {
         if self.look().is_some() || self.ended.is_some() {
             return;
         }
-        // SAFETY: kill has no precondition; the child was not waited for, so its id is its own.
+        // SAFETY: kill has no preconditions; the child was not waited for, so its id is its own.
         unsafe { libc::kill(self.pid as libc::pid_t, libc::SIGTERM) };
         if tokio::time::timeout(STOP_MAX, self.child.wait()).await.is_err() {
             println!("node {} does not stop; killing it", self.id);
@@ -217,7 +218,7 @@ fn open_log(path: &Path) -> Result<File> {
     open.with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A node is stopped when this process is gone, however that happens.
+/// Has the kernel stop the node when this process is gone, for whatever reason.
 fn die_with_parent(command: &mut Command) {
     #[cfg(target_os = "linux")]
     {
@@ -228,7 +229,7 @@ fn die_with_parent(command: &mut Command) {
                 if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 {
                     return Err(std::io::Error::last_os_error());
                 }
-                // The parent may have gone before the line above.
+                // The parent may have ended before the line above.
                 if libc::getppid() as u32 != parent {
                     return Err(std::io::ErrorKind::BrokenPipe.into());
                 }
@@ -238,7 +239,7 @@ fn die_with_parent(command: &mut Command) {
     }
 }
 
-/// Tells what happens, until no node is left.
+/// Reports events until no node is left.
 async fn watch(nodes: &mut [Node]) -> Result<(), Failure> {
     let started = Instant::now();
     let mut ready = false;
@@ -283,7 +284,7 @@ async fn watch(nodes: &mut [Node]) -> Result<(), Failure> {
     }
 }
 
-/// What the nodes tell of themselves; those that answer.
+/// The status of each node that answers.
 async fn ask_all(nodes: &[Node]) -> Vec<Cluster> {
     let asked: Vec<_> = nodes
         .iter()
@@ -300,7 +301,7 @@ async fn ask_all(nodes: &[Node]) -> Vec<Cluster> {
     seen
 }
 
-/// Who says of itself that it leads, in the highest term.
+/// The node that says it leads, in the highest term.
 fn leader_of(seen: &[Cluster]) -> Option<u64> {
     seen.iter()
         .filter(|cluster| cluster.role == "leader")

@@ -1,9 +1,10 @@
-//! The command line: one file per verb. A verb returns; ending the process is main's.
+//! The command line: one file per verb. A verb returns; only main ends the process.
 
 use clap::{Parser, Subcommand};
 
 mod clock;
 mod dev;
+mod log;
 mod recover;
 mod serve;
 mod status;
@@ -12,7 +13,7 @@ mod status;
 pub const FAILED: u8 = 1;
 /// The command line or the configuration is wrong.
 pub const CONFIG: u8 = 2;
-/// An address is taken, or is none of this machine's.
+/// An address is in use, or does not belong to this machine.
 pub const ADDRESS_TAKEN: u8 = 3;
 /// Another process uses the data directory.
 pub const DATA_LOCKED: u8 = 4;
@@ -49,6 +50,8 @@ enum Verb {
     /// Recover from the loss of a majority: make a surviving node a new cluster (offline)
     #[command(long_about = recover::HELP, after_help = EXIT_CODES)]
     Recover(recover::Recover),
+    /// Look at a node's log, entry by entry (offline)
+    Log(log::Log),
     /// Show the members of a cluster: role, term, progress
     Status(status::Status),
     /// Show how far the log's clock is from the wall clocks, and close the distance
@@ -73,18 +76,19 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// Runs a verb to its end.
+/// Runs a verb.
 pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Serve(serve) => serve::run(*serve),
         Verb::Dev(dev) => dev::run(dev),
         Verb::Recover(recover) => recover::run(recover),
+        Verb::Log(log) => log::run(log),
         Verb::Status(status) => Ok(status::run(status)?),
         Verb::Clock(clock) => Ok(clock::run(clock)?),
     }
 }
 
-/// Resolves when the process is asked to stop.
+/// Resolves when the process receives SIGINT or SIGTERM.
 async fn asked_to_stop() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);

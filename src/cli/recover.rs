@@ -1,5 +1,5 @@
-//! `kvorum recover`: what is left when a majority of the voters is gone for good. Looks at the directories of the nodes
-//! that survived; when told so in full, makes one of them a new cluster.
+//! `kvorum recover`: for a cluster that has lost a majority of the voters for good. Inspects the directories
+//! of the surviving nodes; when told so explicitly, makes one of them a new cluster.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -15,7 +15,7 @@ use kvorum_raft::{
 
 use super::{DATA_DAMAGED, DATA_LOCKED, FAILED, Failure, OTHER_DATA};
 
-/// What `--help` says first.
+/// The introduction of `--help`.
 pub(super) const HELP: &str = "\
 Looks at the data directories of stopped nodes, and makes one of them a new cluster of one node.
 
@@ -40,7 +40,7 @@ pub struct Recover {
     /// Choose it although another survivor has a longer log: what only that one has is lost
     #[arg(long, requires = "as_new_cluster")]
     although_shorter: bool,
-    /// Writes that were acknowledged, and are in no log but the lost ones, are lost: say that this is understood
+    /// Confirm that acknowledged writes are lost if they are only in the lost logs
     #[arg(long = "yes-i-may-lose-acknowledged-writes", requires = "as_new_cluster")]
     may_lose: bool,
 }
@@ -61,7 +61,7 @@ impl Recover {
                     print!("{}", describe(&survivor));
                     survivors.push(survivor);
                 }
-                // The others may be of use.
+                // The other directories may still be usable.
                 Err(error @ RecoverError::Damaged { .. }) => {
                     println!("{}\n  DAMAGED      {error}\n", dir.display());
                     damaged = Some(error);
@@ -109,7 +109,7 @@ impl Recover {
     }
 }
 
-/// The exit code and the advice for what can go wrong.
+/// The exit code and the advice for each error.
 fn failure(error: RecoverError) -> Failure {
     let (code, advice) = match &error {
         RecoverError::Directory(StartError::Locked(_)) => (
@@ -132,7 +132,7 @@ fn list(ids: impl IntoIterator<Item = NodeId>) -> String {
     ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// What one directory holds.
+/// Describes the content of one directory.
 fn describe(survivor: &Survivor) -> String {
     let mut out = format!("{}\n", survivor.dir.display());
     let mut line = |name: &str, text: String| out.push_str(&format!("  {name:<12} {text}\n"));
@@ -214,7 +214,7 @@ fn advise(survivors: &[Survivor], longest: usize) -> String {
     out
 }
 
-/// A word as a shell takes it.
+/// Quotes a word for a shell.
 fn shell(word: &str) -> String {
     let is_plain = |char: char| char.is_ascii_alphanumeric() || "/._-+=:,@%".contains(char);
     if !word.is_empty() && word.chars().all(is_plain) {
@@ -223,7 +223,7 @@ fn shell(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-/// What was done, and what comes next.
+/// What was done, and what to do next.
 fn report(founded: &NewCluster, dir: &std::path::Path, members: &BTreeSet<NodeId>) -> String {
     let NewCluster { cluster_id, node_id, kept_index, backup } = founded;
     let former: Vec<NodeId> = members.iter().copied().filter(|id| id != node_id).collect();

@@ -1,4 +1,5 @@
-//! `kvorum serve`: one node.
+//! `kvorum serve`: one node. If the node's state turns out to differ from the others', the process replaces
+//! itself with a new one (exec), which takes its state from the others.
 
 use std::{
     io,
@@ -19,11 +20,11 @@ use crate::{
     server::{self, ServeError},
 };
 
-/// What is logged when nothing else is said: openraft's own words are about its insides.
+/// The default log filter: openraft's own messages are about its internals.
 const LOG: &str = "info,openraft=error";
 
-/// Options may be given as flags, as variables, or in a file under the same names; flags win over variables,
-/// variables over the file.
+/// Options may be given as flags, as variables, or in a file under the same names; flags override variables,
+/// variables override the file.
 #[derive(Args, Debug)]
 pub struct Serve {
     /// TOML file with any of the options below, such as: id = 1
@@ -35,7 +36,7 @@ pub struct Serve {
 
 pub(super) fn run(serve: Serve) -> Result<(), Failure> {
     let wrong = |error: anyhow::Error| Failure { code: CONFIG, error, advice: None };
-    // These errors say their causes themselves; to chain them would say them twice.
+    // These errors include their causes; chaining them would repeat them.
     let told = |error: ConfigError| wrong(anyhow!("{}", error.to_string().trim_end()));
     let given = serve.options.clone();
     let options = serve.options.with_file(serve.config.as_deref()).map_err(told)?;
@@ -59,7 +60,7 @@ pub(super) fn run(serve: Serve) -> Result<(), Failure> {
     runtime.block_on(serve_until_asked(config))
 }
 
-/// File and line of a value that makes no sense; None if a flag or a variable gave it.
+/// File and line of an invalid value; None if it came from a flag or a variable.
 fn place(error: &ConfigError, given: &Options, file: Option<&Path>) -> Option<String> {
     let ConfigError::Invalid { key, .. } = error else { return None };
     if given.clone().validate().is_err_and(|other| other.to_string() == error.to_string()) {
@@ -82,13 +83,14 @@ async fn serve_until_asked(config: Config) -> Result<(), Failure> {
         }
     });
     let dir = config.node.dir.clone();
-    match server::serve(config, stopped).await {
+    match server::serve(config, stopped.clone()).await {
+        Err(ServeError::Start(StartError::StateDiffers(_))) if *stopped.borrow() => Ok(()),
         Err(ServeError::Start(error @ StartError::StateDiffers(_))) => Err(start_anew(&error)),
         served => served.map_err(|error| failure(error, &dir)),
     }
 }
 
-/// Replaces this process by the same program with the same arguments. Comes back only with an error.
+/// Replaces this process with the same program and arguments. Returns only on an error.
 fn start_anew(why: &StartError) -> Failure {
     tracing::error!("{why}: starting anew");
     let mut arguments = std::env::args_os();
@@ -104,7 +106,7 @@ fn start_anew(why: &StartError) -> Failure {
     }
 }
 
-/// The exit code and the advice for what can go wrong at a start.
+/// The exit code and the advice for each error at a start.
 fn failure(error: ServeError, dir: &Path) -> Failure {
     let taken = |kind: io::ErrorKind| {
         matches!(
@@ -167,7 +169,7 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// What to do where not even the reserve is left.
+/// The advice when the disk is full and even the reserve is used up.
 fn make_room(dir: &Path) -> String {
     format!(
         "The disk is full, and nothing is left of what this node had set aside. Nothing is lost, and nothing is damaged:\n\
@@ -177,7 +179,7 @@ fn make_room(dir: &Path) -> String {
     )
 }
 
-/// How a node whose data is lost comes back. Its id must not be used again: the votes that it gave are lost.
+/// How a node rejoins after losing its data. Its id must not be reused: the votes that it gave are lost.
 fn rejoin(dir: &Path) -> String {
     format!(
         "This node cannot go on with its data. While a majority of the other members is there, nothing is lost:\n\

@@ -1,5 +1,5 @@
-//! `kvorum status`: a table of the members, as the one that is asked knows them, and as each tells of itself; and which of
-//! them do not serve, and why. CLOCK is how far the log's clock is ahead of the member's wall clock.
+//! `kvorum status`: a table of the members, as the asked one knows them and as each reports of itself; and
+//! which of them do not serve, and why. CLOCK is the offset of the log clock from the member's wall clock.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use kvorum_raft::{DiskState, Role};
 
 use crate::{
     admin::api::{Cluster, Member},
-    session::role_name,
+    connection::role_name,
 };
 
 /// How long a member may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks one member who the others are, and each of them for its own progress.
+/// Asks one member for the list of members, and each of them for its own progress.
 #[derive(Args, Debug)]
 pub struct Status {
     /// HTTP address of any member
@@ -41,6 +41,9 @@ pub(super) fn run(status: Status) -> Result<()> {
         if let Some(why) = &cluster.no_room {
             println!("node {} refuses what needs space: {why}", cluster.node_id);
         }
+        for id in &cluster.differing {
+            println!("node {id} has another log or state than node {}", cluster.node_id);
+        }
         if let Some(why) = &cluster.timeouts_misfit {
             println!("node {}: {why}", cluster.node_id);
         }
@@ -48,7 +51,7 @@ pub(super) fn run(status: Status) -> Result<()> {
     if asked.clock_closing {
         println!("the log's clock goes at half speed until it meets the wall clock");
     }
-    // A member may take one for the leader that is gone: what counts is who says so of itself, and serves.
+    // A member may still believe in a dead leader: what counts is which member says that it leads and serves.
     let leads = |cluster: &Cluster| cluster.role == role_name(Role::Leader) && cluster.not_ready.is_none();
     if !told.iter().flatten().any(leads) {
         bail!(
@@ -59,20 +62,20 @@ pub(super) fn run(status: Status) -> Result<()> {
     Ok(())
 }
 
-/// An address as people write it, without the scheme and with a slash at its end perhaps.
+/// Adds the scheme to an address, if it has none, and removes a trailing slash.
 pub(super) fn url_of(address: &str) -> String {
     let address = address.trim_end_matches('/');
     if address.contains("://") { address.to_owned() } else { format!("http://{address}") }
 }
 
-/// What a member tells of itself.
+/// What a member reports of itself.
 pub(super) fn cluster(url: &str) -> Result<Cluster> {
     let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build();
     Ok(ureq::Agent::from(config).get(format!("{url}/v1/cluster")).call()?.body_mut().read_json()?)
 }
 
-/// CLOCK is how far the log's clock is ahead of the member's wall clock. RTT is how long the member's answers to the one that is
-/// asked take, in milliseconds.
+/// CLOCK is the offset of the log clock from the member's wall clock. RTT is the round trip from the asked
+/// member to this one, in milliseconds.
 const HEADER: [&str; 12] = [
     "ID",
     "ROLE",
@@ -88,7 +91,7 @@ const HEADER: [&str; 12] = [
     "HTTP",
 ];
 
-/// What each member tells of itself. All are asked at once: one that is gone may keep whoever asks it waiting.
+/// What each member reports of itself. All are asked at once: a dead one may not answer until the timeout.
 pub(super) fn own_views(asked: &Cluster) -> Vec<Option<Cluster>> {
     std::thread::scope(|scope| {
         let asking: Vec<_> =
@@ -97,12 +100,14 @@ pub(super) fn own_views(asked: &Cluster) -> Vec<Option<Cluster>> {
     })
 }
 
-/// What a member tells of itself, if it answers.
+/// What a member reports of itself, if it answers.
 fn own_view(asked: &Cluster, member: &Member) -> Option<Cluster> {
     if member.id == asked.node_id {
         return Some(asked.clone());
     }
-    cluster(&format!("http://{}", member.addresses.get("http")?)).ok()
+    let own = cluster(&format!("http://{}", member.addresses.get("http")?)).ok()?;
+    // Another node may answer there: at 127.0.0.1, or if an address was reused.
+    (own.node_id == member.id && own.cluster_id == asked.cluster_id).then_some(own)
 }
 
 fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 12] {
@@ -141,7 +146,7 @@ fn row(asked: &Cluster, member: &Member, own: Option<&Cluster>) -> [String; 12] 
     ]
 }
 
-/// Columns as wide as they need to be.
+/// Formats a table with aligned columns.
 pub(super) fn table<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(|column| {
         rows.iter().map(|row| row[column].len()).chain([header[column].len()]).max().unwrap_or(0)

@@ -1,15 +1,16 @@
-//! Integers of any size, as far as long decimal numbers need them: an exact comparison when the approximation of
-//! `scaled.rs` cannot tell how to round, and the digits of large numbers. Both take time that grows with the square of
-//! the length, over limbs of 64 bits and of nine digits: some tens of microseconds for the longest number there is.
+//! Integers of any size, as far as long decimal numbers need them: an exact comparison when the approximation
+//! of `scaled.rs` cannot decide the rounding, and the digits of large numbers. Both take quadratic time in
+//! the length, over limbs of 64 bits and of nine digits: some tens of microseconds for the longest possible
+//! number.
 
 use std::{cmp::Ordering, sync::LazyLock};
 
-/// The highest power of five in a limb.
+/// The highest power of five that fits a limb.
 const FIVES: u32 = 27;
-/// Decimal digits in a limb of binary integers.
+/// Decimal digits that fit a binary limb.
 const DIGITS: usize = 19;
 
-/// An integer; 64 bits a limb, the lowest first, no zeros on top.
+/// An integer in limbs of 64 bits, the lowest first, without leading zeros.
 pub(super) struct Big(Vec<u64>);
 
 impl Big {
@@ -21,7 +22,7 @@ impl Big {
         big
     }
 
-    /// Of decimal digits, the highest first.
+    /// From decimal digits, the highest first.
     pub fn from_digits(digits: &[u8]) -> Big {
         let mut big = Big(Vec::new());
         for part in digits.chunks(DIGITS) {
@@ -58,11 +59,11 @@ impl Big {
     }
 }
 
-/// The limbs of decimal integers: nine digits, the lowest first.
+/// The base of decimal limbs: nine digits each, the lowest first.
 const LIMB: u64 = 1_000_000_000;
-/// Powers of two this far apart are kept in decimal form.
+/// The distance between the powers of two that are stored in decimal form.
 const POWER_STEP: u32 = 512;
-/// How many of them: enough for the largest number of 80 bits.
+/// How many are stored: enough for the largest 80-bit number.
 const POWERS: usize = 32;
 
 /// `2^(POWER_STEP * i)` in decimal limbs.

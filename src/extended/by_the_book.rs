@@ -1,5 +1,5 @@
-//! Reading and writing by long arithmetic alone, a digit group at a time: slow, plain, and what the fast ways have to
-//! agree with, near every tie.
+//! Parsing and formatting by long arithmetic alone, a digit group at a time: slow, simple, and the reference
+//! that the fast versions must agree with, near every tie.
 
 use super::{DECIMAL_EXPONENT_MAX, Extended, Rounded, round, split_decimal};
 
@@ -17,7 +17,7 @@ fn parse(text: &str) -> Option<Extended> {
     if exponent >= 0 {
         powers_of_ten(exponent).for_each(|power| big.multiply_add(power, 0));
     } else {
-        // Bits enough that 64 are left when all is divided, and what is lost only matters as "not zero".
+        // Enough bits that 64 are left after all divisions, and what is lost matters only as "not zero".
         let shift = (-exponent as u32 * 10 / 3 + 80).next_multiple_of(32);
         big.shift_left(shift);
         exponent_2 = -(shift as i32);
@@ -27,14 +27,15 @@ fn parse(text: &str) -> Option<Extended> {
     Extended::normal(is_negative, mantissa, exponent_2 + shift)
 }
 
-/// Of a number without a fraction.
+/// For numbers without a fraction.
 fn format(number: Extended) -> String {
     let mut big = Big::from_u64(number.mantissa);
     big.shift_left(number.exponent as u32);
     big.into_decimal()
 }
 
-/// The decimal text of the middle between this number and the next larger one, or of something just above or below.
+/// The decimal text of the midpoint between this number and the next larger one, or of a number just above or
+/// below it.
 fn near_the_middle(number: Extended, chance: &mut fastrand::Rng) -> String {
     let (mut digits, exponent) = if number.exponent > 0 {
         let mut big = Big::from_u64(number.mantissa);
@@ -42,7 +43,7 @@ fn near_the_middle(number: Extended, chance: &mut fastrand::Rng) -> String {
         big.shift_left(number.exponent as u32 - 1);
         (big.into_decimal(), 0)
     } else {
-        // A half is five tenths.
+        // One half is five tenths.
         let fives = 1 - number.exponent;
         let mut big = Big::from_u64(number.mantissa);
         big.multiply_add(2, 1);
@@ -57,7 +58,7 @@ fn near_the_middle(number: Extended, chance: &mut fastrand::Rng) -> String {
             return format!("{digits}e{}", exponent - 1 - zeros as i32);
         }
         1 => {
-            // The last digit of a middle is never 0 when it has a fraction.
+            // The last digit of a midpoint is never 0 if it has a fraction.
             let last = digits.pop().unwrap();
             digits.push((last as u8).saturating_sub(1).max(b'0') as char);
         }
@@ -108,7 +109,7 @@ fn powers_of_ten(exponent: i32) -> impl Iterator<Item = u32> {
     std::iter::repeat_n(1_000_000_000, exponent as usize / 9).chain([rest])
 }
 
-/// An integer of any size; 32 bits a limb, the lowest first, no zeros on top.
+/// An integer in limbs of 32 bits, the lowest first, without leading zeros.
 struct Big(Vec<u32>);
 
 impl Big {
@@ -120,7 +121,7 @@ impl Big {
 
     fn from_digits(digits: &[u8]) -> Big {
         let mut big = Big(Vec::new());
-        // As many digits at a time as fit into a limb.
+        // As many digits at a time as fit a limb.
         for part in digits.chunks(9) {
             let value = part.iter().fold(0, |value, &digit| value * 10 + u32::from(digit));
             big.multiply_add(10u32.pow(part.len() as u32), value);
@@ -150,7 +151,7 @@ impl Big {
         }
     }
 
-    /// Divides; gives the remainder.
+    /// Divides; returns the remainder.
     fn divide(&mut self, divisor: u32) -> u32 {
         let mut rest = 0;
         for limb in self.0.iter_mut().rev() {
@@ -173,7 +174,7 @@ impl Big {
         self.0.splice(0..0, (0..bits / 32).map(|_| 0));
     }
 
-    /// The highest 64 bits, rounded, and how far they were shifted down. Not for zero.
+    /// The highest 64 bits, rounded, and by how much they were shifted down. Not for zero.
     fn top_bits(&self, sticky: bool) -> (Rounded, i32) {
         let limb = |index: usize| self.0.len().checked_sub(1 + index).map_or(0, |index| self.0[index]);
         let top = (0..4).fold(0u128, |bits, index| bits << 32 | u128::from(limb(index)));

@@ -1,16 +1,17 @@
-//! Powers of ten with 128 bits: near enough to round a decimal number to 64 bits in all cases but those that are made
-//! for it, in constant time.
+//! Powers of ten with 128 bits: precise enough to round a decimal number to 64 bits in all cases except those
+//! constructed to be hard, in constant time.
 //!
-//! Errors are relative, in units of 2^-127. A product of two adds theirs and at most 1 for what it cuts off. `TENS` are
-//! exact up to 10^32 and squares from there on, so their errors are 1, 3, 7 ... 127; those of `TENTHS` are larger by 1.
-//! All of either together, multiplied, are off by less than 300, and [`ERROR_MAX`] leaves room.
+//! Errors are relative, in units of 2^-127. A product has the sum of both errors, plus at most 1 for
+//! truncation. `TENS` are exact up to 10^32 and squares from there on, so their errors are 1, 3, 7 ... 127;
+//! those of `TENTHS` are larger by 1. The product of all of either has an error below 300, and [`ERROR_MAX`]
+//! leaves a margin.
 
-/// How far a mantissa may be off, in units of its last place.
+/// The error bound of a mantissa, in units of its last place.
 pub(super) const ERROR_MAX: u64 = 1 << 16;
-/// Decimal digits that are taken into account: as many as fit. What is left out is less than 2^-122.
+/// Decimal digits that are taken into account: as many as fit. The rest is less than 2^-122.
 pub(super) const DIGITS: usize = 38;
 
-/// Powers of two below the highest power of ten that is asked for.
+/// The number of powers of two below the highest power of ten needed.
 const BITS: usize = 13;
 
 /// The value is about `mantissa * 2^exponent`; the top bit of `mantissa` is set.
@@ -43,7 +44,7 @@ const TENTHS: [Scaled; BITS] = {
 };
 
 impl Scaled {
-    /// Exactly this; not for 0.
+    /// Exactly `value`, which must not be 0.
     pub const fn of(value: u128) -> Scaled {
         let zeros = value.leading_zeros();
         Scaled { mantissa: value << zeros, exponent: -(zeros as i32) }
@@ -63,7 +64,7 @@ impl Scaled {
         }
     }
 
-    /// Not for a power of two.
+    /// Requires that the number is not a power of two.
     const fn reciprocal(self) -> Scaled {
         // 2^255 divided by the mantissa, bit by bit.
         let (mut quotient, mut rest, mut bits) = (0u128, 1u128 << 127, 0);

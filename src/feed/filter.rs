@@ -1,24 +1,29 @@
-//! What a reader wants to see, and who wants to see a key: found by the key, not by asking every reader, because
-//! there may be ten thousand of them.
+//! Which keys a reader is interested in, and which readers are interested in a key: found by key rather than
+//! by asking every reader, because there may be ten thousand of them.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-use super::event::Event;
+use crate::effects::Event;
 
-/// The keys that a reader wants to see: those that are named, those that begin with a prefix; all when neither is
+/// The keys that a reader is interested in: named keys and keys with given prefixes; all keys if neither is
 /// given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     db: u32,
-    /// In order.
+    /// Sorted.
     keys: Vec<Box<[u8]>>,
     prefixes: Vec<Box<[u8]>>,
 }
 
 impl Filter {
+    /// The database.
+    pub fn db(&self) -> u32 {
+        self.db
+    }
+
     /// A filter on one database.
     pub fn new(db: u32, mut keys: Vec<Box<[u8]>>, mut prefixes: Vec<Box<[u8]>>) -> Filter {
         keys.sort_unstable();
@@ -32,7 +37,7 @@ impl Filter {
         self.keys.is_empty() && self.prefixes.is_empty()
     }
 
-    /// Whether an event is to be shown. One about all keys always is.
+    /// Whether an event is to be shown. An event about all keys always is.
     pub fn matches(&self, event: &Event<'_>) -> bool {
         event.db == self.db
             && event.key.is_none_or(|key| {
@@ -43,11 +48,11 @@ impl Filter {
     }
 }
 
-/// Readers that want to see the same.
+/// Readers with the same interest.
 #[derive(Debug, Default)]
 struct Group {
     ids: Vec<u64>,
-    /// The last entry that they were told of: once is enough.
+    /// The last entry that they were notified of: once is enough.
     told: u64,
 }
 
@@ -59,10 +64,10 @@ impl Group {
     }
 }
 
-/// Readers by key.
+/// Readers by key or prefix.
 type Readers = HashMap<Box<[u8]>, Group>;
 
-/// Who wants to see what.
+/// The interests of all readers.
 #[derive(Debug, Default)]
 pub(super) struct Interests {
     by_db: HashMap<u32, OfDatabase>,
@@ -72,10 +77,10 @@ pub(super) struct Interests {
 struct OfDatabase {
     /// All readers of the database, with their filters.
     readers: BTreeMap<u64, Arc<Filter>>,
-    /// Those that take all keys.
+    /// Those interested in all keys.
     of_all: Group,
     by_key: Readers,
-    /// By the length of the prefix: there are few lengths.
+    /// By length of the prefix: there are few lengths.
     by_prefix: BTreeMap<usize, Readers>,
 }
 
@@ -123,8 +128,8 @@ impl Interests {
         }
     }
 
-    /// Calls `each` with everybody who wants to see an event of the entry at `index`; with some perhaps twice.
-    /// Events of an entry come one after the other.
+    /// Calls `each` for every reader interested in an event of the entry at `index`; for some perhaps twice.
+    /// Events of one entry must be passed consecutively.
     pub fn tell(&mut self, index: u64, event: &Event<'_>, mut each: impl FnMut(u64)) {
         let Some(of_db) = self.by_db.get_mut(&event.db) else { return };
         let Some(key) = event.key else { return of_db.readers.keys().copied().for_each(each) };

@@ -1,33 +1,39 @@
-//! The change feed of this node: what happened to which key, by log index, for as long back as the history has
-//! room. Fed by the machine after each entry; every node makes the same events under the same indexes, also when
-//! it replays its log, so a reader may go on at another node from the last index that it was given.
+//! The change feed of this node: what happened to which key, by log index, as far back as the history has
+//! room. Fed by the machine after each entry; every node produces the same events under the same indexes,
+//! even when it replays its log, so a reader may resume on another node from the last index that it received.
 //!
-//! Readers have no queues. Each is an index into the one history and a filter, so that ten thousand of them cost
-//! little, and one that does not read costs no more: it falls out of the history and is told so.
+//! Readers have no queues. Each is an index into the one history and a filter, so ten thousand of them cost
+//! little, and one that does not read costs no more: it falls behind the history and is told so.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::Notify;
 
-pub mod event;
 mod filter;
 mod ring;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Draft, Entry, Event};
 pub use filter::Filter;
+pub use ring::Entry;
 use ring::Ring;
 
-/// How much a reader looks through at once before others get their turn.
+use crate::effects::{Effects, Listener, Replaced};
+
+/// The size of the history while the feed is off and there are readers all the same.
+const HISTORY_BYTES_WHEN_OFF: usize = 1 << 20;
+/// How much a reader scans at once before other tasks run.
 const SCANNED_BYTES_MAX: usize = 1 << 20;
 
-/// What the history may hold.
+/// The limits of the history.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Its size; 0 turns the feed off.
+    /// Its size; 0 turns the feed off, but for who observes elections.
     pub history_bytes_max: usize,
     /// Longer values are not kept with their events.
     pub value_bytes_max: usize,
@@ -38,21 +44,21 @@ pub struct Limits {
 pub struct Feed {
     limits: Limits,
     ring: Mutex<Ring>,
-    /// Reused from entry to entry.
-    draft: Mutex<Draft>,
+    /// Changes with `ring`.
+    has_readers: AtomicBool,
 }
 
-/// What happened between two indexes is no longer kept.
+/// The events after some index are no longer complete in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the history begins after index {oldest}, and what comes after index {last} was asked for")]
 pub struct Compacted {
-    /// The history is whole after this index: the lowest to go on from.
+    /// The history is complete after this index: the lowest from which to resume.
     pub oldest: u64,
-    /// The index after which the reader wanted to go on.
+    /// The index from which the reader wanted to resume.
     pub last: u64,
 }
 
-/// What the feed is at.
+/// The status of the feed.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub struct Status {
@@ -63,9 +69,13 @@ pub struct Status {
 }
 
 impl Feed {
-    /// An empty history, that of an empty state.
+    /// A feed with an empty history, for an empty state.
     pub fn new(limits: Limits) -> Feed {
-        Feed { limits, ring: Mutex::new(Ring::new(limits.history_bytes_max)), draft: Mutex::default() }
+        let bytes_max = match limits.history_bytes_max {
+            0 => HISTORY_BYTES_WHEN_OFF,
+            bytes_max => bytes_max,
+        };
+        Feed { limits, ring: Mutex::new(Ring::new(bytes_max)), has_readers: AtomicBool::new(false) }
     }
 
     /// A feed that records nothing.
@@ -73,17 +83,12 @@ impl Feed {
         Feed::new(Limits { history_bytes_max: 0, value_bytes_max: 0 })
     }
 
-    /// Whether there is a history.
+    /// Whether there is a history for whoever wants to read the feed.
     pub fn is_on(&self) -> bool {
         self.limits.history_bytes_max > 0
     }
 
-    /// The longest value that is kept with its event.
-    pub fn value_bytes_max(&self) -> usize {
-        self.limits.value_bytes_max
-    }
-
-    /// What it is at.
+    /// The present status.
     pub fn status(&self) -> Status {
         let ring = self.ring.lock();
         Status {
@@ -94,28 +99,8 @@ impl Feed {
         }
     }
 
-    /// Begins the events of the entry at `index`. None when nobody records them.
-    pub fn draft(&self, index: u64) -> Option<Draft> {
-        self.is_on().then(|| {
-            let mut draft = std::mem::take(&mut *self.draft.lock());
-            draft.begin(index, self.limits.value_bytes_max);
-            draft
-        })
-    }
-
-    /// The entry was applied: its events go to the end of the history.
-    pub fn publish(&self, draft: Draft) {
-        self.ring.lock().push(draft.index, draft.bytes());
-        *self.draft.lock() = draft;
-    }
-
-    /// Another state was loaded: that after the entry `applied`.
-    pub fn restart(&self, applied: u64) {
-        self.ring.lock().restart(applied);
-    }
-
-    /// Begins to read what comes after the index `from`, which need not have been applied yet; or after now.
-    /// `wake` is notified when there is something to read, and now and then.
+    /// Subscribes to what comes after the index `from`, which need not be applied yet, or after the present.
+    /// `wake` is notified when there is something to read, and occasionally otherwise.
     pub fn subscribe(
         self: &Arc<Feed>,
         filter: Filter,
@@ -123,49 +108,73 @@ impl Feed {
         wake: Arc<Notify>,
     ) -> Result<Subscription, Compacted> {
         let filter = Arc::new(filter);
-        let (id, told) = self.ring.lock().enter(filter.clone(), from, wake.clone())?;
+        let (id, told) = {
+            let mut ring = self.ring.lock();
+            let entered = ring.enter(filter.clone(), from, wake.clone())?;
+            self.has_readers.store(true, Relaxed);
+            entered
+        };
         Ok(Subscription { feed: self.clone(), id, filter, wake, told, seen: told })
     }
 }
 
-/// A reader's place in the feed.
+impl Listener for Feed {
+    fn wants_changes(&self) -> Option<usize> {
+        (self.is_on() || self.has_readers.load(Relaxed)).then_some(self.limits.value_bytes_max)
+    }
+
+    fn applied(&self, effects: &Effects) {
+        let mut ring = self.ring.lock();
+        match &effects.changes {
+            Some(changes) if self.is_on() || ring.readers() > 0 => ring.push(effects.index, changes.bytes()),
+            _ => ring.pass(effects.index),
+        }
+    }
+
+    fn replaced(&self, replaced: &Replaced<'_>) {
+        self.ring.lock().restart(replaced.applied);
+    }
+}
+
+/// A reader's position in the feed.
 #[derive(Debug)]
 pub struct Subscription {
     feed: Arc<Feed>,
     id: u64,
     filter: Arc<Filter>,
     wake: Arc<Notify>,
-    /// The last index that the reader was given.
+    /// The last index that the reader has received.
     told: u64,
-    /// It has been given all that it wants to see up to here.
+    /// It has received everything of interest up to this index.
     seen: u64,
 }
 
-/// What a reader finds next.
+/// The result of a search for a reader's next entry.
 #[derive(Debug)]
 pub enum Found {
-    /// The next entry that has events for it.
+    /// The next entry with events for it.
     Entry(Entry),
-    /// None yet: there is more to look through.
+    /// Nothing so far: there is more to scan.
     NotYet,
     /// Nothing up to the end of the log.
     Nothing,
 }
 
 impl Subscription {
-    /// The index from which the reader can go on elsewhere: it was given all up to there, and nothing after.
+    /// The index from which the reader can resume elsewhere: it has received everything up to there, and
+    /// nothing after.
     pub fn told(&self) -> u64 {
         self.told
     }
 
-    /// What it wants to see.
+    /// Its filter.
     pub fn filter(&self) -> &Filter {
         &self.filter
     }
 
-    /// The next entry that has events for this reader; None when there is none for now. An error ends the
-    /// subscription. Never waits; a long stretch without such an entry is left in pieces, the next of which is
-    /// woken for.
+    /// The next entry with events for this reader; None if there is none for now. An error ends the
+    /// subscription. Never blocks; a long stretch without such an entry is scanned in pieces, with a wake for
+    /// each.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, Compacted> {
         match self.find()? {
             Found::Entry(entry) => Ok(Some(entry)),
@@ -177,8 +186,8 @@ impl Subscription {
         }
     }
 
-    /// Looks through the next piece of the history, for an entry that has events for this reader. An error ends the
-    /// subscription. Never waits, and wakes nobody.
+    /// Scans the next piece of the history for an entry with events for this reader. An error ends the
+    /// subscription. Never blocks, and wakes nobody.
     pub fn find(&mut self) -> Result<Found, Compacted> {
         let mut scanned = 0;
         while scanned < SCANNED_BYTES_MAX {
@@ -199,8 +208,8 @@ impl Subscription {
         Ok(Found::NotYet)
     }
 
-    /// How far the reader has been given all that it wants to see, if that is further than it was told: telling
-    /// it keeps it from falling out of the history while there is nothing for it.
+    /// The index up to which the reader has received everything of interest, if that has advanced: reporting
+    /// it keeps the reader from falling behind the history while there are no events for it.
     pub fn progress(&mut self) -> Option<u64> {
         (self.seen > self.told).then(|| {
             self.told = self.seen;
@@ -211,6 +220,8 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.feed.ring.lock().leave(self.id);
+        let mut ring = self.feed.ring.lock();
+        ring.leave(self.id);
+        self.feed.has_readers.store(ring.readers() > 0, Relaxed);
     }
 }

@@ -1,4 +1,5 @@
-//! The history itself: the last entries that had events, up to a number of bytes, and how far each reader is.
+//! The history itself: the last entries that had events, up to a number of bytes, and each reader's position.
+//! A reader is woken only for events that interest it, and occasionally for none, to learn the log index.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -9,19 +10,34 @@ use tokio::sync::Notify;
 
 use super::{
     Compacted,
-    event::{Entry, events},
     filter::{Filter, Interests},
 };
+use crate::effects::{Event, changes::events};
 
-/// What an entry costs beside its bytes.
+/// The cost of an entry besides its bytes.
 const ENTRY_BYTES: usize = 64;
+
+/// The events of one log entry, as kept in the history. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its log index.
+    pub index: u64,
+    pub(super) bytes: Arc<[u8]>,
+}
+
+impl Entry {
+    /// Its events, in order.
+    pub fn events(&self) -> impl Iterator<Item = Event<'_>> {
+        events(&self.bytes)
+    }
+}
 
 /// The history.
 ///
 /// Invariants:
-/// - `entries` rise in index; all have events, and all lie above `oldest` and not above `last`.
+/// - `entries` have ascending indexes above `oldest` and not above `last`; each has events.
 /// - Every event after `oldest` is in `entries`.
-/// - A reader without `pending` has been given all that it wants to see up to `last`.
+/// - A reader without `pending` has received everything of interest up to `last`.
 #[derive(Debug)]
 pub(super) struct Ring {
     bytes_max: usize,
@@ -29,7 +45,7 @@ pub(super) struct Ring {
     bytes: usize,
     oldest: u64,
     last: u64,
-    /// Bytes since readers that have nothing to read were last woken to be told how far the log is.
+    /// Bytes added since readers without events were last woken to learn the log index.
     quiet_bytes: usize,
     readers: HashMap<u64, Reader>,
     interests: Interests,
@@ -41,7 +57,7 @@ struct Reader {
     filter: Arc<Filter>,
     /// Entries up to this one are not for it.
     after: u64,
-    /// From here on there is something to read.
+    /// The index from which there is something to read.
     pending: Option<u64>,
     wake: Arc<Notify>,
 }
@@ -86,7 +102,7 @@ impl Ring {
         self.readers.len()
     }
 
-    /// The next entry of the log was applied.
+    /// Appends the events of the next log entry.
     pub fn push(&mut self, index: u64, bytes: &[u8]) {
         debug_assert!(index > self.last, "entries are applied in their order");
         self.last = index;
@@ -106,8 +122,15 @@ impl Ring {
         }
     }
 
-    /// Wakes those who want to see one of these events; and now and then all, so that what they were told last
-    /// does not fall out of the history.
+    /// The events of the next log entry are not known: the history begins after it.
+    pub fn pass(&mut self, index: u64) {
+        self.entries.clear();
+        self.bytes = 0;
+        (self.oldest, self.last) = (index, index);
+    }
+
+    /// Wakes the readers interested in these events; and occasionally all, so that their last index does not
+    /// fall out of the history.
     fn tell(&mut self, index: u64, bytes: &[u8]) {
         for event in events(bytes) {
             self.interests.tell(index, &event, |id| {
@@ -121,20 +144,22 @@ impl Ring {
         }
     }
 
-    /// The state is now another: that after entry `applied`. What happened on the way there was never seen.
+    /// The state was replaced by that after entry `applied`. The events in between were never seen.
     pub fn restart(&mut self, applied: u64) {
         let index = applied.max(self.last);
         self.entries.clear();
         self.bytes = 0;
         let missed = self.last + 1;
         (self.oldest, self.last) = (index, index);
-        // What is missed is found missing when they ask for it.
+        // Readers find out that they missed events when they read.
         if index >= missed {
-            self.readers.values_mut().for_each(|reader| reader.has_news(missed.max(reader.after + 1)));
+            self.readers
+                .values_mut()
+                .for_each(|reader| reader.has_news(missed.max(reader.after.saturating_add(1))));
         }
     }
 
-    /// A reader of what comes after `from`, or after now. Gives its id and from where it goes on.
+    /// Adds a reader of what comes after `from`, or after the present. Returns its id and its start index.
     pub fn enter(
         &mut self,
         filter: Arc<Filter>,
@@ -160,8 +185,8 @@ impl Ring {
         self.interests.remove(id, &reader.filter);
     }
 
-    /// The next entry that may have something for a reader. None when it is given all up to `last`. An error
-    /// when it is no longer there.
+    /// The next entry that may have something for a reader. None if it has received everything up to `last`.
+    /// An error if it has fallen out of the history.
     pub fn next(&mut self, id: u64) -> Result<Option<Entry>, u64> {
         let reader = self.readers.get_mut(&id).expect("it has not left");
         let Some(pending) = reader.pending else { return Ok(None) };

@@ -1,15 +1,19 @@
-//! The history and its readers: what falls out, who is woken, what a reader is given and when it is cut off.
+//! Tests of the history and its readers: what falls out, who is woken, what a reader receives and when it is
+//! cut off.
 
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use super::{Compacted, Draft, Entry, Event, Feed, Filter, Limits, Status, Subscription};
-use crate::store::{Ctx, Deadline, State};
+use super::{Compacted, Entry, Feed, Filter, Limits, Status, Subscription};
+use crate::{
+    effects::{Changes, Class, Effects, Event, Listener, Replaced},
+    store::{Ctx, Deadline, State},
+};
 
 const LIMITS: Limits = Limits { history_bytes_max: 4 << 10, value_bytes_max: 64 };
 
-/// A feed, and the state whose changes it is given.
+/// A feed, and the state whose changes it records.
 struct Node {
     feed: Arc<Feed>,
     state: State,
@@ -19,23 +23,33 @@ struct Node {
 impl Node {
     fn new() -> Node {
         let mut state = State::new();
-        state.note_touched(LIMITS.value_bytes_max);
+        state.note_touched(Some(LIMITS.value_bytes_max));
         Node { feed: Arc::new(Feed::new(LIMITS)), state, index: 0 }
     }
 
-    /// An entry in which each of `keys` is set to `value` by a call of its own.
+    /// An entry that sets each of `keys` to `value` by a separate call.
     fn set(&mut self, keys: &[&str], value: &[u8]) {
-        let mut draft = self.begin();
+        let mut changes = self.begin();
         for key in keys {
             Ctx::new(&mut self.state, 0, 0).set(key.as_bytes(), value, Deadline::None);
-            draft.take(&mut self.state, "SET");
+            changes.take(&mut self.state, "SET", Class::GENERIC);
         }
-        self.feed.publish(draft);
+        self.publish(changes);
     }
 
-    fn begin(&mut self) -> Draft {
+    fn begin(&mut self) -> Changes {
         self.index += 1;
-        self.feed.draft(self.index).unwrap()
+        let mut changes = Changes::default();
+        changes.begin(self.feed.wants_changes().unwrap());
+        changes
+    }
+
+    fn publish(&self, changes: Changes) {
+        self.feed.applied(&Effects { index: self.index, changes: Some(changes), ended: Vec::new() });
+    }
+
+    fn restart(&self, applied: u64) {
+        self.feed.replaced(&Replaced { applied, outcome_of: &|_| None });
     }
 
     fn subscribe(&self, filter: Filter, from: Option<u64>) -> Result<Subscription, Compacted> {
@@ -48,7 +62,7 @@ fn filter(keys: &[&str], prefixes: &[&str]) -> Filter {
     Filter::new(0, boxed(keys), boxed(prefixes))
 }
 
-/// The indexes and keys that a reader is given now.
+/// The indexes and keys that a reader receives now.
 fn read(subscription: &mut Subscription) -> Vec<(u64, Vec<String>)> {
     let mut found = Vec::new();
     while let Some(entry) = subscription.next_entry().unwrap() {
@@ -63,7 +77,7 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Whether a reader was woken since it last waited.
+/// Whether a reader was woken since the last call.
 fn is_woken(subscription: &Subscription) -> bool {
     use std::{future::Future, pin::pin, task};
     let mut context = task::Context::from_waker(task::Waker::noop());
@@ -102,7 +116,7 @@ fn who_comes_back_goes_on_where_it_was() {
         let expected: Vec<_> = (from..6).map(|n| (n + 1, words(&[&format!("b{n}")]))).collect();
         assert_eq!(read(&mut reader), expected);
     }
-    // What comes after an index that is not reached yet.
+    // Subscribe after an index that is not reached yet.
     let mut early = node.subscribe(filter(&[], &[]), Some(8)).unwrap();
     for _ in 0..2 {
         node.set(&["a"], b"");
@@ -130,13 +144,13 @@ fn what_falls_out_of_the_history_is_never_skipped_in_silence() {
     assert_eq!(node.subscribe(filter(&[], &[]), Some(oldest - 1)).unwrap_err().oldest, oldest);
     let mut resumed = node.subscribe(filter(&[], &[]), Some(oldest)).unwrap();
     assert_eq!(read(&mut resumed).first().unwrap().0, oldest + 1);
-    // Nothing happened to its key, so nothing is missing.
+    // Nothing happened to its key, so it missed nothing.
     assert_eq!((read(&mut quiet), quiet.progress()), (Vec::new(), Some(node.index)));
 }
 
 #[test]
 fn a_quiet_reader_is_woken_before_what_it_was_told_falls_out() {
-    // The smallest events too, which cost more than their bytes.
+    // Include the smallest events, which cost more than their bytes.
     for value in [&b"something"[..], b""] {
         let mut node = Node::new();
         let mut quiet = node.subscribe(filter(&["none"], &[]), None).unwrap();
@@ -166,7 +180,7 @@ fn another_state_begins_another_history() {
     node.set(&["a"], b"");
     let mut reader = node.subscribe(filter(&[], &[]), None).unwrap();
     let mut ahead = node.subscribe(filter(&[], &[]), Some(60)).unwrap();
-    node.feed.restart(50);
+    node.restart(50);
     assert_eq!(reader.next_entry().unwrap_err(), Compacted { oldest: 50, last: 1 });
     assert_eq!(node.subscribe(filter(&[], &[]), None).unwrap().told(), 50);
     assert_eq!(read(&mut ahead), []);
@@ -176,14 +190,14 @@ fn another_state_begins_another_history() {
 fn a_call_mentions_each_key_once_and_as_it_is_in_the_end() {
     let mut node = Node::new();
     let mut reader = node.subscribe(filter(&[], &[]), None).unwrap();
-    let mut draft = node.begin();
+    let mut changes = node.begin();
     node.state.advance(100, 1);
     let mut ctx = Ctx::new(&mut node.state, 0, 0);
     ctx.set(b"a", b"1", Deadline::None);
     ctx.set(b"b", b"2", Deadline::At(150));
     ctx.set(b"a", &[7; 65], Deadline::None);
-    draft.take(&mut node.state, "MSET");
-    node.feed.publish(draft);
+    changes.take(&mut node.state, "MSET", Class::GENERIC);
+    node.publish(changes);
     let entry = reader.next_entry().unwrap().unwrap();
     let shown = |entry: &Entry| -> Vec<String> {
         let show = |event: Event<'_>| {
@@ -198,24 +212,53 @@ fn a_call_mentions_each_key_once_and_as_it_is_in_the_end() {
         entry.events().map(show).collect()
     };
     assert_eq!(shown(&entry), ["a mset string None", "b mset string 2"]);
-    // A dead key that a write meets: it expired, or it is there again.
+    // A write meets an expired key: either it is reported as expired, or it exists again.
     for (write, expected) in [(false, "b expired - None"), (true, "b set string 3")] {
-        let mut draft = node.begin();
+        let mut changes = node.begin();
         node.state.advance(151, 1);
         let mut ctx = Ctx::new(&mut node.state, 0, 0);
         match write {
             true => ctx.set(b"b", b"3", Deadline::None),
             false => assert!(!ctx.delete(b"b")),
         }
-        draft.take(&mut node.state, if write { "SET" } else { "DEL" });
-        node.feed.publish(draft);
+        changes.take(&mut node.state, if write { "SET" } else { "DEL" }, Class::GENERIC);
+        node.publish(changes);
         assert_eq!(shown(&reader.next_entry().unwrap().unwrap()), [expected]);
     }
-    let mut draft = node.begin();
+    let mut changes = node.begin();
     Ctx::new(&mut node.state, 0, 0).flush_all();
-    draft.take(&mut node.state, "FLUSHALL");
+    changes.take(&mut node.state, "FLUSHALL", Class::GENERIC);
     Ctx::new(&mut node.state, 0, 0).flush_all();
-    draft.take(&mut node.state, "FLUSHALL");
-    node.feed.publish(draft);
+    changes.take(&mut node.state, "FLUSHALL", Class::GENERIC);
+    node.publish(changes);
     assert_eq!(shown(&reader.next_entry().unwrap().unwrap()), ["* flushall - None"]);
+}
+
+#[test]
+fn a_feed_that_is_off_records_for_who_observes_and_nothing_else() {
+    let feed = Arc::new(Feed::off());
+    let publish = |index: u64, changes: Option<Changes>| {
+        feed.applied(&Effects { index, changes, ended: Vec::new() });
+    };
+    let mut state = State::new();
+    state.note_touched(Some(0));
+    let mut entry = |key: &[u8]| {
+        Ctx::new(&mut state, 0, 0).set(key, b"v", Deadline::None);
+        let mut changes = Changes::default();
+        changes.take(&mut state, "SET", Class::GENERIC);
+        Some(changes)
+    };
+    assert_eq!(feed.wants_changes(), None);
+    publish(1, None);
+    let mut reader = feed.subscribe(filter(&["a"], &[]), None, Arc::new(Notify::new())).unwrap();
+    assert_eq!((feed.wants_changes(), reader.told()), (Some(0), 1));
+    // An entry that was being applied meanwhile is not in the history.
+    publish(2, None);
+    publish(3, entry(b"a"));
+    assert_eq!(read(&mut reader), [(3, vec!["a".to_owned()])]);
+    drop(reader);
+    assert_eq!(feed.wants_changes(), None);
+    publish(4, None);
+    let late = feed.subscribe(filter(&["a"], &[]), Some(3), Arc::new(Notify::new()));
+    assert_eq!(late.unwrap_err(), Compacted { oldest: 4, last: 3 });
 }

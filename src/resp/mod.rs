@@ -3,4 +3,4 @@
 pub mod reply;
 pub mod request;
 
-pub use reply::{Protocol, Reply};
+pub use reply::{Protocol, Recorded, Reply};

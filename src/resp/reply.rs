@@ -1,41 +1,67 @@
-//! Writes one reply after the other into a buffer, in RESP2 or RESP3. The only place where the two differ.
+//! Writes replies into a buffer, in RESP2 or RESP3. The only place where the two differ.
 //!
-//! A sink that is off takes everything and keeps nothing: nodes that do not serve the connection execute the
-//! same functions without building replies.
+//! A reply that is off discards everything: nodes that do not serve the connection execute the same functions
+//! without building replies.
 
 use crate::error::Error;
 
 /// The protocol version of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
-    /// Where every connection begins.
+    /// The protocol of every new connection.
     #[default]
     Resp2,
     /// After `HELLO 3`.
     Resp3,
 }
 
+/// A reply in both versions, for a client whose version is not known where the reply is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    resp2: Vec<u8>,
+    resp3: Vec<u8>,
+}
+
+impl Recorded {
+    /// Records what `write` replies.
+    pub fn of(write: impl FnOnce(&mut Reply)) -> Recorded {
+        let mut reply = Reply { resp3: Some(Vec::new()), ..Reply::default() };
+        write(&mut reply);
+        Recorded { resp2: reply.buffer, resp3: reply.resp3.unwrap_or_default() }
+    }
+
+    /// The reply in one version.
+    pub fn as_bytes(&self, protocol: Protocol) -> &[u8] {
+        match protocol {
+            Protocol::Resp2 => &self.resp2,
+            Protocol::Resp3 => &self.resp3,
+        }
+    }
+}
+
 /// A growing buffer of replies.
 ///
 /// Invariants:
-/// - An aggregate's header is followed by exactly as many elements as it announced; the caller keeps this.
-/// - With `on == false` the buffer stays empty.
+/// - An aggregate's header is followed by exactly as many elements as it announces; the caller ensures this.
+/// - If `off`, the buffer stays empty.
+/// - While a reply is recorded, `protocol` is RESP2, and `resp3` gets the same in RESP3.
 #[derive(Debug, Default)]
 pub struct Reply {
     buffer: Vec<u8>,
     protocol: Protocol,
     off: bool,
+    resp3: Option<Vec<u8>>,
 }
 
 impl Reply {
-    /// Replies go to the end of `buffer`.
+    /// Appends replies to `buffer`.
     pub fn new(buffer: Vec<u8>, protocol: Protocol) -> Reply {
-        Reply { buffer, protocol, off: false }
+        Reply { buffer, protocol, off: false, resp3: None }
     }
 
-    /// Takes replies and keeps nothing.
+    /// Discards replies.
     pub fn off() -> Reply {
-        Reply { buffer: Vec::new(), protocol: Protocol::Resp2, off: true }
+        Reply { off: true, ..Reply::default() }
     }
 
     /// The bytes written so far.
@@ -48,25 +74,49 @@ impl Reply {
         &self.buffer
     }
 
-    /// Whether replies are kept. Functions may skip costly work whose only product is a reply.
+    /// Whether replies are kept. Functions may skip costly work that only produces a reply.
     pub fn is_on(&self) -> bool {
         !self.off
     }
 
-    /// The protocol version in use.
-    pub fn protocol(&self) -> Protocol {
-        self.protocol
-    }
-
-    /// `HELLO` changes it between two replies.
+    /// Changes the protocol between two replies, for `HELLO`.
     pub fn set_protocol(&mut self, protocol: Protocol) {
         self.protocol = protocol;
     }
 
-    /// Bytes that are already encoded.
+    /// Appends bytes that are already encoded.
     pub fn raw(&mut self, bytes: &[u8]) {
         if !self.off {
-            self.buffer.extend_from_slice(bytes);
+            self.write(|buffer| buffer.extend_from_slice(bytes));
+        }
+    }
+
+    /// Writes what is the same in both versions.
+    #[inline]
+    fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.buffer.len();
+        write(&mut self.buffer);
+        if let Some(resp3) = &mut self.resp3 {
+            resp3.extend_from_slice(&self.buffer[start..]);
+        }
+    }
+
+    /// Writes what differs between the versions.
+    #[inline]
+    fn by_version(&mut self, resp2: impl FnOnce(&mut Reply), resp3: impl FnOnce(&mut Reply)) {
+        if let Some(mut recorded) = self.resp3.take() {
+            resp2(self);
+            std::mem::swap(&mut self.buffer, &mut recorded);
+            self.protocol = Protocol::Resp3;
+            resp3(self);
+            std::mem::swap(&mut self.buffer, &mut recorded);
+            self.protocol = Protocol::Resp2;
+            self.resp3 = Some(recorded);
+        } else {
+            match self.protocol {
+                Protocol::Resp2 => resp2(self),
+                Protocol::Resp3 => resp3(self),
+            }
         }
     }
 
@@ -75,7 +125,7 @@ impl Reply {
         self.raw(b"+OK\r\n");
     }
 
-    /// A simple string; `text` holds no CR or LF.
+    /// A simple string; `text` must not contain CR or LF.
     pub fn simple(&mut self, text: &str) {
         self.line(b'+', text.as_bytes());
     }
@@ -85,11 +135,9 @@ impl Reply {
         if self.off {
             return;
         }
-        self.buffer.push(b'-');
-        let text = error.to_string();
-        // An error is one line, whatever a client put into a name that it quotes.
-        self.buffer.extend(text.bytes().map(|byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte }));
-        self.buffer.extend_from_slice(b"\r\n");
+        // An error must be one line, even if it quotes a client's bytes.
+        let text = error.to_string().replace(['\r', '\n'], " ");
+        self.line(b'-', text.as_bytes());
     }
 
     /// An integer.
@@ -102,7 +150,7 @@ impl Reply {
         self.integer(value as i64);
     }
 
-    /// 1 or 0: a yes or no that is an integer in both versions.
+    /// A yes or no that is the integer 1 or 0 in both versions.
     pub fn flag(&mut self, value: bool) {
         self.integer(i64::from(value));
     }
@@ -112,9 +160,11 @@ impl Reply {
         if self.off {
             return;
         }
-        self.number_line(b'$', bytes.len() as i64);
-        self.buffer.extend_from_slice(bytes);
-        self.buffer.extend_from_slice(b"\r\n");
+        self.write(|buffer| {
+            write_line(buffer, b'$', itoa::Buffer::new().format(bytes.len()).as_bytes());
+            buffer.extend_from_slice(bytes);
+            buffer.extend_from_slice(b"\r\n");
+        });
     }
 
     /// A bulk string, or null.
@@ -132,18 +182,12 @@ impl Reply {
 
     /// The null bulk string of RESP2, the null of RESP3.
     pub fn null(&mut self) {
-        match self.protocol {
-            Protocol::Resp2 => self.raw(b"$-1\r\n"),
-            Protocol::Resp3 => self.raw(b"_\r\n"),
-        }
+        self.by_version(|reply| reply.raw(b"$-1\r\n"), |reply| reply.raw(b"_\r\n"));
     }
 
     /// The null array of RESP2, the null of RESP3.
     pub fn null_array(&mut self) {
-        match self.protocol {
-            Protocol::Resp2 => self.raw(b"*-1\r\n"),
-            Protocol::Resp3 => self.raw(b"_\r\n"),
-        }
+        self.by_version(|reply| reply.raw(b"*-1\r\n"), |reply| reply.raw(b"_\r\n"));
     }
 
     /// The header of an array of `len` elements.
@@ -153,26 +197,28 @@ impl Reply {
 
     /// The header of a map of `pairs` keys and values; a flat array in RESP2.
     pub fn map(&mut self, pairs: usize) {
-        match self.protocol {
-            Protocol::Resp2 => self.array(pairs * 2),
-            Protocol::Resp3 => self.number_line(b'%', pairs as i64),
-        }
+        self.by_version(|reply| reply.array(pairs * 2), |reply| reply.number_line(b'%', pairs as i64));
     }
 
     /// The header of a set; an array in RESP2.
     pub fn set(&mut self, len: usize) {
-        match self.protocol {
-            Protocol::Resp2 => self.array(len),
-            Protocol::Resp3 => self.number_line(b'~', len as i64),
-        }
+        self.by_version(|reply| reply.array(len), |reply| reply.number_line(b'~', len as i64));
+    }
+
+    /// The header of `len` pairs, each of which begins with [`Reply::pair`]: arrays of two elements, in a flat
+    /// array in RESP2.
+    pub fn pairs(&mut self, len: usize) {
+        self.by_version(|reply| reply.array(len * 2), |reply| reply.array(len));
+    }
+
+    /// The beginning of one of [`Reply::pairs`].
+    pub fn pair(&mut self) {
+        self.by_version(|_| {}, |reply| reply.array(2));
     }
 
     /// The header of an out-of-band push; an array in RESP2.
     pub fn push(&mut self, len: usize) {
-        match self.protocol {
-            Protocol::Resp2 => self.array(len),
-            Protocol::Resp3 => self.number_line(b'>', len as i64),
-        }
+        self.by_version(|reply| reply.array(len), |reply| reply.number_line(b'>', len as i64));
     }
 
     /// A floating-point number; a bulk string in RESP2.
@@ -183,41 +229,33 @@ impl Reply {
         self.decimal(&crate::args::format_double(value));
     }
 
-    /// A floating-point number in digits of its own; a bulk string in RESP2.
+    /// A floating-point number with given digits; a bulk string in RESP2.
     pub fn decimal(&mut self, text: &str) {
-        match self.protocol {
-            Protocol::Resp2 => self.bulk(text.as_bytes()),
-            Protocol::Resp3 => self.line(b',', text.as_bytes()),
-        }
+        self.by_version(|reply| reply.bulk(text.as_bytes()), |reply| reply.line(b',', text.as_bytes()));
     }
 
     /// A boolean; an integer in RESP2.
     pub fn boolean(&mut self, value: bool) {
-        match self.protocol {
-            Protocol::Resp2 => self.integer(i64::from(value)),
-            Protocol::Resp3 => self.raw(if value { b"#t\r\n" } else { b"#f\r\n" }),
-        }
+        self.by_version(
+            |reply| reply.integer(i64::from(value)),
+            |reply| reply.raw(if value { b"#t\r\n" } else { b"#f\r\n" }),
+        );
     }
 
-    /// Text for people, of the three-letter format `kind` (`txt`); a bulk string in RESP2.
+    /// Text for display, in the three-letter format `kind` (`txt`); a bulk string in RESP2.
     pub fn verbatim(&mut self, kind: &str, text: &str) {
-        match self.protocol {
-            Protocol::Resp2 => self.bulk(text.as_bytes()),
-            Protocol::Resp3 => {
-                self.number_line(b'=', text.len() as i64 + 4);
-                self.raw(kind.as_bytes());
-                self.raw(b":");
-                self.raw(text.as_bytes());
-                self.raw(b"\r\n");
-            }
-        }
+        self.by_version(
+            |reply| reply.bulk(text.as_bytes()),
+            |reply| {
+                reply.number_line(b'=', text.len() as i64 + 4);
+                reply.raw(format!("{kind}:{text}\r\n").as_bytes());
+            },
+        );
     }
 
     fn line(&mut self, kind: u8, text: &[u8]) {
         if !self.off {
-            self.buffer.push(kind);
-            self.buffer.extend_from_slice(text);
-            self.buffer.extend_from_slice(b"\r\n");
+            self.write(|buffer| write_line(buffer, kind, text));
         }
     }
 
@@ -225,5 +263,53 @@ impl Reply {
         if !self.off {
             self.line(kind, itoa::Buffer::new().format(value).as_bytes());
         }
+    }
+}
+
+#[inline]
+fn write_line(buffer: &mut Vec<u8>, kind: u8, text: &[u8]) {
+    buffer.push(kind);
+    buffer.extend_from_slice(text);
+    buffer.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Protocol, Recorded, Reply};
+    use crate::error::Error;
+
+    fn everything(reply: &mut Reply) {
+        reply.array(14);
+        reply.ok();
+        reply.error(&Error::err("two\r\nlines"));
+        reply.integer(-7);
+        reply.bulk(b"$1\r\n");
+        reply.bulk_or_null(None);
+        reply.null_array();
+        reply.map(1);
+        reply.bulk_integer(1);
+        reply.double(1.5);
+        reply.set(1);
+        reply.boolean(true);
+        reply.push(1);
+        reply.verbatim("txt", "text");
+        reply.pairs(2);
+        for score in [1.0, 2.5] {
+            reply.pair();
+            reply.bulk(b"member");
+            reply.double(score);
+        }
+        reply.simple("end");
+    }
+
+    #[test]
+    fn what_is_recorded_is_what_either_version_says() {
+        let recorded = Recorded::of(everything);
+        for protocol in [Protocol::Resp2, Protocol::Resp3] {
+            let mut reply = Reply::new(Vec::new(), protocol);
+            everything(&mut reply);
+            assert_eq!(recorded.as_bytes(protocol), reply.buffer(), "{protocol:?}");
+        }
+        assert_ne!(recorded.as_bytes(Protocol::Resp2), recorded.as_bytes(Protocol::Resp3));
     }
 }

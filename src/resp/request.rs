@@ -1,17 +1,17 @@
 //! Requests: an array of bulk strings, or an inline command, decoded from a connection's buffer in place.
 //!
-//! redis-protocol decodes bulk strings, one at a time. It is never given an array: its recursion has no bound,
-//! it takes elements that are no bulk strings, and it begins again from the start when a byte is missing. So
-//! the array's header, the progress made, the limits and Redis's own error texts are kept here. Nothing is
-//! allocated per argument: an argument is a [`Span`] of the buffer, and quoted inline arguments are unescaped
-//! where they stand.
+//! redis-protocol decodes bulk strings, one at a time. It is never given an array: its recursion is
+//! unbounded, it accepts elements that are not bulk strings, and it starts over when a byte is missing. So
+//! the array's header, the progress made, the limits and Redis's own error texts are handled here. Nothing is
+//! allocated per argument: an argument is a range of the buffer, and quoted inline arguments are unescaped
+//! in place.
 
 use redis_protocol::resp2::{decode::decode_range, types::RangeFrame};
 use thiserror::Error;
 
 use crate::{args::parse_integer, proposal::Argv};
 
-/// What a client may send.
+/// The limits of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The longest argument.
@@ -22,7 +22,7 @@ pub struct Limits {
     pub inline_bytes_max: usize,
 }
 
-/// What is wrong with a request. The connection is closed after it was told.
+/// What is wrong with a request. The connection is closed after this error was sent.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum ProtocolError {
@@ -42,14 +42,14 @@ pub enum ProtocolError {
     Quotes,
 }
 
-/// Where an argument stands in the buffer. 32 bits are enough: a buffer is limited to 4 GiB.
+/// The position of an argument in the buffer. 32 bits are enough: a buffer is limited to 4 GiB.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     start: u32,
     end: u32,
 }
 
-/// A complete request: a stretch of the decoder's spans.
+/// A complete request: a range of the decoder's spans.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     first: u32,
@@ -57,39 +57,40 @@ pub struct Request {
 }
 
 impl Request {
-    /// The number of arguments, the name included; at least 1.
+    /// The number of arguments, including the name.
     pub fn len(&self) -> usize {
         self.count as usize
     }
 
-    /// Never.
+    /// An empty line or array: it is not executed and has no reply.
     pub fn is_empty(&self) -> bool {
-        false
+        self.count == 0
     }
 }
 
 /// Decodes one connection's stream.
 ///
 /// Invariants:
-/// - The buffer's bytes before `at` were decoded and are not looked at again.
-/// - `spans` holds the arguments of `requests`, then those of the request begun.
-/// - `missing > 0` exactly while a request is begun; the buffer then holds its start.
+/// - The buffer's bytes before `at` were decoded and are not examined again.
+/// - `spans` holds the arguments of `requests`, then those of the incomplete request.
+/// - `missing > 0` exactly while there is an incomplete request; the buffer then holds its start.
 #[derive(Debug, Default)]
 pub struct Decoder {
     at: usize,
-    /// Where the last complete request ends.
+    /// The end of the last complete request.
     complete: usize,
     missing: usize,
     spans: Vec<Span>,
     requests: Vec<Request>,
 }
 
-/// A header `$<len>\r\n` is at most this long when its length fits an i64.
+/// The maximum length of a header `$<len>\r\n` whose length fits an i64.
 const HEADER_BYTES_MAX: usize = 24;
 
 impl Decoder {
-    /// Takes in what has arrived: `buffer` holds what it held at the last call, less what [`Decoder::forget`]
-    /// told to remove, and more at its end. Requests before an error are complete and may be run.
+    /// Decodes what has arrived: `buffer` must have the content of the last call, less what
+    /// [`Decoder::forget`] said to remove, with more appended. Requests before an error are complete and may
+    /// be run.
     pub fn decode(&mut self, buffer: &mut [u8], limits: &Limits) -> Result<(), ProtocolError> {
         loop {
             if self.missing > 0 {
@@ -109,7 +110,7 @@ impl Decoder {
         }
     }
 
-    /// The complete requests, in their order.
+    /// The complete requests, in order.
     pub fn requests(&self) -> &[Request] {
         &self.requests
     }
@@ -134,14 +135,15 @@ impl Decoder {
         &self.spans[request.first as usize..][..request.count as usize]
     }
 
-    /// Forgets the complete requests. Returns how many bytes the caller must now remove from the buffer's front.
+    /// Drops the complete requests. Returns how many bytes the caller must remove from the front of the
+    /// buffer.
     pub fn forget(&mut self) -> usize {
         let removed = std::mem::take(&mut self.complete);
         let done = self.requests.last().map_or(0, |last| (last.first + last.count) as usize);
         self.requests.clear();
         self.spans.drain(..done);
         if self.spans.is_empty() {
-            // One request of a million arguments must not keep its room for the life of the connection.
+            // One request of a million arguments must not hold its memory for the life of the connection.
             self.spans.shrink_to(1024);
             self.requests.shrink_to(1024);
         }
@@ -153,7 +155,7 @@ impl Decoder {
         removed
     }
 
-    /// Reads `*<count>\r\n`. False when it has not arrived as a whole.
+    /// Reads `*<count>\r\n`. False if it is incomplete.
     fn header(&mut self, buffer: &[u8], limits: &Limits) -> Result<bool, ProtocolError> {
         let rest = &buffer[self.at..];
         let Some(line) = header_line(rest) else {
@@ -171,12 +173,12 @@ impl Decoder {
         match usize::try_from(count) {
             Ok(count) if count > 0 => self.missing = count,
             // Redis skips an empty or a negative array without a reply.
-            _ => self.complete = self.at,
+            _ => self.finish_request(),
         }
         Ok(true)
     }
 
-    /// Reads the missing arguments. False when not all have arrived.
+    /// Reads the missing arguments. False if some are incomplete.
     fn arguments(&mut self, buffer: &[u8], limits: &Limits) -> Result<bool, ProtocolError> {
         while self.missing > 0 {
             let rest = &buffer[self.at..];
@@ -189,7 +191,7 @@ impl Decoder {
         Ok(true)
     }
 
-    /// Reads an inline request. False when its line has not arrived as a whole.
+    /// Reads an inline request. False if its line is incomplete.
     fn inline(&mut self, buffer: &mut [u8], limits: &Limits) -> Result<bool, ProtocolError> {
         let rest = &mut buffer[self.at..];
         let Some(newline) = rest.iter().position(|&byte| byte == b'\n') else {
@@ -211,19 +213,20 @@ impl Decoder {
         self.complete = self.at;
         let first = self.requests.last().map_or(0, |last| last.first + last.count);
         let count = self.spans.len() as u32 - first;
-        if count > 0 {
+        // One empty request after another is as good as one, and takes up no room.
+        if count > 0 || self.requests.last().is_none_or(|last| !last.is_empty()) {
             self.requests.push(Request { first, count });
         }
     }
 }
 
-/// The text between the first byte and `\r`, when that and one byte more have arrived.
+/// The text between the first byte and `\r`, if that and one more byte have arrived.
 fn header_line(rest: &[u8]) -> Option<&[u8]> {
     let end = rest.iter().position(|&byte| byte == b'\r')?;
     (end + 1 < rest.len()).then(|| &rest[1..end])
 }
 
-/// Reads one bulk string: where its content starts and ends. None when it has not arrived as a whole.
+/// Reads one bulk string: the start and end of its content. None if it is incomplete.
 fn bulk(rest: &[u8], limits: &Limits) -> Result<Option<(usize, usize)>, ProtocolError> {
     match rest.first() {
         None => return Ok(None),
@@ -231,8 +234,8 @@ fn bulk(rest: &[u8], limits: &Limits) -> Result<Option<(usize, usize)>, Protocol
         Some(&other) => return Err(ProtocolError::NotBulk(other)),
     }
     let header = &rest[..rest.len().min(HEADER_BYTES_MAX)];
-    // Only a short, plain header goes to the library: it would take a sign, and look for a line end in all
-    // that has arrived.
+    // Only a short, plain header goes to the library: it would accept a sign, and search everything that has
+    // arrived for a line end.
     if header.len() > 3
         && header[1].is_ascii_digit()
         && header.contains(&b'\n')
@@ -243,7 +246,7 @@ fn bulk(rest: &[u8], limits: &Limits) -> Result<Option<(usize, usize)>, Protocol
             return Ok(Some((start, end)));
         }
     }
-    // It is incomplete, or unusual, or wrong.
+    // It is incomplete, unusual or wrong.
     let Some(line) = header_line(rest) else {
         return if rest.len() > limits.inline_bytes_max { Err(ProtocolError::BulkHeader) } else { Ok(None) };
     };
@@ -255,9 +258,9 @@ fn bulk(rest: &[u8], limits: &Limits) -> Result<Option<(usize, usize)>, Protocol
     Ok((rest.len() >= start + len + 2).then_some((start, start + len)))
 }
 
-/// Splits an inline request as Redis's `sdssplitargs` does, moving unescaped arguments toward the front.
+/// Splits an inline request as Redis's `sdssplitargs` does, moving unescaped arguments towards the front.
 fn split_in_place(line: &mut [u8], mut argument: impl FnMut(usize, usize)) -> Result<(), ProtocolError> {
-    // C's string ends at a zero byte.
+    // C strings end at a zero byte.
     let len = line.iter().position(|&byte| byte == 0).unwrap_or(line.len());
     let (mut read, mut write) = (0, 0);
     loop {
@@ -300,7 +303,7 @@ fn split_in_place(line: &mut [u8], mut argument: impl FnMut(usize, usize)) -> Re
     }
 }
 
-/// What a backslash and what follows mean inside quotes: how many bytes they are, and the byte they stand for.
+/// Decodes a backslash escape inside quotes: its length, and the byte that it means.
 fn unescape(text: &[u8], quote: u8) -> (usize, u8) {
     let hex = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
     match (quote, text) {
@@ -341,7 +344,7 @@ mod tests {
             buffer.extend_from_slice(&stream[from..to]);
             from = to;
             let verdict = decoder.decode(&mut buffer, limits);
-            for &request in decoder.requests() {
+            for &request in decoder.requests().iter().filter(|request| !request.is_empty()) {
                 requests.push(decoder.argv(&buffer, request).iter().map(|arg| arg.to_vec()).collect());
             }
             if verdict.is_err() {
@@ -442,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_large_argument_is_not_scanned_again() {
-        // 64 MiB in pieces of 1 KiB: minutes when each piece scans what came before.
+        // 64 MiB in pieces of 1 KiB: minutes, if each piece rescanned what came before.
         let len = 64 << 20;
         let mut stream = format!("*2\r\n$4\r\nECHO\r\n${len}\r\n").into_bytes();
         stream.resize(stream.len() + len, b'x');

@@ -1,17 +1,17 @@
-//! What a key holds at one moment, as bytes that outlive it: for the change feed, which shows a value long after
-//! it was replaced. A small value is kept in its serial form, which costs a copy, and read when somebody wants
-//! to see it; a large one is not kept.
+//! What a key held at one moment, as bytes that outlive it: for the change feed, which shows a value long
+//! after it was replaced. A small value is kept in its serialized form, which costs one copy, and decoded
+//! when a subscriber wants to see it; a large one is not kept.
 
 use super::{
     claims::Leader,
     codec::{Input, put_bytes},
-    hash::Hashing,
+    hashing::Hashing,
     object::Value,
     record::Body,
     view::View,
 };
 
-/// Forms of a value. That of an object is `OBJECT` and its type's tag, which is never 0.
+/// The forms of a value. For an object it is `OBJECT` plus its type's tag, which is never 0.
 const NOT_KEPT: u8 = 0;
 const STRING: u8 = 1;
 const OBJECT: u8 = 1;
@@ -20,7 +20,7 @@ const LEADER: u8 = 255;
 /// What a key held.
 #[derive(Debug)]
 pub struct Captured<'a> {
-    /// As TYPE names it; None if there was no such key.
+    /// The name that TYPE gives; None if the key did not exist.
     pub type_name: Option<&'a str>,
     form: u8,
     bytes: &'a [u8],
@@ -33,12 +33,13 @@ pub enum Content<'a> {
     String(&'a [u8]),
     /// A list, hash, set or sorted set.
     Object(Value),
-    /// Who leads an election.
+    /// The leader of an election.
     Leader(Leader<'a>),
 }
 
-/// Appends what `key` holds, of an election who leads: its type, empty for none; then the form, the length in four bytes, the value. A
-/// value of more than `value_bytes_max` is not kept, and neither is one of a type that has no content to show.
+/// Appends what `key` holds (for an election, its leader): the type name, empty if the key does not exist;
+/// then the form, the length in four bytes, and the value. A value larger than `value_bytes_max` is not kept,
+/// nor one of a type without content to show.
 pub fn capture(view: &View<'_>, key: &[u8], value_bytes_max: usize, out: &mut Vec<u8>) {
     let Some(record) = view.find(key) else { return put_bytes(out, b"") };
     put_bytes(out, record.type_name().as_bytes());
@@ -65,7 +66,7 @@ pub fn capture(view: &View<'_>, key: &[u8], value_bytes_max: usize, out: &mut Ve
     out[start + 1..start + 5].copy_from_slice(&len.to_le_bytes());
 }
 
-/// Appends what a key holds that holds this string, whatever its length.
+/// Appends what a key holds whose value is this string, whatever its length.
 pub fn capture_string(string: &[u8], out: &mut Vec<u8>) {
     put_bytes(out, b"string");
     out.push(STRING);
@@ -89,13 +90,13 @@ impl<'a> Captured<'a> {
         Ok(Captured { type_name: Some(type_name), form, bytes })
     }
 
-    /// The value; None if there was no such key or it was not kept.
+    /// The value; None if the key did not exist or its value was not kept.
     pub fn content(&self) -> Result<Option<Content<'a>>, String> {
         Ok(match self.form {
             NOT_KEPT => None,
             STRING => Some(Content::String(self.bytes)),
             LEADER => Some(Content::Leader(Leader::decode(&mut Input::new(self.bytes))?)),
-            // Only what lies in its key's page is kept, and that has no order of hashes.
+            // Only a value within its key's page is kept, and such a value has no order of hashes.
             form => Some(Content::Object(Value::decode_head(
                 form - OBJECT,
                 &mut Input::new(self.bytes),

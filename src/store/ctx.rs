@@ -1,55 +1,54 @@
-//! Writing: what a command may do to one database, and the chance it may use. Whatever it does depends on the
-//! state, the entry's time and index, and its arguments alone.
+//! Writing: what a command may do to one database, and its source of randomness. The effects depend only on
+//! the state, the entry's time and index, and the command's arguments.
 //!
-//! A dead key is removed when a write meets it, so commands see it as missing.
+//! An expired key is removed when a write meets it, so commands see it as missing.
 
 use std::collections::BTreeSet;
 
 use super::{
-    claim::{ClaimKind, Ticket, Turn},
-    claims::Claims,
-    client_session::ClientSession,
-    hash::Chance,
+    catalog::Section,
+    hashing::Chance,
     keyspace::{Keyspace, Place},
-    lease::Lease,
-    level,
     long_string::LongString,
     object::{Object, Pages, Typed, Value},
     record::{Body, PACKED_VALUE_BYTES_MAX, Record, long_string},
     state::State,
     view::View,
+    waits::{Fate, Ticket},
 };
 use crate::error::{Error, Result};
 
-/// What becomes of a key's deadline when its value is replaced.
+/// What happens to a key's deadline when its value is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deadline {
-    /// It stays, if there was one.
+    /// It stays as it is.
     Keep,
-    /// The key will not die.
+    /// It is removed.
     None,
-    /// The key dies after this, in milliseconds since the Unix epoch.
+    /// The key expires when the log clock is past this, in milliseconds since the Unix epoch.
     At(u64),
 }
 
-/// The session of whoever calls.
+/// The exactly-once session of the calling client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Where the session is.
+    /// The session's database.
     pub db: u32,
     /// Its key.
     pub id: Box<[u8]>,
-    /// The version of the protocol that the caller speaks.
+    /// Whether the client speaks RESP3.
     pub is_resp3: bool,
 }
 
-/// What a write command gets: one database to change, and the entry's time and chance.
+/// The context of a write command: one database to change, and the entry's time and randomness.
 pub struct Ctx<'a> {
     /// The log clock.
     pub now_ms: u64,
-    /// Set for a call that may wait: whom to tell how it ended.
+    /// Set for a call that may wait: where to report how the wait ended.
     pub ticket: Option<Ticket>,
-    /// The session that the caller is in.
+    /// What has become of the call.
+    pub fate: Fate,
+    /// The exactly-once session of the caller.
     pub caller: Option<Caller>,
     pub(crate) db: u32,
     pub(crate) chance: Chance,
@@ -61,28 +60,33 @@ impl<'a> Ctx<'a> {
     pub fn new(state: &'a mut State, db: u32, seed: u64) -> Ctx<'a> {
         state.open(db);
         let chance = Chance::at_level(seed, state.level);
-        Ctx { now_ms: state.now_ms, ticket: None, caller: None, db, chance, state }
+        Ctx { now_ms: state.now_ms, ticket: None, fate: Fate::Replied, caller: None, db, chance, state }
     }
 
-    /// The database as it is.
+    /// A view of the database as it is.
     pub fn view(&self) -> View<'_> {
         self.view_by(0)
     }
 
-    /// The same, for what is to be chosen by this chance.
+    /// The same with this seed, for random choices.
     pub fn view_by(&self, chance: u64) -> View<'_> {
         View::new(self.state, self.db, self.now_ms, chance).at_level(self.state.level)
     }
 
-    /// The rule by which the entry is applied.
+    /// The level of the entry being applied.
     pub fn level(&self) -> u32 {
         self.state.level
     }
 
-    /// An instant by the wall clock, as clients name it, by the log clock: where it becomes a deadline. In entries below
-    /// [`level::WALL_TIMES`] it is the same.
+    /// Converts an instant by the wall clock, as clients give it, to the log clock, where it becomes a
+    /// deadline. In entries below [`WALL_TIMES`](super::level::WALL_TIMES) both are the same.
     pub fn log_ms(&self, wall_ms: i64) -> i64 {
         wall_ms.saturating_add(self.state.ahead_ms)
+    }
+
+    /// Counts the changes to keys.
+    pub fn revision(&self) -> u64 {
+        self.state.revision
     }
 
     /// The selected database.
@@ -96,173 +100,24 @@ impl<'a> Ctx<'a> {
         Ctx::new(self.state, db, seed)
     }
 
-    /// A number by chance, the same on every node.
+    /// Sets the value of a name in a table that is no key. True if the name is new.
+    pub fn catalog_put(&mut self, section: Section, name: &[u8], value: &[u8]) -> bool {
+        let State { catalog, dirty, hashing, revision, .. } = &mut *self.state;
+        *revision += 1;
+        catalog.put((section, name), value, *hashing, dirty)
+    }
+
+    /// Removes a name from a table that is no key. False if there was none.
+    pub fn catalog_remove(&mut self, section: Section, name: &[u8]) -> bool {
+        let State { catalog, dirty, revision, .. } = &mut *self.state;
+        let is_removed = catalog.remove(section, name, dirty);
+        *revision += u64::from(is_removed);
+        is_removed
+    }
+
+    /// The randomness of this call, the same on every node.
     pub fn chance(&mut self) -> &mut Chance {
         &mut self.chance
-    }
-
-    /// Changes the claims of a kind at a key; None if there is no such key.
-    pub fn claims<R>(
-        &mut self,
-        key: &[u8],
-        kind: ClaimKind,
-        change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> Result<R>,
-    ) -> Result<Option<R>> {
-        self.locate(key);
-        if self.view().claims(key, kind)?.is_none() {
-            return Ok(None);
-        }
-        let changed = self.state.change_claims(self.db, key, |claims, turn| {
-            let result = change(claims, turn);
-            turn.changed &= result.is_ok();
-            result
-        });
-        changed.transpose()
-    }
-
-    /// As [`Ctx::claims`], but begins with claims that nobody has if there is no such key.
-    pub fn claims_or_new<R>(
-        &mut self,
-        key: &[u8],
-        kind: ClaimKind,
-        change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> Result<R>,
-    ) -> Result<R> {
-        if self.locate(key).found.is_ok() {
-            let Some(present) = self.view().value::<Claims>(key)?.map(Claims::kind) else {
-                unreachable!("it was found");
-            };
-            let is_restored = self.level() >= level::BOUNDED;
-            let result = self.claims(key, present, |claims, turn| {
-                let before = claims.nature();
-                let result = claims.become_kind(kind).and_then(|()| change(claims, turn));
-                if result.is_err() && is_restored {
-                    claims.set_nature(before);
-                }
-                result
-            });
-            return result.map(|result| result.expect("it is there"));
-        }
-        let mut claims = Claims::new(kind);
-        let State { token, wakes, .. } = &mut *self.state;
-        let mut turn = Turn { now_ms: self.now_ms, token, wakes, changed: true };
-        let result = change(&mut claims, &mut turn)?;
-        claims.settle(&mut turn);
-        if !claims.is_idle() {
-            let deadline = claims.next_deadline().map_or(Deadline::None, Deadline::At);
-            self.put_value(key, Value::Claims(claims), deadline);
-        }
-        Ok(result)
-    }
-
-    /// Lets only those write a key who hold what is at `lock`. False if that was so already.
-    pub fn guard(&mut self, key: &[u8], lock: &[u8]) -> Result<bool> {
-        // Nobody could ever take a lock that guards itself, or one of two that guard each other.
-        let is_claimed = || self.view().value::<Claims>(key).is_ok_and(|claims| claims.is_some());
-        if self.level() >= level::BOUNDED && (key == lock || is_claimed()) {
-            return Err(Error::err("a lock, semaphore or election can not be guarded"));
-        }
-        match self.view().guard_of(key) {
-            Some(present) if present == lock => return Ok(false),
-            Some(present) => {
-                let present = present.escape_ascii();
-                return Err(Error::err(format!("the key is guarded by '{present}' already")));
-            }
-            None => {}
-        }
-        if self.locate(lock).found.is_err() {
-            let mut claims = Claims::new(ClaimKind::Lock);
-            claims.guard(key)?;
-            self.put_value(lock, Value::Claims(claims), Deadline::None);
-            return Ok(true);
-        }
-        if self.view().value::<Claims>(lock)?.is_some() {
-            self.state.guard(self.db, key, lock)?;
-        }
-        Ok(true)
-    }
-
-    /// Lets a key be written as any other again. False if it could be.
-    pub fn unguard(&mut self, key: &[u8]) -> bool {
-        self.state.unguard(self.db, key)
-    }
-
-    /// A number that no grant has, above all that were ever given.
-    pub fn issue_token(&mut self) -> u64 {
-        self.state.token += 1;
-        self.state.token
-    }
-
-    /// The session at a key.
-    pub fn session(&mut self, id: &[u8]) -> Result<Option<&ClientSession>> {
-        self.locate(id);
-        self.view().value::<ClientSession>(id)
-    }
-
-    /// Puts a session at a key where there is nothing.
-    pub fn put_session(&mut self, id: &[u8], session: ClientSession) {
-        let deadline = self.now_ms + session.ttl_ms;
-        self.put_value(id, Value::Session(session), Deadline::At(deadline));
-    }
-
-    /// A session's command was applied.
-    pub fn remember(&mut self, caller: &Caller, number: u64, reply: &[u8]) {
-        self.state.remember(caller, number, reply);
-    }
-
-    /// The lease at a key, with the deadline that it has.
-    pub fn lease(&mut self, id: &[u8]) -> Result<Option<&Lease>> {
-        self.locate(id);
-        self.view().value::<Lease>(id)
-    }
-
-    /// Makes a lease, or gives the one that is there its whole time again. Gives its deadline.
-    pub fn renew_lease(&mut self, id: &[u8], lease: Option<Lease>) -> Result<Option<u64>> {
-        if let Some(lease) = lease {
-            let deadline = self.now_ms + lease.ttl_ms;
-            self.put_value(id, Value::Lease(lease), Deadline::At(deadline));
-            return Ok(Some(deadline));
-        }
-        let Some(ttl_ms) = self.lease(id)?.map(|lease| lease.ttl_ms) else { return Ok(None) };
-        let deadline = self.now_ms + ttl_ms;
-        self.set_deadline(id, Some(deadline));
-        Ok(Some(deadline))
-    }
-
-    /// Binds a lease, which exists, to another connection, and gives the number of that.
-    pub fn bind_lease(&mut self, id: &[u8]) -> Result<u64> {
-        let binding = self.issue_token();
-        self.modify::<Lease, _>(id, |lease, _| {
-            lease.binding = binding;
-            Ok(())
-        })?;
-        Ok(binding)
-    }
-
-    /// Lets a plain key that exists depend on a lease that exists, and on no other.
-    pub fn attach(&mut self, id: &[u8], key: &[u8]) {
-        self.state.detach_key(self.db, key);
-        self.state.attach(self.db, id, key);
-    }
-
-    /// Somebody who waited under a ticket is not there any more.
-    pub fn cancel(&mut self, key: &[u8], ticket: Ticket) {
-        self.state.change_ticketed(self.db, key, ticket, |claims, turn| {
-            claims.cancel(ticket, turn.now_ms);
-        });
-    }
-
-    /// Somebody who waited under a ticket knows that it was granted.
-    pub fn confirm(&mut self, key: &[u8], ticket: Ticket) {
-        self.state.change_ticketed(self.db, key, ticket, |claims, turn| {
-            claims.confirm(ticket);
-            // Nobody can see it.
-            turn.changed = false;
-        });
-    }
-
-    /// A node does not wait any more, but for one run of it.
-    pub fn forget_node(&mut self, node: u64, but_boot: u64) {
-        self.state.forget_node(node, but_boot);
     }
 
     /// The bytes of a string. An error for other types.
@@ -271,7 +126,7 @@ impl<'a> Ctx<'a> {
         self.view().string(key)
     }
 
-    /// Whether there is such a key.
+    /// Whether the key exists.
     pub fn exists(&self, key: &[u8]) -> bool {
         self.view().exists(key)
     }
@@ -280,9 +135,9 @@ impl<'a> Ctx<'a> {
         &self.state.databases[self.db as usize]
     }
 
-    /// Where a key is, alive.
+    /// The place of a key, after removing it if it has expired.
     #[inline]
-    fn locate(&mut self, key: &[u8]) -> Place {
+    pub(in crate::store) fn locate(&mut self, key: &[u8]) -> Place {
         let place = self.keyspace().place(key);
         if let Ok(at) = place.found
             && self.keyspace().at(place.slot, at).deadline().is_some_and(|deadline| deadline < self.now_ms)
@@ -293,7 +148,7 @@ impl<'a> Ctx<'a> {
         place
     }
 
-    /// Sets a string, whatever was there.
+    /// Sets a string, replacing any value.
     pub fn set(&mut self, key: &[u8], value: &[u8], deadline: Deadline) {
         let place = self.locate(key);
         let before = match place.found {
@@ -301,11 +156,11 @@ impl<'a> Ctx<'a> {
             Err(_) => None,
         };
         let deadline = match deadline {
-            // That of a lock and its like is its own.
+            // The deadline of a lock and similar values belongs to the value.
             Deadline::Keep if self.view().keeps_its_time(key) => None,
             Deadline::Keep => before,
             Deadline::None => None,
-            // No deadline is 0, and nothing is dead at 1 that was not at 0.
+            // 0 encodes no deadline, and a deadline of 1 has passed just as well.
             Deadline::At(deadline) => Some(deadline.max(1)),
         };
         let version = self.state.next_version();
@@ -331,7 +186,7 @@ impl<'a> Ctx<'a> {
         self.state.notify_string(self.db, key, value, deadline);
     }
 
-    /// Puts a record in the place of what was there, if anything.
+    /// Replaces a record, if there is one.
     fn replace(&mut self, key: &[u8], place: &Place, record: Record) {
         let at = match place.found {
             Err(at) => at,
@@ -347,8 +202,8 @@ impl<'a> Ctx<'a> {
         Pages::new(&mut self.state.dirty, &mut self.state.next_object, self.state.hashing)
     }
 
-    /// Writes `bytes` into a string at `offset`, growing it with zeros if needed; creates it if there is none.
-    /// Gives its length. The caller has checked the type and the limit.
+    /// Writes `bytes` into a string at `offset`, padding with zeros if needed; creates it if it does not
+    /// exist. Returns its new length. The caller has checked the type and the limit.
     pub fn write_string(&mut self, key: &[u8], offset: usize, bytes: &[u8]) -> Result<usize> {
         let place = self.locate(key);
         if let Ok(at) = place.found {
@@ -384,8 +239,8 @@ impl<'a> Ctx<'a> {
         len
     }
 
-    /// Changes the value of a key, of a type other than strings; None if there is no such key. A collection
-    /// that is empty afterwards is deleted. On an error `change` has changed nothing.
+    /// Changes a non-string value; None if the key does not exist. A collection that becomes empty is
+    /// deleted. If `change` returns an error, it has changed nothing.
     pub fn modify<T: Typed, R>(
         &mut self,
         key: &[u8],
@@ -416,7 +271,7 @@ impl<'a> Ctx<'a> {
         result.map(Some)
     }
 
-    /// As [`Ctx::modify`], but begins with an empty value if there is no such key.
+    /// As [`Ctx::modify`], but begins with an empty value if the key does not exist.
     pub fn modify_or_create<T: Typed, R>(
         &mut self,
         key: &[u8],
@@ -435,8 +290,8 @@ impl<'a> Ctx<'a> {
         result
     }
 
-    /// Puts a value at a key, whatever was there; an empty one deletes the key. A value that has pages got
-    /// them from [`Ctx::build`].
+    /// Stores a value at a key, replacing any other; an empty one deletes the key. A value with pages must
+    /// come from [`Ctx::build`].
     pub fn put<T: Typed>(&mut self, key: &[u8], value: T, deadline: Deadline) {
         if value.is_empty() {
             self.state.discard(value.into_value());
@@ -446,7 +301,7 @@ impl<'a> Ctx<'a> {
         self.put_value(key, value.into_value(), deadline);
     }
 
-    fn put_value(&mut self, key: &[u8], value: Value, deadline: Deadline) {
+    pub(in crate::store) fn put_value(&mut self, key: &[u8], value: Value, deadline: Deadline) {
         let place = self.locate(key);
         let deadline = match (deadline, place.found) {
             (Deadline::Keep, Ok(at)) => self.keyspace().at(place.slot, at).deadline(),
@@ -459,7 +314,7 @@ impl<'a> Ctx<'a> {
         self.state.notify(self.db, key);
     }
 
-    /// Builds a value that is at no key yet; it must be given to [`Ctx::put`] then.
+    /// Builds a value outside of any key; it must then be passed to [`Ctx::put`].
     pub fn build<T: Typed>(&mut self, build: impl FnOnce(&mut T, &mut Pages<'_>)) -> T {
         let mut value = T::default();
         build(&mut value, &mut self.pages());
@@ -476,7 +331,7 @@ impl<'a> Ctx<'a> {
         true
     }
 
-    /// Gives a key that exists a deadline, or none. False if there is no such key.
+    /// Sets or removes the deadline of a key. False if the key does not exist.
     pub fn set_deadline(&mut self, key: &[u8], deadline: Option<u64>) -> bool {
         let place = self.locate(key);
         let Ok(at) = place.found else { return false };
@@ -491,8 +346,8 @@ impl<'a> Ctx<'a> {
         true
     }
 
-    /// Moves a value with its deadline to another key, whatever was there; its pages stay. False if there is
-    /// no key `from`.
+    /// Moves a value and its deadline to another key, replacing any value there; its pages stay. False if
+    /// `from` does not exist.
     pub fn rename(&mut self, from: &[u8], to: &[u8]) -> bool {
         self.transfer(from, self.db, to)
     }
@@ -507,9 +362,9 @@ impl<'a> Ctx<'a> {
         }
         self.state.open(to_db);
         let has_claims = self.state.record(self.db, from).is_some_and(|record| record.claims().is_some());
-        // Claims keep what they depend on for now: they end with a lease that they are put in the place of.
+        // Claims keep their dependencies for now: they must end if they replace a lease on which they depend.
         let leases = if has_claims { BTreeSet::new() } else { self.state.detach_key(self.db, from) };
-        // What was there goes first, with all consequences, while everything else is still in its place.
+        // The target is deleted first, with all consequences, while everything else is still in place.
         self.in_db(to_db).delete(to);
         let place = self.keyspace().place(from);
         let Ok(at) = place.found else { return true };
@@ -523,7 +378,7 @@ impl<'a> Ctx<'a> {
         true
     }
 
-    /// Puts a record that was taken out elsewhere at another key.
+    /// Stores a record that was taken from another key.
     fn put_record(&mut self, key: &[u8], record: Record) {
         let place = self.locate(key);
         let (deadline, version) = (record.deadline(), self.state.next_version());
@@ -537,8 +392,8 @@ impl<'a> Ctx<'a> {
         self.state.notify(self.db, key);
     }
 
-    /// Copies a value with its deadline to another key, perhaps of another database, whatever was there. False
-    /// if there is no key `from`.
+    /// Copies a value and its deadline to another key, possibly in another database, replacing any value
+    /// there. False if `from` does not exist.
     pub fn copy(&mut self, from: &[u8], to_db: u32, to: &[u8]) -> bool {
         let place = self.locate(from);
         let Ok(at) = place.found else { return false };

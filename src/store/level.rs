@@ -1,16 +1,18 @@
-//! The rules by which entries are applied. An entry stands in the log with the level that was in force, and every
-//! node applies it by that rule, at first and at each replay: what a mend changes in the state, in a reply that is kept, or
-//! in the order of anything, it changes from a level on. docs/architecture.md has the rule for whoever adds one.
+//! The rules by which entries are applied. The log has each entry with the level in force, and every node
+//! applies it by that level's rules, at first and at each replay: a fix that affects the state, a stored
+//! reply or any order takes effect from a level on. docs/architecture.md explains how to add a level.
 
-/// The rule of the first version.
+/// The rules of the first version.
 pub const FIRST: u32 = 1;
-/// Members and fields are chosen with equal chances, in bounded time; what leases end at one key ends together; the work of
-/// one reaping, of a pattern and of LCS is bounded; a refused claim changes nothing; reads behind FENCE have chance; no claim
-/// is guarded; LEASE.KEEPALIVE knows BINDING.
+/// Members and fields are chosen uniformly, in bounded time; leases that end at one key end together; the
+/// work of one removal of expired keys, of a pattern and of LCS is bounded; a refused claim changes nothing;
+/// reads behind FENCE have randomness; claims cannot be guarded; LEASE.KEEPALIVE accepts BINDING.
 pub const BOUNDED: u32 = 2;
-/// Entries say how far the log clock is ahead of the wall clock; instants that clients name are of the wall clock. And entries
-/// ask for checkpoints, whose pages nodes compare: from here on whoever changes the form of a page does so from a level on, whose
-/// rise touches all pages.
+/// Entries carry the offset of the log clock from the wall clock; instants given by clients are by the wall
+/// clock. And entries request checkpoints, whose pages nodes compare: from here on, a change to the form of a
+/// page needs a new level, and the switch to it touches all pages.
 pub const WALL_TIMES: u32 = kvorum_raft::DISTANCE_LEVEL;
-/// The highest that this version can apply.
-pub const LEVEL_MAX: u32 = WALL_TIMES;
+/// Calls may wait for keys: BLPOP and its like.
+pub const WAITS: u32 = WALL_TIMES + 1;
+/// The highest level that this version can apply.
+pub const LEVEL_MAX: u32 = WAITS;

@@ -1,26 +1,28 @@
-//! All databases with what spans them: the clock, versions, deadlines, large objects, page marks.
+//! All databases and what spans them: the clock, versions, deadlines, large objects, page marks.
 //!
-//! These functions keep the parts consistent with each other; what a command may do is in `ctx.rs` and
+//! These functions keep the parts consistent with each other; the operations of commands are in `ctx.rs` and
 //! `view.rs`.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::{
-    claim::{LeaseId, Wake},
+    catalog::Catalog,
     codec::FORMAT,
     deadlines::{Deadlines, Death},
     digest::Digest,
     dirty::{Dirty, PageId},
-    hash::Hashing,
+    hashing::Hashing,
     keyspace::{Keyspace, Place},
     level,
     object::{Object, Pages, Value},
+    owner::{LeaseId, Wake},
     record::{Body, Record},
     segments::Position,
     touched::{Touch, Touched},
+    waits::Waits,
 };
 
-/// More databases than anybody has: a call that names a higher one fails.
+/// More databases than anybody uses: a call with a higher number fails.
 pub const DATABASES_MAX: u32 = 1 << 14;
 
 /// A database and a key in it.
@@ -29,46 +31,50 @@ pub(crate) type KeyOfDb = (u32, Box<[u8]>);
 /// The replicated state.
 ///
 /// Invariants:
-/// - Each record with a deadline stands in `deadlines`, and nothing else does; no deadline is 0.
-/// - Each value with pages of its own stands in `homes` with its key by its object id, and nothing else does.
+/// - `deadlines` has exactly the records with a deadline; no deadline is 0.
+/// - `homes` has exactly the values with their own pages: their keys by object id.
 /// - `keys` is the number of records in all databases. All of them are in the order of `hashing`.
 /// - All versions are from 1 to `revision`; all object ids are below `next_object`.
-/// - Claims with tickets stand in `ticketed`, and nothing else does. `attached` is the leases' lists of keys by key;
-///   a plain key depends on one lease at most. `guarded` is the claims' lists of guarded keys by key.
+/// - `ticketed` has exactly the claims with tickets. `attached` is the leases' lists of keys, by key; a plain
+///   key depends on at most one lease. `guarded` is the claims' lists of guarded keys, by key.
 #[derive(Debug)]
 pub struct State {
-    /// The log clock: the highest stamp seen.
+    /// The log clock: the highest timestamp seen.
     pub(crate) now_ms: u64,
-    /// How far the log clock is ahead of the wall clock, by the last entry.
+    /// The offset of the log clock from the wall clock, according to the last entry.
     pub(crate) ahead_ms: i64,
-    /// Rises with each change of a key.
+    /// Incremented by each change of a key.
     pub(crate) revision: u64,
     pub(crate) next_object: u64,
     /// The last fencing token issued.
     pub(crate) token: u64,
     /// The term of the last entry.
     pub(crate) term: u64,
-    /// The log clock when that term's first entry came.
+    /// The log clock at the first entry of that term.
     pub(crate) led_since_ms: u64,
     pub(crate) databases: Vec<Keyspace>,
     pub(crate) deadlines: Deadlines,
     pub(crate) homes: HashMap<u64, KeyOfDb>,
     pub(crate) keys: usize,
     pub(crate) hashing: Hashing,
-    /// The rule of the entry that is applied.
+    /// The level of the entry being applied.
     pub(crate) level: u32,
     pub(crate) ticketed: BTreeSet<KeyOfDb>,
     pub(crate) attached: HashMap<KeyOfDb, BTreeSet<LeaseId>>,
-    /// Keys that are guarded, and by what.
+    /// Guarded keys, each with the key that guards it.
     pub(crate) guarded: HashMap<KeyOfDb, Box<[u8]>>,
+    /// What is replicated and is no key.
+    pub(crate) catalog: Catalog,
+    /// Calls that wait for keys.
+    pub(crate) waits: Waits,
     /// Waits that ended since they were last taken.
     pub(crate) wakes: Vec<Wake>,
     pub(crate) dirty: Dirty,
-    /// The index of the last log entry.
+    /// The index of the last applied entry.
     pub(crate) applied: u64,
-    /// What was touched since it was last forgotten; None while nobody wants to know.
+    /// The keys touched since the list was last cleared; None if nobody needs it.
     pub(crate) touched: Option<Touched>,
-    /// Content that was deleted and is costly to drop.
+    /// Deleted content that is expensive to drop.
     pub(crate) garbage: Vec<Garbage>,
 }
 
@@ -103,6 +109,8 @@ impl State {
             ticketed: BTreeSet::new(),
             attached: HashMap::new(),
             guarded: HashMap::new(),
+            catalog: Catalog::default(),
+            waits: Waits::default(),
             wakes: Vec::new(),
             dirty: Dirty::default(),
             applied: 0,
@@ -111,12 +119,13 @@ impl State {
         }
     }
 
-    /// The log clock: the highest stamp seen, in milliseconds since the Unix epoch.
+    /// The log clock: the highest timestamp seen, in milliseconds since the Unix epoch.
     pub fn now_ms(&self) -> u64 {
         self.now_ms
     }
 
-    /// Moves the log clock, never back, to an entry's stamp, and notes a new leader by the entry's term.
+    /// Advances the log clock to an entry's timestamp, never back, and notices a new leader by the entry's
+    /// term.
     pub fn advance(&mut self, stamp_ms: u64, term: u64) {
         self.now_ms = self.now_ms.max(stamp_ms);
         if term != self.term {
@@ -124,17 +133,18 @@ impl State {
         }
     }
 
-    /// How far the log clock is ahead of the wall clock, in milliseconds, by the last entry.
+    /// How far the log clock is ahead of the wall clock, in milliseconds, according to the last entry.
     pub fn ahead_ms(&self) -> i64 {
         self.ahead_ms
     }
 
-    /// From here on the log clock is so far ahead of the wall clock.
+    /// Sets how far the log clock is ahead of the wall clock from here on.
     pub fn set_ahead(&mut self, ahead_ms: i64) {
         self.ahead_ms = ahead_ms;
     }
 
-    /// An instant by the log clock, by the wall clock as clients mean it; within what an integer reply can say.
+    /// Converts an instant by the log clock to the wall clock that clients use; within the range of an
+    /// integer reply.
     pub fn wall_ms(&self, log_ms: u64) -> u64 {
         let wall_ms = i128::from(log_ms) - i128::from(self.ahead_ms);
         wall_ms.clamp(0, i128::from(i64::MAX)) as u64
@@ -150,12 +160,13 @@ impl State {
         self.applied
     }
 
-    /// The log entry at `index` is about to be applied, by the rule of its level.
+    /// Called before the log entry at `index` is applied by the rules of `level`.
     pub fn enter(&mut self, index: u64, level: u32) {
         (self.applied, self.level) = (index, level);
     }
 
-    /// Takes a key for the hashes of all names, which are in another order then: only while there are none.
+    /// Sets the key with which all names are hashed. That changes their order, so it has no effect once there
+    /// are keys.
     pub fn take_hash_key(&mut self, key: [u8; 16]) {
         let hashing = Hashing::keyed(key);
         if self.keys > 0 || self.hashing != Hashing::PLAIN || hashing == Hashing::PLAIN {
@@ -168,7 +179,7 @@ impl State {
         self.dirty.created(PageId::Hashing);
     }
 
-    /// The rule of the entry that is applied.
+    /// The level of the entry being applied.
     pub fn level(&self) -> u32 {
         self.level
     }
@@ -178,17 +189,19 @@ impl State {
         self.hashing != Hashing::PLAIN
     }
 
-    /// From now on it is noted what is touched; strings of up to `string_bytes_max` with it.
-    pub fn note_touched(&mut self, string_bytes_max: usize) {
-        self.touched = Some(Touched::new(string_bytes_max));
+    /// Records touched keys from now on, with strings of up to this many bytes; or does not.
+    pub fn note_touched(&mut self, string_bytes_max: Option<usize>) {
+        if self.touched.as_ref().map(Touched::string_bytes_max) != string_bytes_max {
+            self.touched = string_bytes_max.map(Touched::new);
+        }
     }
 
-    /// What was touched since it was last forgotten.
+    /// The keys touched since the list was last cleared.
     pub fn touched(&self) -> Option<&Touched> {
         self.touched.as_ref().filter(|touched| !touched.is_empty())
     }
 
-    /// Forgets what was touched.
+    /// Clears the list of touched keys.
     pub fn forget_touched(&mut self) {
         if let Some(touched) = &mut self.touched {
             touched.clear();
@@ -200,17 +213,18 @@ impl State {
         self.databases.len() as u32
     }
 
-    /// When the first key dies.
+    /// When the first key expires, or the first wait.
     pub fn first_deadline_ms(&self) -> Option<u64> {
-        self.deadlines.first().map(|death| death.deadline)
+        let key = self.deadlines.first().map(|death| death.deadline);
+        key.into_iter().chain(self.waits.first_deadline()).min()
     }
 
-    /// Deleted content that is costly to drop.
+    /// Takes the deleted content that is expensive to drop.
     pub fn take_garbage(&mut self) -> Vec<Garbage> {
         std::mem::take(&mut self.garbage)
     }
 
-    /// Becomes `new`; gives the old state back. What is touched goes on to be noted.
+    /// Becomes `new`; returns the old state. Touched keys are still recorded, if they were.
     pub fn replace(&mut self, mut new: State) -> State {
         new.touched = self.touched.as_ref().map(Touched::emptied);
         std::mem::replace(self, new)
@@ -221,7 +235,7 @@ impl State {
         self.databases.get(db as usize)
     }
 
-    /// Makes a database exist. `db` is below [`DATABASES_MAX`].
+    /// Creates a database if needed. `db` is below [`DATABASES_MAX`].
     pub(crate) fn open(&mut self, db: u32) {
         assert!(db < DATABASES_MAX, "checked where calls enter");
         while self.databases.len() <= db as usize {
@@ -244,6 +258,8 @@ impl State {
     /// A key was set to a string.
     #[inline]
     pub(crate) fn notify_string(&mut self, db: u32, key: &[u8], string: &[u8], deadline: Option<u64>) {
+        // Whoever listens on this node: what is fed, and in which order, is the same on all.
+        self.waits.feed(db, key);
         match &mut self.touched {
             Some(touched) if deadline.is_none_or(|deadline| deadline >= self.now_ms) => {
                 touched.push_string(db, key, string);
@@ -253,6 +269,7 @@ impl State {
     }
 
     pub(crate) fn note(&mut self, db: u32, key: &[u8], touch: Touch) {
+        self.waits.feed(db, key);
         if let Some(touched) = &mut self.touched {
             touched.push(db, key, touch);
         }
@@ -275,7 +292,7 @@ impl State {
         }
     }
 
-    /// Takes a record out. Its value keeps its own pages: it moves elsewhere, or `discard` removes them.
+    /// Takes a record out. Its value keeps its own pages: it is stored elsewhere, or `discard` removes them.
     pub(crate) fn take(&mut self, db: u32, place: &Place, at: Position) -> Record {
         let record = self.databases[db as usize].remove(place.slot, at, &mut self.dirty);
         self.keys -= 1;
@@ -289,7 +306,7 @@ impl State {
         record
     }
 
-    /// Removes a record, perhaps for another to take its place: what the key depends on stays.
+    /// Removes a record, possibly to be replaced: the key's dependencies stay.
     pub(crate) fn remove(&mut self, db: u32, place: &Place, at: Position) {
         if let Body::Object(object) = self.take(db, place, at).into_body() {
             self.value_gone(db, &object.key, &object.value);
@@ -297,7 +314,7 @@ impl State {
         }
     }
 
-    /// Removes the pages of a value that is in no record.
+    /// Deletes the pages of a value that is not in any record.
     pub(crate) fn discard(&mut self, value: Value) {
         if value.kind().object().is_some() {
             value.kind().remove_pages(&mut self.dirty);
@@ -305,7 +322,7 @@ impl State {
         }
     }
 
-    /// Moves a key in the index of deadlines.
+    /// Updates a key's entry in the index of deadlines.
     #[inline]
     pub(crate) fn reindex(&mut self, db: u32, place: &Place, before: Option<u64>, after: Option<u64>) {
         if before != after {
@@ -318,8 +335,8 @@ impl State {
         }
     }
 
-    /// Changes an object's value in its record. `change` says with [`Pages::unchanged`] if it did not after
-    /// all. Gives what `change` gave, and whether the value changed.
+    /// Changes an object's value in its record. `change` calls [`Pages::unchanged`] if it changes nothing.
+    /// Returns the result of `change`, and whether the value changed.
     pub(crate) fn change_object<R>(
         &mut self,
         db: u32,
@@ -349,7 +366,7 @@ impl State {
         result
     }
 
-    /// The value that has this object id.
+    /// The value with this object id.
     pub(crate) fn object(&self, object: u64) -> Option<&Value> {
         let (db, key) = self.homes.get(&object)?;
         match self.record(*db, key)?.body() {
@@ -358,7 +375,7 @@ impl State {
         }
     }
 
-    /// As `object`, to load it.
+    /// As `object`, for loading.
     pub(crate) fn object_mut_unmarked(&mut self, object: u64) -> Option<&mut Value> {
         let (db, key) = self.homes.get(&object)?;
         let keyspace = self.databases.get_mut(*db as usize)?;
@@ -379,6 +396,7 @@ impl State {
             PageId::Object { object, part } => {
                 self.object(object).is_some_and(|value| value.kind().has_part(part))
             }
+            PageId::Catalog { section, part } => self.catalog.has_part(section, part),
         }
     }
 
@@ -388,18 +406,20 @@ impl State {
             PageId::Hashing => self.hashing.key().map(|key| [&[FORMAT], &key[..]].concat()),
             PageId::Segment { db, slot, start } => self.keyspace(db)?.encode_segment(slot, start),
             PageId::Object { object, part } => self.object(object)?.kind().encode_part(part),
+            PageId::Catalog { section, part } => self.catalog.encode_part(section, part),
         }
     }
 
-    /// Remembers where a large object is whose record was loaded. False if its id was seen already.
+    /// Records the key of a loaded value with its own pages. False if its id was seen already.
     pub(crate) fn home_of_loaded(&mut self, object: u64, db: u32, key: Box<[u8]>) -> bool {
         self.homes.insert(object, (db, key)).is_none()
     }
 
-    /// The digest of the content of all databases, and of all else on which depends what the next entry does.
+    /// A digest of the content of all databases, and of everything else that the effects of the next entry
+    /// depend on.
     pub fn digest(&self) -> u128 {
         let mut digest = Digest::default();
-        // Every database has as many slots as a full one, and they take time to look through.
+        // An empty database has as many slots as a full one, which take time to scan.
         let used = self.databases.iter().enumerate().filter(|(_, keyspace)| keyspace.len() > 0);
         for (db, keyspace) in used {
             for (_, record) in keyspace.iter() {
@@ -424,6 +444,7 @@ impl State {
             digest.number(self.ahead_ms.cast_unsigned());
         }
         digest.bytes(&self.hashing.key().unwrap_or_default());
+        self.catalog.digest(&mut digest);
         digest.finish()
     }
 
@@ -443,6 +464,7 @@ impl State {
         }
         assert_eq!(objects, self.homes.len());
         self.coordination_invariants();
+        self.waits.invariants(&self.catalog);
     }
 
     #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The store against a model of it: random changes, the same answers, and the invariants after each step.
+//! Tests the store against a model: random changes, equal results, and the invariants after each step.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ fn content(state: &State) -> Model {
 }
 
 fn step(state: &mut State, model: &mut Model, chance: &mut Chance) {
-    // One tag: all keys in one slot, so that its segments split and merge.
+    // One hash tag: all keys are in one slot, so that its segments split and merge.
     let mut key = || format!("{{tag}}{}", chance.below(600)).into_bytes();
     let (key, other) = (key(), key());
     let value = vec![b'x'; [5, 100, 1_000, 20_000, 50_000][chance.below(100).min(40) / 10]];
@@ -164,7 +164,7 @@ fn damaged_pages_are_errors_and_never_panics() {
             let at = chance.below(head.len());
             head[at] ^= 1 << chance.below(8);
         }
-        // It may go unnoticed here; the page store's CRC notices.
+        // The change may go unnoticed here; the page store's CRC detects it.
         let _ = load(&pages, &head);
     }
 }

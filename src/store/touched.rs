@@ -1,21 +1,22 @@
-//! The keys that a call has touched, in the order in which it did, for the change feed. Whoever applies the log
-//! takes them after every call.
+//! The keys touched by a call, in order, for the change feed. The machine takes them after every call.
 
 /// What happened to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Touch {
     /// It was created, changed or deleted.
     Changed,
-    /// It was dead and is gone.
+    /// It had expired and was removed.
     Expired,
-    /// All keys of the database were deleted; there is no key to name.
+    /// All keys of the database were deleted; the key is empty.
     Flushed,
 }
 
-/// Keys with what happened to them. Allocates nothing once it has grown.
+/// The touched keys. Allocates nothing once it has grown.
+///
+/// Invariant: `bytes` is, for each of `marks` in order, its key and then its string, if recorded.
 #[derive(Debug)]
 pub struct Touched {
-    /// Longer strings are not noted with their keys.
+    /// Longer strings are not recorded with their keys.
     string_bytes_max: usize,
     marks: Vec<Mark>,
     /// The keys and strings, one after the other.
@@ -26,9 +27,9 @@ pub struct Touched {
 struct Mark {
     db: u32,
     touch: Touch,
-    /// Where its key ends in `bytes`.
+    /// The end of its key in `bytes`.
     key_end: usize,
-    /// Where its string ends, if the key holds one that was noted.
+    /// The end of its string, if one was recorded.
     string_end: Option<usize>,
 }
 
@@ -37,24 +38,29 @@ struct Mark {
 pub struct Mention<'a> {
     /// Its database.
     pub db: u32,
-    /// The key; empty when all were touched.
+    /// The key; empty if all were touched.
     pub key: &'a [u8],
     /// What happened.
     pub touch: Touch,
-    /// The string that it held right after, if it was one and that was noted: it saves a look at the state.
+    /// Its string value right afterwards, if recorded: it saves a lookup in the state.
     pub string: Option<&'a [u8]>,
 }
 
-/// A buffer above this is given back.
+/// A buffer larger than this is freed.
 const KEPT_BYTES_MAX: usize = 1 << 20;
 
 impl Touched {
-    /// Notes strings of up to `string_bytes_max` with their keys.
+    /// Records strings of up to `string_bytes_max` with their keys.
     pub fn new(string_bytes_max: usize) -> Touched {
         Touched { string_bytes_max, marks: Vec::new(), bytes: Vec::new() }
     }
 
-    /// The number of touches; a key that was touched twice counts twice.
+    /// Longer strings are not recorded with their keys.
+    pub fn string_bytes_max(&self) -> usize {
+        self.string_bytes_max
+    }
+
+    /// The number of touches; a key touched twice counts twice.
     pub fn len(&self) -> usize {
         self.marks.len()
     }
@@ -69,7 +75,7 @@ impl Touched {
         self.marks.push(Mark { db, touch, key_end: self.bytes.len(), string_end: None });
     }
 
-    /// A key now holds a string and is alive.
+    /// A key was set to a string and has not expired.
     #[inline]
     pub(crate) fn push_string(&mut self, db: u32, key: &[u8], string: &[u8]) {
         if string.len() > self.string_bytes_max {
@@ -101,7 +107,7 @@ impl Touched {
         }
     }
 
-    /// One that notes the same and is empty.
+    /// An empty one with the same limit.
     pub(crate) fn emptied(&self) -> Touched {
         Touched::new(self.string_bytes_max)
     }

@@ -1,37 +1,38 @@
-//! Reading: one database as it is at one moment of the log. Deletes nothing; dead keys do not show.
+//! Reading: one database at one moment of the log. Deletes nothing; expired keys are invisible.
 
 use std::cell::Cell;
 
 use super::{
-    claim::ClaimKind,
+    catalog::Catalog,
     claims::Claims,
-    hash::{Chance, SLOTS},
+    hashing::{Chance, SLOTS},
     level,
     object::Typed,
+    owner::ClaimKind,
     record::{Body, Record},
     segments::Item,
     state::State,
 };
 use crate::error::{Error, Result};
 
-/// How many dead keys a random choice may meet before it takes the next one alive.
+/// How many expired keys a random choice may meet before it takes the next live one.
 const CHOICES_MAX: usize = 100;
 
-/// How many bits of a hash stand in a cursor, below the slot's.
+/// The number of bits of a hash in a cursor, below those of the slot.
 const CURSOR_HASH_BITS: u32 = 48;
 
-/// What a read command gets: one database as it is, and the time.
+/// The context of a read command: one database as it is, and the time.
 pub struct View<'a> {
-    /// The log clock: a key is dead when its deadline is below.
+    /// The log clock: a key with a lower deadline has expired.
     pub now_ms: u64,
-    /// The log clock estimated at this moment, not below `now_ms`: what TTL counts from.
+    /// The estimate of the log clock at this moment, at least `now_ms`; TTL is computed from it.
     pub estimate_ms: u64,
-    /// Chance for RANDOMKEY and its like; differs from call to call, no part of the state.
+    /// Seed for RANDOMKEY and similar commands; different for each call, not part of the state.
     pub chance: u64,
-    /// The rule by which things are done.
+    /// The level by whose rules the command runs.
     pub level: u32,
-    /// Set when a read met a key that is alive by the log clock and late by the estimate: the caller moves
-    /// the clock by a tick and reads again.
+    /// Set when a read met a key that is alive by the log clock but expired by the estimate (late): the
+    /// caller advances the clock by a tick and reads again.
     pub late: Cell<bool>,
     pub(crate) db: u32,
     pub(crate) state: &'a State,
@@ -45,7 +46,7 @@ impl<'a> View<'a> {
         View { now_ms, estimate_ms, chance, level: level::LEVEL_MAX, late, db, state }
     }
 
-    /// The same in an entry of this level; otherwise the best rule there is holds.
+    /// The same view at the level of an entry; the default is the highest level.
     pub fn at_level(self, level: u32) -> View<'a> {
         View { level, ..self }
     }
@@ -55,22 +56,27 @@ impl<'a> View<'a> {
         self.db
     }
 
-    /// An instant by the log clock, by the wall clock: what clients are shown.
+    /// Converts an instant by the log clock to the wall clock, which clients are shown.
     pub fn wall_ms(&self, log_ms: u64) -> u64 {
         self.state.wall_ms(log_ms)
     }
 
-    /// The same of another database. What it meets late is not noted here.
+    /// A view of another database. Late keys met there do not set `late` here.
     pub fn in_db(&self, db: u32) -> View<'a> {
         View::new(self.state, db, self.estimate_ms, self.chance).at_level(self.level)
     }
 
-    /// A sequence of chance for this call.
+    /// The tables that are no keys.
+    pub fn catalog(&self) -> &'a Catalog {
+        &self.state.catalog
+    }
+
+    /// A random sequence for this call.
     pub fn chance(&self) -> Chance {
         Chance::at_level(self.chance, self.level)
     }
 
-    /// The record of a key that is alive.
+    /// The record of a key, if it is alive.
     #[inline]
     pub fn find(&self, key: &[u8]) -> Option<&'a Record> {
         self.state.keyspace(self.db)?.get(key).filter(|record| self.is_alive(record))
@@ -88,7 +94,8 @@ impl<'a> View<'a> {
         true
     }
 
-    /// Whether a record is alive though its deadline has passed: that of claims is but the next thing to be done.
+    /// Whether a record is alive although its deadline has passed: for claims it is only the time of the next
+    /// event.
     fn outlives(&self, record: &Record) -> bool {
         record.claims().is_some_and(|claims| claims.is_alive(self.now_ms))
             || self.state.extended_deadline(record).is_some()
@@ -100,7 +107,7 @@ impl<'a> View<'a> {
         self.find(key).map(|record| record.string().ok_or(Error::WrongType)).transpose()
     }
 
-    /// The value of a key, as a type other than strings. An error if it is of another type.
+    /// A non-string value. An error if it is of another type.
     pub fn value<T: Typed>(&self, key: &[u8]) -> Result<Option<&'a T>> {
         let Some(record) = self.find(key) else { return Ok(None) };
         match record.body() {
@@ -109,7 +116,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whether there is such a key.
+    /// Whether the key exists.
     pub fn exists(&self, key: &[u8]) -> bool {
         self.find(key).is_some()
     }
@@ -119,7 +126,7 @@ impl<'a> View<'a> {
         self.find(key).map(Record::type_name)
     }
 
-    /// When a key dies; None if there is no such key, Some(None) if it has no deadline.
+    /// The deadline of a key; None if the key does not exist, Some(None) if it has no deadline.
     pub fn deadline(&self, key: &[u8]) -> Option<Option<u64>> {
         let record = self.find(key)?;
         match record.claims() {
@@ -136,7 +143,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The index of the last log entry that the state has.
+    /// The index of the last entry applied to the state.
     pub fn applied(&self) -> u64 {
         self.state.applied()
     }
@@ -146,13 +153,13 @@ impl<'a> View<'a> {
         !self.state.guarded.is_empty()
     }
 
-    /// What guards a key.
+    /// The lock, semaphore or election that guards a key.
     pub fn guard_of(&self, key: &[u8]) -> Option<&'a [u8]> {
         self.state.guarded.get(&(self.db, key.into())).map(|lock| &**lock)
     }
 
-    /// Whether the value at a key keeps its own time: no other family's command may move its deadline, copy it or
-    /// take it to another database.
+    /// Whether the value at a key manages its deadline itself: commands of other families may not set its
+    /// deadline, copy it or move it to another database.
     pub fn keeps_its_time(&self, key: &[u8]) -> bool {
         self.find(key).is_some_and(|record| match record.body() {
             Body::Object(object) => object.value.kind().keeps_its_time(),
@@ -160,12 +167,12 @@ impl<'a> View<'a> {
         })
     }
 
-    /// What WATCH remembers of a key: 0 if there is no such key.
+    /// The version that WATCH compares; 0 if the key does not exist.
     pub fn version(&self, key: &[u8]) -> u64 {
         self.find(key).map_or(0, Record::version)
     }
 
-    /// The number of keys, as DBSIZE counts: with the dead that were not reaped.
+    /// The number of keys, as in DBSIZE: including expired ones that are not removed yet.
     pub fn len(&self) -> usize {
         self.state.keyspace(self.db).map_or(0, |keyspace| keyspace.len())
     }
@@ -194,8 +201,9 @@ impl<'a> View<'a> {
         records.filter(|record| self.is_alive(record))
     }
 
-    /// A step of SCAN: shows about `count` keys from `cursor` on, 0 at first, and gives the cursor to go on
-    /// from, 0 at the end. Keys that are there all the time are shown, whatever changes between the steps.
+    /// A step of SCAN: passes about `count` keys from `cursor` on, initially 0, to `each`, and returns the
+    /// next cursor, 0 at the end. Keys present throughout the scan are returned, whatever changes between the
+    /// steps.
     pub fn scan(&self, cursor: u64, count: usize, mut each: impl FnMut(&'a Record)) -> u64 {
         let slot = cursor >> CURSOR_HASH_BITS;
         let (Some(keyspace), true) = (self.state.keyspace(self.db), slot < SLOTS as u64) else { return 0 };
@@ -203,7 +211,7 @@ impl<'a> View<'a> {
         let mut last = None;
         for (seen, (slot, record)) in keyspace.iter_from(slot as u16, hash).enumerate() {
             let place = u64::from(slot) << CURSOR_HASH_BITS | record.hash() >> (u64::BITS - CURSOR_HASH_BITS);
-            // Keys that share a place cannot be told apart by a cursor: they are shown together.
+            // A cursor cannot distinguish keys that share a place: they are returned together.
             if seen >= count && last != Some(place) {
                 return place;
             }
@@ -215,7 +223,7 @@ impl<'a> View<'a> {
         0
     }
 
-    /// A key by chance, each as likely as another.
+    /// A random key, uniformly chosen.
     pub fn random_key(&self) -> Option<&'a [u8]> {
         let keyspace = self.state.keyspace(self.db).filter(|keyspace| keyspace.len() > 0)?;
         let mut chance = self.chance();

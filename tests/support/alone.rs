@@ -35,6 +35,7 @@ pub struct Alone {
 
 impl Default for Alone {
     fn default() -> Self {
+        kvorum::connection::table::prepare();
         Alone {
             machine: Machine::new(16),
             now_ms: 1_700_000_000_000,
@@ -104,7 +105,7 @@ impl Alone {
                 reply.ok();
             }
             (b"EXEC", Some(_)) => return self.exec(),
-            (_, Some(queued)) => match commands::resolve(argv) {
+            (_, Some(queued)) => match commands::Call::resolve(argv) {
                 Ok(_) => {
                     queued.push((self.db, argv.iter().map(|argument| argument.to_vec()).collect()));
                     reply.simple("QUEUED");
@@ -120,22 +121,29 @@ impl Alone {
     }
 
     fn run_alone(&mut self, argv: &[&[u8]]) -> Vec<u8> {
-        let mut request = Vec::new();
-        put_call(&mut request, self.db, argv);
         let mut reply = Reply::new(Vec::new(), self.protocol);
-        match commands::resolve(argv).map(|spec| spec.run) {
+        match commands::Call::resolve(argv) {
             Err(error) => reply.error(&error),
-            Ok(Run::Read(_)) => {
-                // What a session does about keys that are late: a tick, then again.
+            Ok(call) if matches!(call.spec.run, Run::Read(_)) => {
                 self.reads += 1;
-                let chance = self.reads;
-                if self.machine.run_reads(&request, self.now_ms, chance, &mut reply) {
+                let read = |alone: &Alone, reply: &mut Reply| {
+                    alone.machine.read(alone.db, alone.now_ms, alone.reads, |view| {
+                        call.read_or_error(view, reply);
+                        view.late.get()
+                    })
+                };
+                // What a connection does about keys that are late: a tick, then again.
+                if read(self, &mut reply) {
                     self.apply(&[]);
                     reply = Reply::new(Vec::new(), self.protocol);
-                    assert!(!self.machine.run_reads(&request, self.now_ms, chance, &mut reply));
+                    assert!(!read(self, &mut reply));
                 }
             }
-            Ok(Run::Write(_) | Run::Session) => return self.propose(&request),
+            Ok(_) => {
+                let mut request = Vec::new();
+                put_call(&mut request, self.db, argv);
+                return self.propose(&request);
+            }
         }
         reply.into_buffer()
     }
@@ -176,7 +184,7 @@ impl Alone {
         let (stamp_ms, ahead_ms) = (self.now_ms, self.ahead_ms);
         let batch = Batch { index: self.index, stamp_ms, ahead_ms, term: 1, level, raised, proposals };
         self.machine.apply(batch);
-        replies.try_recv().unwrap()
+        replies.try_recv().unwrap().replies
     }
 
     /// One log entry of other nodes' proposals; none is a tick.

@@ -68,7 +68,7 @@ const KEYS: &[Rule] = &[
     (4, "{ TTL | PTTL | EXPIRETIME | PEXPIRETIME } <k>"),
     (2, "PERSIST <k>"),
     (1, "{ FLUSHDB | FLUSHALL } { NOW | ASYNC SYNC }"),
-    (1, "OBJECT { HELP | NOSUCH <k> | FREQ <k> | REFCOUNT missing }"),
+    (1, "OBJECT { NOSUCH <k> | FREQ <k> | REFCOUNT missing }"),
 ];
 
 const CONNECTION: &[Rule] = &[

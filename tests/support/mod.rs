@@ -8,6 +8,7 @@ pub mod process;
 pub mod random_log;
 pub mod redis_server;
 pub mod resp;
+pub mod slow_disk;
 pub mod small_disk;
 pub mod transcript;
 pub mod watchdog;

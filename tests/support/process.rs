@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     net::TcpListener,
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::Mutex,
@@ -40,6 +41,10 @@ pub struct Cluster {
     far: Vec<(String, Way)>,
     /// Where data are, where they are elsewhere than with all else of the test.
     data: BTreeMap<usize, PathBuf>,
+    /// What more stands in their environments.
+    environments: BTreeMap<usize, Vec<(&'static str, PathBuf)>>,
+    /// The group of the first node; each has another one, by which a firewall knows it.
+    first_group: Option<u32>,
     dir: TempDir,
 }
 
@@ -133,6 +138,16 @@ impl Cluster {
         cluster
     }
 
+    /// Gives each node, none of which was started, a wall clock of its own.
+    pub fn give_own_clocks(&mut self) {
+        self.has_own_clocks = true;
+    }
+
+    /// Has nodes that were not started run in groups of their own, from this one on. Needs root.
+    pub fn give_groups(&mut self, first: u32) {
+        self.first_group = Some(first);
+    }
+
     /// Starts all nodes, and waits until they are ready.
     pub fn start_all(&mut self) {
         (0..self.addresses.len()).for_each(|node| self.start_node(node));
@@ -151,6 +166,8 @@ impl Cluster {
             listens: BTreeMap::new(),
             far: Vec::new(),
             data: BTreeMap::new(),
+            environments: BTreeMap::new(),
+            first_group: None,
             dir: tempfile::tempdir().expect("a directory for the test"),
         }
     }
@@ -236,6 +253,9 @@ impl Cluster {
                 .env("FAKETIME_NO_CACHE", "1")
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
+        if let Some(first) = self.first_group {
+            command.gid(first + u32::try_from(node).expect("few nodes"));
+        }
         let child = command
             .args(["serve", "--id", &(node + 1).to_string(), "--data"])
             .arg(self.data_of(node))
@@ -243,6 +263,7 @@ impl Cluster {
             .args(advertised.into_iter().flatten())
             // Not the usual amount for each of so many nodes. What stands in `options` counts.
             .env("KVORUM_DISK_RESERVE", "8mb")
+            .envs(self.environments.get(&node).into_iter().flatten().cloned())
             .args(membership)
             .args(&self.options)
             .stdin(Stdio::null())
@@ -261,6 +282,11 @@ impl Cluster {
     /// Has a node that was not started keep its data elsewhere.
     pub fn put_data(&mut self, node: usize, data: PathBuf) {
         self.data.insert(node, data);
+    }
+
+    /// Adds to a node's environment, from its next start on.
+    pub fn add_environment(&mut self, node: usize, variables: Vec<(&'static str, PathBuf)>) {
+        self.environments.entry(node).or_default().extend(variables);
     }
 
     /// Whether the process goes on.

@@ -392,6 +392,42 @@ pub fn add_hostile(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
     }
 }
 
+/// Adds calls that wait for keys, and what is said of their clients, from an index on.
+pub fn add_waits(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
+    for batch in log.iter_mut().filter(|batch| batch.index >= from) {
+        let mut bytes = Vec::new();
+        for _ in 0..chance.usize(..4) {
+            let ticket = Ticket { node: chance.u64(1..4), boot: chance.u64(1..3), number: chance.u64(..400) };
+            let [key, other] = [(); 2].map(|()| format!("wait:{}", chance.u8(..4)).into_bytes());
+            let seconds = [&b"0"[..], b"0.001", b"0.5", b"5"][chance.usize(..4)];
+            match chance.u8(..12) {
+                0 => put_cancel(&mut bytes, &Waited { db: 0, key: b"", ticket }),
+                1 if chance.u8(..9) == 0 => put_forget_node(&mut bytes, ticket.node, ticket.boot, 0),
+                1..3 => put_call(&mut bytes, 0, &[b"RPUSH", &key, b"a", b"b"]),
+                3 => put_call(&mut bytes, 0, &[b"ZADD", &key, b"1", b"m"]),
+                4 if chance.bool() => put_call(&mut bytes, 0, &[b"RENAME", &key, &other]),
+                4 => put_call(&mut bytes, 0, &[b"DEL", &key, &other]),
+                5 => put_waiting_call(&mut bytes, ticket, 0, &[b"BZPOPMIN", &key, &other, seconds]),
+                6 => put_waiting_call(
+                    &mut bytes,
+                    ticket,
+                    0,
+                    &[b"BLMOVE", &key, &other, b"LEFT", b"LEFT", seconds],
+                ),
+                7 => put_waiting_call(&mut bytes, ticket, 3, &[b"BRPOP", &key, seconds]),
+                8 => put_waiting_call(
+                    &mut bytes,
+                    ticket,
+                    0,
+                    &[b"BLMPOP", seconds, b"2", &key, &other, b"LEFT"],
+                ),
+                _ => put_waiting_call(&mut bytes, ticket, 0, &[b"BLPOP", &key, &other, &key, seconds]),
+            }
+        }
+        batch.proposals.push(bytes);
+    }
+}
+
 /// The same log with its level raised to `level` by the entry at an index, as a leader does it.
 pub fn raise(log: &mut [Batch], index: u64, level: u32) {
     for batch in log.iter_mut().filter(|batch| batch.index >= index) {

@@ -1,8 +1,9 @@
-//! Transactions of appends to lists and reads of them, strictly serializable: what Elle does for list-append. A list
-//! shows every version that it ever was, so that reads give the order of the writes, and with it the graph of
-//! dependencies, in which [`super::cycles`] looks for cycles.
+//! Transactions that append to lists and read them must be strictly serializable: what Elle does for
+//! list-append. A list shows its whole version history, so reads reveal the order of the writes, and with it
+//! the graph of dependencies, in which [`super::cycles`] looks for cycles.
 //!
-//! A transaction is a list of `[":append", key, value]` and `[":r", key, values]`. A value is appended once.
+//! A transaction is a list of `[":append", key, value]` and `[":r", key, values]`. A value is appended only
+//! once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -25,11 +26,11 @@ enum Step {
 
 struct Transaction<'a> {
     operation: &'a Operation,
-    /// With what reads gave; without them when the outcome is not known.
+    /// With the results of reads, if the outcome is known.
     steps: Vec<Step>,
 }
 
-/// Who appended a value: the transaction, and whether it appended more to this key later.
+/// The transaction that appended a value, and whether it was its last append to this key.
 #[derive(Clone, Copy)]
 struct Writer {
     transaction: usize,
@@ -39,7 +40,7 @@ struct Writer {
 struct Lists<'a> {
     transactions: Vec<Transaction<'a>>,
     writers: HashMap<(Key, i64), Writer>,
-    /// The longest version that anybody saw.
+    /// The longest version that was read.
     longest: BTreeMap<Key, (Vec<i64>, usize)>,
     judgement: Judgement,
 }
@@ -59,7 +60,7 @@ fn steps(value: &Value, is_done: bool) -> Vec<Step> {
     steps.collect()
 }
 
-/// Judges all transactions, of the form that the module describes.
+/// Judges transactions in the form described above.
 pub(crate) fn check(operations: &[Operation]) -> Judgement {
     let transactions = operations.iter().map(|operation| {
         let is_ok = operation.is_ok();
@@ -98,7 +99,8 @@ impl Lists<'_> {
         }
     }
 
-    /// Every read of a transaction that is done, with the values that it appended itself before.
+    /// Every read of a completed transaction, with the values that the transaction itself had appended
+    /// before.
     fn reads(&self) -> Vec<(usize, Key, Vec<i64>, Vec<i64>)> {
         let mut reads = Vec::new();
         for (index, transaction) in self.transactions.iter().enumerate() {
@@ -116,7 +118,7 @@ impl Lists<'_> {
         reads
     }
 
-    /// What one read shows by itself: G1a, G1b, repeated values, values from nowhere, and own writes that are missing.
+    /// Anomalies of single reads: G1a, G1b, repeated values, phantom values, and missing own writes.
     fn look_inside(&mut self) {
         for (reader, key, values, own) in self.reads() {
             let at = self.start(reader);
@@ -172,7 +174,8 @@ impl Lists<'_> {
         }
     }
 
-    /// Appends that were done before a read began and are not in it: stale if somebody saw them, else lost.
+    /// Appends completed before a read began that are missing in it: stale if another read has them, lost
+    /// otherwise.
     fn look_for_missing(&mut self) {
         let mut done: HashMap<&Key, Vec<(usize, i64, usize)>> = HashMap::new();
         for (index, transaction) in self.transactions.iter().enumerate() {
@@ -201,7 +204,7 @@ impl Lists<'_> {
         }
     }
 
-    /// Two transactions that read one version and both appended to it.
+    /// Two transactions that read the same version and both appended to it.
     fn look_for_lost_updates(&mut self) {
         let mut updates: BTreeMap<(Key, Vec<i64>), Vec<usize>> = BTreeMap::new();
         for (index, transaction) in self.transactions.iter().enumerate() {
@@ -230,7 +233,7 @@ impl Lists<'_> {
 
     fn look_for_cycles(&mut self) {
         let times = self.transactions.iter().map(|transaction| match transaction.operation.outcome {
-            // It has no place in time and no dependencies.
+            // It has no place in real time and no dependencies.
             Kind::Fail => (0, usize::MAX),
             _ => (transaction.operation.start, transaction.operation.end),
         });
@@ -240,7 +243,7 @@ impl Lists<'_> {
             Some(writer).filter(|writer| self.transactions[*writer].operation.may_have_happened())
         };
         for (key, (longest, _)) in &self.longest {
-            // What stands there twice is another anomaly, and no order.
+            // A repeated value is another anomaly, and defines no order.
             let mut seen = HashSet::new();
             let order: Vec<i64> = longest.iter().copied().filter(|value| seen.insert(*value)).collect();
             for pair in order.windows(2) {
@@ -265,7 +268,7 @@ impl Lists<'_> {
                         graph.add(reader, by, Dependency::ReadWrite);
                     }
                 }
-                // What nobody saw came after all that was seen.
+                // Appends that no read has come after all others.
                 None => {
                     for by in unseen.get(&key).into_iter().flatten() {
                         graph.add(reader, *by, Dependency::ReadWrite);
@@ -280,7 +283,7 @@ impl Lists<'_> {
         }
     }
 
-    /// Transactions that are done and whose appends to a key are in no read of it.
+    /// Completed transactions whose appends to a key are in no read of it.
     fn unseen(&self) -> HashMap<Key, Vec<usize>> {
         let mut unseen: HashMap<Key, Vec<usize>> = HashMap::new();
         for ((key, value), writer) in &self.writers {

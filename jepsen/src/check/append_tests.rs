@@ -1,4 +1,4 @@
-//! The checker of list-append against one hand-made history for each anomaly, and against good random ones.
+//! Tests the list-append checker with one hand-made history for each anomaly, and with random valid ones.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::history::{Event, Kind, operations, tests::history};
 
 type Line = (i64, Kind, &'static str, Value);
 
-/// One transaction after the other, all done; the value holds what reads gave.
+/// Sequential transactions, all completed; the values hold the results of reads.
 fn apart(transactions: &[Value]) -> Vec<Line> {
     let lines = transactions
         .iter()
@@ -16,7 +16,7 @@ fn apart(transactions: &[Value]) -> Vec<Line> {
     lines.flatten().collect()
 }
 
-/// All at the same time.
+/// Concurrent transactions.
 fn together(transactions: &[Value]) -> Vec<Line> {
     let all = |kind| {
         let lines = transactions.iter().enumerate();
@@ -76,13 +76,13 @@ fn each_anomaly_is_found_and_named() {
         ("duplicate append", apart(&[json!([a(1, 1)]), json!([r(1, &[1, 1])])])),
         ("phantom value", apart(&[json!([r(1, &[5])])])),
         ("internal", apart(&[json!([a(1, 1), r(1, &[])]), json!([r(1, &[1])])])),
-        // Its own append, before it was made.
+        // The read shows its own later append.
         ("internal", apart(&[json!([r(1, &[1]), a(1, 1)])])),
         (
             "incompatible order",
             together(&[json!([a(1, 1)]), json!([a(1, 2)]), json!([r(1, &[1, 2])]), json!([r(1, &[2, 1])])]),
         ),
-        // In the order of versions the second append comes first, although it began when the first was done.
+        // The second append precedes the first in the list, although it began after the first was completed.
         ("G0-realtime", apart(&[json!([a(1, 1)]), json!([a(1, 2)]), json!([r(1, &[2, 1])])])),
     ];
     for (name, lines) in cases {
@@ -91,7 +91,8 @@ fn each_anomaly_is_found_and_named() {
     }
 }
 
-/// A serializable history: each transaction happens at one moment between its invocation and its completion.
+/// A serializable history: each transaction takes effect at one moment between its invocation and its
+/// completion.
 fn good_history(random: &mut fastrand::Rng) -> Vec<Event> {
     let mut lists: [Vec<i64>; 3] = Default::default();
     let mut lines: Vec<Line> = Vec::new();
@@ -140,7 +141,7 @@ fn good_histories_pass_and_one_wrong_read_in_them_does_not() {
         let mut events = good_history(&mut random);
         let judgement = check(&operations(&events));
         assert_eq!(judgement.findings, [], "seed {seed}");
-        // The last element of one list is taken away where others have seen it.
+        // Remove the last elements of one list, which other reads have.
         let late = events.iter_mut().rev().filter(|event| event.kind == Kind::Ok);
         let mut reads = late.flat_map(|event| event.value.as_array_mut().unwrap().iter_mut());
         if let Some(read) = reads.find(|step| step[2].as_array().is_some_and(|list| list.len() > 10)) {

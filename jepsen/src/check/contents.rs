@@ -1,15 +1,16 @@
-//! All nodes hold the same at the end: each tells its content after the faults are healed. At one index of the log they
-//! hold the same at any time.
+//! All nodes have the same content at the end, when each is read after the faults are healed. At the same log
+//! index they have the same content at any time.
 //!
-//! A `digest` operation gives `{index, digest}` of a node's own state. A `contents` operation gives `{"key": "its type and value", ...}`, read through one node, once with linearizable
-//! reads and once as the node's own state (`READONLY`).
+//! A `digest` operation returns `{index, digest}` of a node's own state. A `contents` operation returns
+//! `{"key": "its type and value", ...}`, read through one node, once with linearizable reads and once as the
+//! node's own state (`READONLY`).
 
 use std::collections::HashMap;
 
 use super::Judgement;
 use crate::history::Operation;
 
-/// Whether an operation of this function only looks at what a node holds.
+/// Whether this operation only inspects a node's content.
 pub(crate) fn is_look(f: &str) -> bool {
     matches!(f, "contents" | "digest")
 }
@@ -21,7 +22,7 @@ pub(crate) fn check(operations: &[Operation]) -> Judgement {
     judgement
 }
 
-/// At one index of the log all nodes have one digest.
+/// All nodes must have the same digest at the same log index.
 fn compare_digests(operations: &[Operation], judgement: &mut Judgement) {
     let mut digests: HashMap<u64, &Operation> = HashMap::new();
     let mut is_compared = false;
@@ -40,7 +41,7 @@ fn compare_digests(operations: &[Operation], judgement: &mut Judgement) {
     }
 }
 
-/// Compares what nodes told with what the first did.
+/// Compares all contents with the first one.
 fn compare_contents(operations: &[Operation]) -> Judgement {
     let mut judgement = Judgement::default();
     let mut contents = operations.iter().filter(|operation| operation.f == "contents" && operation.is_ok());

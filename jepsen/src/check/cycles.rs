@@ -1,20 +1,21 @@
-//! Cycles in a graph of transactions, and their names, after Adya's thesis and Elle (Kingsbury and Alvaro, 2020).
+//! Cycles in a graph of transactions, and their names, after Adya's thesis and Elle (Kingsbury and Alvaro,
+//! 2020).
 //!
-//! Real time is part of the graph without an edge for every pair: each completion is a node of its own, in a chain,
-//! so that a transaction comes after all that were complete when it began, by one edge.
+//! Real time is part of the graph without an edge for every pair: each completion is a node of its own, in a
+//! chain, so one edge suffices to order a transaction after all that were complete when it began.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use petgraph::{algo::kosaraju_scc, graph::DiGraph};
 
-/// How one transaction comes before another.
+/// Why one transaction precedes another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Dependency {
     /// It wrote the version before the other's.
     WriteWrite,
     /// The other read what it wrote.
     WriteRead,
-    /// It read the version before the one that the other wrote.
+    /// It read the version that the other overwrote.
     ReadWrite,
     /// It was complete before the other began.
     RealTime,
@@ -33,7 +34,7 @@ impl Dependency {
     }
 }
 
-/// A cycle: its name, and its transactions, each with how it comes before the next.
+/// A cycle: its name, and its transactions, each with its dependency to the next.
 #[derive(Clone, Debug)]
 pub(crate) struct Cycle {
     pub(crate) anomaly: &'static str,
@@ -41,7 +42,7 @@ pub(crate) struct Cycle {
 }
 
 impl Cycle {
-    /// Such as `T1 -ww-> T4 -rw-> T1`.
+    /// For example, `T1 -ww-> T4 -rw-> T1`.
     pub(crate) fn text(&self, name: impl Fn(usize) -> String) -> String {
         let mut text = String::new();
         for (transaction, dependency) in &self.steps {
@@ -51,8 +52,8 @@ impl Cycle {
     }
 }
 
-/// What to look for, in this order: the edges that a cycle may use, the one that it must, and its name, without
-/// and with edges of real time. A cycle is told once, under the first name that it has.
+/// What to search for, in order: the edges that a cycle may use, the one that it must use, and its name,
+/// without and with real-time edges. A cycle is reported once, under the first matching name.
 const PATTERNS: &[(&[Dependency], Dependency, &str)] = &[
     (&[WriteWrite], WriteWrite, "G0"),
     (&[WriteWrite, WriteRead], WriteRead, "G1c"),
@@ -64,21 +65,21 @@ const PATTERNS: &[(&[Dependency], Dependency, &str)] = &[
     (&[WriteWrite, WriteRead, ReadWrite, RealTime], ReadWrite, "G2-realtime"),
 ];
 
-/// The most edges that are tried for one pattern.
+/// The maximum number of edges tried for one pattern.
 const TRIES_MAX: usize = 2_000;
-/// The most cycles of one name.
+/// The maximum number of cycles reported under one name.
 const CYCLES_MAX: usize = 5;
 
-/// Transactions are numbered from 0.
+/// A graph of transactions, numbered from 0.
 #[derive(Default)]
 pub(crate) struct Graph {
-    /// By transaction; those of the chain of completions are numbered after them.
+    /// By node; the completions are numbered after the transactions.
     edges: Vec<BTreeMap<usize, Vec<Dependency>>>,
     transactions: usize,
 }
 
 impl Graph {
-    /// `times`: when each transaction began and was complete, `usize::MAX` for never.
+    /// `times`: when each transaction began and completed; `usize::MAX` for never.
     pub(crate) fn new(times: &[(usize, usize)]) -> Graph {
         let transactions = times.len();
         let mut complete: Vec<(usize, usize)> = (0..transactions)
@@ -111,7 +112,7 @@ impl Graph {
         }
     }
 
-    /// Cycles, a few of each name.
+    /// The cycles, a few of each name.
     pub(crate) fn cycles(&self) -> Vec<Cycle> {
         let mut found: Vec<Cycle> = Vec::new();
         let mut involved: Vec<Vec<usize>> = Vec::new();
@@ -150,7 +151,7 @@ impl Graph {
         })
     }
 
-    /// The strongly connected component of each node that is in one with others.
+    /// The strongly connected component of each node, without components of one node.
     fn components(&self, allowed: &[Dependency], needed: Dependency) -> HashMap<usize, usize> {
         let mut graph = DiGraph::<(), ()>::with_capacity(self.edges.len(), self.edges.len() * 2);
         let nodes: Vec<_> = self.edges.iter().map(|_| graph.add_node(())).collect();
@@ -170,7 +171,7 @@ impl Graph {
         component
     }
 
-    /// A shortest path within a component: each node with the edge that leaves it, without the last node.
+    /// A shortest path within a component: each node with its outgoing edge, without the last node.
     fn path(
         &self,
         from: usize,
@@ -215,9 +216,9 @@ mod tests {
         graph.cycles().into_iter().map(|cycle| cycle.anomaly).collect()
     }
 
-    /// All at once.
+    /// All concurrent.
     const TOGETHER: &[(usize, usize)] = &[(0, 10), (1, 11), (2, 12)];
-    /// One after the other.
+    /// All sequential.
     const APART: &[(usize, usize)] = &[(0, 1), (2, 3), (4, 5)];
 
     #[test]

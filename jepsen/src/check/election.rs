@@ -1,17 +1,17 @@
-//! What everybody sees of elections: `leader` and `observe`, in the form of `workload/holds.rs`. One candidate leads in
-//! an epoch; reads are linearizable; observers are told of every epoch, in order, wherever they go on.
+//! What clients see of elections: `leader` and `observe`, in the form of `workload/holds.rs`. Each epoch has
+//! one leader; reads are linearizable; observers receive every epoch, in order, wherever they resume.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
 use super::{
-    Judgement,
-    holds::{Grant, by_key, grants},
+    Judgement, by_key,
+    holds::{Grant, grants},
 };
 use crate::history::Operation;
 
-/// A leader that somebody saw.
+/// A leader as a client saw it.
 struct Sight<'a> {
     by: &'a Operation,
     owner: i64,
@@ -29,7 +29,7 @@ struct Election<'a> {
 /// Judges every election.
 pub(crate) fn check(operations: &[Operation]) -> Judgement {
     let mut judgement = Judgement::default();
-    for (key, operations) in by_key(operations) {
+    for (key, operations) in by_key(operations, "key") {
         let sights = operations.iter().filter(|it| it.is_ok()).flat_map(|it| sights(it)).collect();
         let grants = grants(&operations);
         let election = Election { key, operations, grants, sights };
@@ -59,7 +59,7 @@ fn sights(by: &Operation) -> Vec<Sight<'_>> {
 }
 
 impl Election<'_> {
-    /// One leader in an epoch, who asked for it, with a value that it proclaimed.
+    /// Each epoch has one leader, which campaigned for it, and whose value it proclaimed.
     fn look_at_leaders(&self, judgement: &mut Judgement) {
         let key = &self.key;
         let granted = self.grants.iter().filter_map(|grant| {
@@ -96,7 +96,7 @@ impl Election<'_> {
         }
     }
 
-    /// The newest epoch that was known to anybody before this began.
+    /// The highest epoch known to any client before this operation began.
     fn known_before(&self, operation: &Operation) -> Option<(i64, usize)> {
         let granted = self.grants.iter().map(|grant| grant.operation);
         let granted = granted.filter_map(|grant| Some((grant.output["token"].as_i64()?, grant)));
@@ -105,7 +105,7 @@ impl Election<'_> {
         known.map(|(epoch, by)| (epoch, by.start)).max()
     }
 
-    /// Who asks who leads, or observes from now on, is told of the present.
+    /// Reading the leader, or beginning to observe, must show the present leader.
     fn look_for_old_reads(&self, judgement: &mut Judgement) {
         let key = &self.key;
         for read in self.operations.iter().filter(|it| it.is_ok()) {

@@ -1,5 +1,6 @@
-//! The change feed, from what readers were given on any node, in the form of `workload/feed.rs`. All readings together
-//! make one history, by log index; what none of them covers is not known, and writes there are not judged.
+//! The change feed, from what readers received on any node, in the form of `workload/feed.rs`. Together the
+//! readings make one history, by log index; what none of them covers is unknown, and writes there are not
+//! judged.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 use super::Judgement;
 use crate::history::Operation;
 
-/// The prefix of those who see everything.
+/// The prefix of readers that see everything.
 const ALL: &str = "feed:";
 const READINGS: &[&str] = &["watch", "replay"];
 const WRITES: &[&str] = &["set", "push", "txn", "del"];
@@ -16,11 +17,11 @@ const WRITES: &[&str] = &["set", "push", "txn", "del"];
 /// An event is `[key, what, type, value]`.
 type Events<'a> = Vec<&'a Value>;
 
-/// What one reader was given in one go.
+/// What one reader received in one session.
 struct Reading<'a> {
     operation: &'a Operation,
     prefix: &'a str,
-    /// It was given all that came after this index ...
+    /// It received everything after this index ...
     begin: u64,
     /// ... up to this one.
     until: u64,
@@ -55,9 +56,9 @@ impl<'a> Reading<'a> {
 
 struct Feed<'a> {
     readings: Vec<Reading<'a>>,
-    /// All events by index, and who saw them first.
+    /// All events by index, and the operation that saw them first.
     all: BTreeMap<u64, (Events<'a>, &'a Operation)>,
-    /// Stretches of the log that somebody who sees all was given, `(begin, until]`, apart and in their order.
+    /// The ranges of the log that readers of everything received, `(begin, until]`, disjoint and in order.
     covered: Vec<(u64, u64)>,
     operations: &'a [Operation],
 }
@@ -97,7 +98,7 @@ fn union(mut stretches: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     union
 }
 
-/// What an event wrote: a SET's value, or the last element after RPUSH.
+/// The value that an event wrote: that of SET, or the last element after RPUSH.
 fn written(event: &Value) -> Option<i64> {
     let value = match event[1].as_str()? {
         "set" => &event[3],
@@ -120,7 +121,7 @@ impl<'a> Feed<'a> {
         self.operations.iter().filter(|it| WRITES.contains(&it.f.as_str()))
     }
 
-    /// It goes on where it was told to, and indexes rise.
+    /// It resumes where it was asked to, and indexes ascend.
     fn look_at_the_order(&self, reading: &Reading<'_>, judgement: &mut Judgement) {
         let start = reading.operation.start;
         if let Some(from) = reading.operation.output["from"].as_u64().filter(|from| *from != reading.begin) {
@@ -143,7 +144,7 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// It was given the same as all others, and everything.
+    /// It received the same as all others, completely.
     fn compare(&self, reading: &Reading<'_>, judgement: &mut Judgement) {
         let start = reading.operation.start;
         let own: BTreeMap<u64, &Events<'_>> =
@@ -178,7 +179,7 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Each write that was acknowledged is there once, where its tokens say; none that failed is there.
+    /// Each acknowledged write is there once, within its tokens; no failed write is there.
     fn look_at_writes(&self, judgement: &mut Judgement) {
         let mut places: BTreeMap<(&str, i64), Vec<(u64, usize)>> = BTreeMap::new();
         for (index, (events, by)) in &self.all {
@@ -259,7 +260,7 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// The last event of a key says what is read when all is over.
+    /// The last event of a key matches what is read at the end.
     fn look_at_the_end(&self, judgement: &mut Judgement) {
         let ends = self.writes().map(|write| if write.end == usize::MAX { write.start } else { write.end });
         let Some(over) = ends.max() else { return };
@@ -276,7 +277,7 @@ impl<'a> Feed<'a> {
             let found = &read.output["value"];
             let is_same = match found {
                 Value::Array(elements) if elements.is_empty() => is_gone,
-                // A value that was not kept says nothing.
+                // A value that was not kept cannot be compared.
                 _ => *found == event[3] || event[3].is_null() && !is_gone,
             };
             if !is_same {
@@ -354,7 +355,7 @@ mod tests {
             watch(3, 7, json!([[5, [event(1)]], [7, []]])),
             watch(5, 10, json!([[8, [event(2), other.clone()]], [10, [push.clone()]]])),
             watch_of("feed:string:", 3, 3, 10, json!([[5, [event(1)]], [8, [event(2), other]]])),
-            // A part of the history that nobody saw.
+            // A part of the history that no reader covers.
             watch(35, 50, json!([[41, [["feed:string:1", "del", null, null]]]])),
             read(json!(null)),
         ];

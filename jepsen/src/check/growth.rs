@@ -1,7 +1,7 @@
-//! Sets that only grow. What was added is there for good: an element that is missing in a read which began after
-//! its addition was acknowledged, or after another read had shown it, is a fault.
+//! Sets that only grow. An added element stays: it is a fault if it is missing in a read that began after its
+//! addition was acknowledged, or after another read had shown it.
 //!
-//! `add` has `[key, element]`, `read` gives `[key, [elements]]`.
+//! `add` has `[key, element]`, `read` returns `[key, [elements]]`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::Judgement;
 use crate::history::Operation;
 
-/// One element: who added it, and since when it is known to be there.
+/// One element: its addition, and since when it is known to be there.
 struct Element<'a> {
     adder: &'a Operation,
-    /// The earliest completion that shows it.
+    /// The earliest completion that proves it.
     since: usize,
     is_seen: bool,
 }

@@ -1,22 +1,22 @@
-//! Who holds what, from grants, renewals and releases (`acquire`, `renew`, `release`), and who writes with FENCE
-//! (`write`, `read`). The form is that of `workload/holds.rs`.
+//! Who holds what, from grants, renewals and releases (`acquire`, `renew`, `release`), and who writes with
+//! FENCE (`write`, `read`). The form is that of `workload/holds.rs`.
 //!
-//! A grant holds for certain from when it was known until its time is over, counted from when it was asked for, or
-//! until somebody begins to release it. The server may let it hold for longer, never shorter.
+//! A grant certainly holds from when its reply was received until its TTL, counted from the request, has
+//! passed, or until a release begins. The server may let it hold longer, never shorter.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::{Judgement, rising};
+use super::{Judgement, by_key, rising};
 use crate::history::Operation;
 
-/// By how much a hold may be shorter: the slew of the log's clock, and its steps of a millisecond.
+/// How much shorter a hold may be: the slew of the log clock, and its steps of a millisecond.
 const EARLY_MS: u64 = 20;
-/// What is said to one who does not hold.
+/// Errors for clients that do not hold.
 const REFUSALS: &[&str] = &["FENCED", "NOTHELD", "NOTOWNER", "OLDTOKEN"];
 
-/// A grant that was told, with what was done about it later.
+/// An acknowledged grant, with the later operations on it.
 pub(super) struct Grant<'a> {
     pub(super) operation: &'a Operation,
     renewals: Vec<&'a Operation>,
@@ -28,8 +28,8 @@ impl Grant<'_> {
         self.operation.output["token"].as_i64().unwrap_or_default()
     }
 
-    /// The earliest end of the hold, as far as it was known at `operation`: what set its time last may be any of those
-    /// that no other followed for certain.
+    /// The earliest end of the hold, as known at `operation`: its time may have been set last by any
+    /// operation that is not certainly followed by another.
     fn until_ns(&self, operation: &Operation) -> u64 {
         let spans = [self.operation].into_iter().chain(self.renewals.iter().copied());
         let spans: Vec<&Operation> = spans.filter(|span| span.start < operation.end).collect();
@@ -42,7 +42,7 @@ impl Grant<'_> {
         ends.min().unwrap_or(0)
     }
 
-    /// Whether it held all the time while the other operation was under way.
+    /// Whether it was certainly held during all of the other operation.
     pub(super) fn holds_during(&self, other: &Operation) -> bool {
         self.operation.end < other.start
             && other.end_ns + EARLY_MS * 1_000_000 < self.until_ns(other)
@@ -50,7 +50,7 @@ impl Grant<'_> {
     }
 }
 
-/// All grants of one key that were told.
+/// All acknowledged grants of one key.
 pub(super) fn grants<'a>(operations: &[&'a Operation]) -> Vec<Grant<'a>> {
     let acquired = operations.iter().filter(|operation| operation.f == "acquire" && operation.is_ok());
     let grants = acquired.map(|operation| {
@@ -65,22 +65,13 @@ pub(super) fn grants<'a>(operations: &[&'a Operation]) -> Vec<Grant<'a>> {
     grants.collect()
 }
 
-/// The operations on each key.
-pub(super) fn by_key(operations: &[Operation]) -> BTreeMap<String, Vec<&Operation>> {
-    let mut keys: BTreeMap<String, Vec<&Operation>> = BTreeMap::new();
-    for operation in operations {
-        keys.entry(operation.input["key"].to_string()).or_default().push(operation);
-    }
-    keys
-}
-
-/// Judges every key, and the tokens of all together.
+/// Judges every key, and all tokens together.
 pub(crate) fn check(operations: &[Operation]) -> Judgement {
     let mut judgement = Judgement::default();
     let acquired = operations.iter().filter(|operation| operation.f == "acquire" && operation.is_ok());
     let tokens = acquired.filter_map(|grant| Some((grant.output["token"].as_i64()?, grant)));
     rising::check("acquire", "duplicate token", tokens, &mut judgement);
-    for (key, operations) in by_key(operations) {
+    for (key, operations) in by_key(operations, "key") {
         let grants = grants(&operations);
         look_for_two_holders(&key, &operations, &grants, &mut judgement);
         look_at_writes(&key, &operations, &grants, &mut judgement);
@@ -114,7 +105,7 @@ fn look_for_two_holders(
     }
 }
 
-/// Nobody does what only the holder may do after a newer token was known.
+/// No operation reserved to the holder succeeds after a newer token was known.
 fn look_at_writes(key: &str, operations: &[&Operation], grants: &[Grant<'_>], judgement: &mut Judgement) {
     let is_done =
         |it: &&&Operation| matches!(it.f.as_str(), "write" | "renew" | "release" | "proclaim") && it.is_ok();
@@ -183,7 +174,7 @@ pub(super) mod tests {
 
     pub(crate) type Lines = Vec<(i64, Kind, &'static str, Value)>;
 
-    /// An operation that takes a millisecond and is followed by another.
+    /// An operation that takes a millisecond.
     pub(crate) fn done(kind: Kind, f: &'static str, input: Value, name: &str, result: Value) -> Lines {
         let mut output = input.clone();
         output[name] = result;
@@ -195,7 +186,7 @@ pub(super) mod tests {
         done(kind, "acquire", input, "token", json!(token))
     }
 
-    /// Of the owner that has the same number as its token.
+    /// An operation by the owner whose number equals its token.
     pub(crate) fn act(kind: Kind, f: &'static str, token: i64, element: i64) -> Lines {
         let input = json!({"key": 1, "owner": token, "token": token, "element": element, "ttl_ms": 50});
         done(kind, f, input, "done", json!(true))
@@ -205,7 +196,7 @@ pub(super) mod tests {
         done(Ok, "read", json!({"key": 1}), "list", json!(list))
     }
 
-    /// What is found where every failure says `error`.
+    /// The anomalies found if every failure has this error.
     fn names(parts: &[Lines], error: &str) -> Vec<String> {
         let mut events = history(&parts.concat());
         let failures = events.iter_mut().filter(|event| event.kind == Fail);

@@ -1,16 +1,16 @@
-//! Reads of lists that grow, each at a level of its own. All reads of a list are prefixes of one order, so what a read
-//! may not miss is a length: that of the longest prefix that it was promised.
+//! Reads of growing lists, each at its own level. All reads of a list are prefixes of one order, so what a
+//! read must not miss is a length: that of the longest prefix promised to it.
 //!
-//! - `read-linearizable`, `read-lease`: all that was known to anybody when it began.
-//! - `read-bounded`: all that was acknowledged longer before it began than `ms`.
-//! - `read-after`: all that was known where its token, or one of a lower index, was taken.
-//! - every read: all that its own connection has read or written.
+//! - `read-linearizable`, `read-lease`: everything known to any client when it began.
+//! - `read-bounded`: everything acknowledged more than `ms` before it began.
+//! - `read-after`: everything known where its token, or one with a lower index, was taken.
+//! - every read: everything that its own connection has read or written.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::Judgement;
+use super::{Judgement, by_key};
 use crate::history::Operation;
 
 /// All kinds of reads.
@@ -22,11 +22,7 @@ pub(crate) fn check(operations: &[Operation]) -> Judgement {
     for read in READS.iter().filter(|read| !operations.iter().any(|operation| operation.f == **read)) {
         judgement.missing.push(format!("no {read} was asked for"));
     }
-    let mut keys: BTreeMap<String, Vec<&Operation>> = BTreeMap::new();
-    for operation in operations {
-        keys.entry(operation.input["key"].to_string()).or_default().push(operation);
-    }
-    for (key, operations) in &keys {
+    for (key, operations) in &by_key(operations, "key") {
         List::new(key, operations).check(&mut judgement);
     }
     judgement
@@ -45,7 +41,7 @@ fn index(token: &Value) -> Option<u64> {
     token.as_str()?.rsplit_once('-')?.1.parse().ok()
 }
 
-/// That the list had at least this length, as somebody knew.
+/// A proof that the list had at least this length.
 struct Fact<'a> {
     operation: &'a Operation,
     length: usize,
@@ -72,7 +68,7 @@ impl<'a> List<'a> {
         let before = judgement.findings.len();
         self.look_inside(judgement);
         self.look_for_lost(judgement);
-        // Without one order of elements that are there once a length means nothing.
+        // Lengths are meaningful only if all reads agree on one order without duplicates.
         if judgement.findings.len() == before {
             self.look_at_the_order(judgement);
         }
@@ -162,7 +158,7 @@ impl<'a> List<'a> {
         for (read, list) in &self.reads {
             let missed = facts.iter().filter(|fact| fact.length > list.len());
             let broken = missed.filter_map(|fact| Some((broken(read, fact.operation)?, fact)));
-            // One for each promise, of the fact that shows most.
+            // One for each promise: the one with the greatest length.
             let mut worst: BTreeMap<&str, &Fact<'_>> = BTreeMap::new();
             for (anomaly, fact) in broken {
                 let known = worst.entry(anomaly).or_insert(fact);

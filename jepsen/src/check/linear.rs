@@ -1,26 +1,26 @@
-//! Whether a history of one register is linearizable: Wing and Gong's search as Lowe made it fast ("Testing for
-//! linearizability", 2017), by linearizing just in time.
+//! Whether a history of one register is linearizable: Wing and Gong's search with Lowe's improvements
+//! ("Testing for linearizability", 2017), by just-in-time linearization.
 //!
-//! Events are taken in their order, with the set of all configurations that are possible up to there: the
-//! register's value, and which of the calls under way have taken effect already. Only when a call returns does it
-//! have to have taken effect, so only then are configurations extended. Equal configurations are kept once (the
-//! memoisation), a pending read takes effect as soon as the value fits (it can do no harm), and calls that never
-//! returned are given the deadline that those who saw their effect imply, or left out if nobody saw it.
+//! Events are processed in order, with the set of all configurations possible so far: the register's value,
+//! and which of the pending calls have taken effect already. A call must have taken effect only when it
+//! returns, so only then are configurations extended. Equal configurations are stored once (the memoisation),
+//! a pending read takes effect as soon as its value matches (it can do no harm), and calls that never
+//! returned get the deadline implied by those that saw their effect, or are dropped if none did.
 
 use std::{
     collections::{HashMap, HashSet},
     time::Instant,
 };
 
-/// The most calls of one register under way at once.
+/// The maximum number of pending calls of one register.
 const SLOTS: usize = 128;
 
-/// What a call did to the register, or said of it. A register begins with None.
+/// The effect or the result of a call. A register starts as None.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Read(Option<i64>),
     Write(i64),
-    /// From one value to another; it took effect.
+    /// From one value to another. A CAS that failed is a read.
     Cas(i64, i64),
 }
 
@@ -40,7 +40,7 @@ impl Action {
         }
     }
 
-    /// The value afterwards; None where the action is not possible.
+    /// The value afterwards; None if the action is impossible.
     fn apply(self, value: Option<i64>) -> Option<Option<i64>> {
         match self {
             Action::Read(seen) => (seen == value).then_some(value),
@@ -50,7 +50,7 @@ impl Action {
     }
 }
 
-/// A call, with its place in real time.
+/// A call, with its interval in real time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     pub(crate) action: Action,
@@ -59,7 +59,7 @@ pub(crate) struct Call {
     pub(crate) end: usize,
 }
 
-/// How far a search may go.
+/// The limits of a search.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) deadline: Instant,
@@ -69,7 +69,8 @@ pub(crate) struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Linearizable,
-    /// This call cannot have returned as it did, whatever the others did; the values that were possible then.
+    /// This call cannot have returned as it did, whatever the others did; with the values that were possible
+    /// at that point.
     Impossible {
         call: usize,
         values: Vec<Option<i64>>,
@@ -156,7 +157,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// The calls under way that have not taken effect.
+    /// The pending calls that have not taken effect.
     fn open_calls(&self, mask: u128) -> impl Iterator<Item = (usize, Action)> + '_ {
         self.pending.iter().enumerate().filter_map(move |(slot, call)| {
             let call = call.filter(|_| mask & (1 << slot) == 0)?;
@@ -164,16 +165,16 @@ impl Search<'_> {
         })
     }
 
-    /// The mask with every read that fits.
+    /// The mask with every matching read added.
     fn with_reads(&self, value: Option<i64>, mask: u128) -> u128 {
         let fits = self.open_calls(mask).filter(|(_, action)| *action == Action::Read(value));
         fits.fold(mask, |mask, (slot, _)| mask | 1 << slot)
     }
 }
 
-/// Where every value is written by one call alone, a call that never returned must have taken effect before
-/// anybody who saw its value returned; and if nobody who returned saw it, it may as well never have happened. Such a
-/// call gets `start == end` and is skipped.
+/// If every value is written by only one call, a call that never returned must have taken effect before any
+/// call that saw its value returned; and if no returned call saw it, it can be ignored. Such a call gets
+/// `start == end` and is skipped.
 fn with_deadlines(calls: &[Call]) -> Vec<Call> {
     let mut calls = calls.to_vec();
     let mut writers = HashMap::new();
@@ -196,7 +197,7 @@ fn with_deadlines(calls: &[Call]) -> Vec<Call> {
     }
     for (index, call) in calls.iter_mut().enumerate() {
         if is_open[index] && (call.end == usize::MAX || call.end <= call.start) {
-            // Seen before it was made: whoever saw it is found to be impossible.
+            // Its value was seen before it was invoked: the read is found to be impossible.
             call.end = call.start;
             is_open[index] = false;
         }

@@ -1,4 +1,4 @@
-//! The linearizability checker against hand-made histories, and against a search that tries everything.
+//! Tests the linearizability checker with hand-made histories, and against an exhaustive search.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ fn bad_histories_are_found_at_the_call_that_is_impossible() {
         (vec![call(Write(1), 0, 1), call(Cas(1, 2), 2, 3), call(Cas(1, 3), 4, 5)], 2),
         // A lost write.
         (vec![call(Write(1), 0, 1), call(Read(None), 2, 3)], 1),
-        // Back in time, after an unknown write was seen.
+        // A read goes back in time, after an unknown write was seen.
         (vec![call(Write(1), 0, NEVER), call(Read(Some(1)), 1, 2), call(Read(None), 3, 4)], 2),
         // Seen before it was written.
         (vec![call(Read(Some(1)), 0, 1), call(Write(1), 2, NEVER)], 0),
@@ -61,7 +61,7 @@ fn bad_histories_are_found_at_the_call_that_is_impossible() {
     }
 }
 
-/// Whether some order is possible, by trying all.
+/// Whether any order is possible, by exhaustive search.
 fn brute_force(calls: &[Call], done: &mut Vec<bool>, value: Option<i64>) -> bool {
     if (0..calls.len()).all(|index| done[index] || calls[index].end == NEVER) {
         return true;
@@ -85,7 +85,7 @@ fn brute_force(calls: &[Call], done: &mut Vec<bool>, value: Option<i64>) -> bool
     false
 }
 
-/// A random history, mostly nearly good: values are few, or all written values differ.
+/// A random history, mostly almost valid: with few values, or with distinct written values.
 fn random_history(random: &mut fastrand::Rng) -> Vec<Call> {
     let count = random.usize(1..=6);
     let is_unique = random.bool();
@@ -123,7 +123,7 @@ fn it_agrees_with_trying_everything() {
     assert!((300..9_700).contains(&good), "both kinds occur: {good}");
 }
 
-/// A history that a real register could have made, with `clients` calls under way at a time.
+/// A history that a real register could have produced, with up to `clients` concurrent calls.
 fn real_history(random: &mut fastrand::Rng, count: usize, clients: usize) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let mut open: Vec<(usize, bool)> = Vec::new();

@@ -1,4 +1,5 @@
-//! Judges histories. Checkers know nothing of nodes and faults: they see operations, and name what cannot be.
+//! Judges histories. Checkers know nothing of nodes and faults: they see operations, and name what is
+//! impossible.
 
 pub(crate) mod append;
 #[cfg(test)]
@@ -17,18 +18,23 @@ pub(crate) mod once;
 pub(crate) mod register;
 pub(crate) mod rising;
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-/// The most findings of one name that are told.
+use serde::{Deserialize, Serialize};
+use serde_json::value::Index;
+
+use crate::history::Operation;
+
+/// The maximum number of findings reported under one name.
 const TOLD_MAX: usize = 5;
 
 /// Something that a correct server cannot do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Finding {
-    /// The name under which it is known.
+    /// The established name of the anomaly.
     pub(crate) anomaly: String,
     pub(crate) detail: String,
-    /// Indexes of the invocations that show it.
+    /// Indexes of the invocations that prove it.
     pub(crate) operations: Vec<usize>,
 }
 
@@ -38,11 +44,11 @@ impl Finding {
     }
 }
 
-/// What a checker says.
+/// The result of a checker.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Judgement {
     pub(crate) findings: Vec<Finding>,
-    /// What could not be decided, and why. A run with one is not clean.
+    /// What could not be decided, and why. Such a run is not clean.
     pub(crate) undecided: Vec<String>,
     /// What did not happen, so that the run proves less than it should.
     pub(crate) missing: Vec<String>,
@@ -53,7 +59,7 @@ impl Judgement {
         self.findings.push(Finding::new(anomaly, detail, operations));
     }
 
-    /// Leaves a few findings of each name, and says how many more there are.
+    /// Keeps a few findings of each name, and counts the rest.
     pub(crate) fn shorten(&mut self) {
         let all = std::mem::take(&mut self.findings);
         for finding in &all {
@@ -67,9 +73,18 @@ impl Judgement {
         }
     }
 
-    /// The names of all findings, each once.
+    /// The distinct names of all findings.
     #[cfg(test)]
     pub(crate) fn names(&self) -> std::collections::BTreeSet<&str> {
         self.findings.iter().map(|finding| finding.anomaly.as_str()).collect()
     }
+}
+
+/// The operations by what stands in their input at `at`: a field, or an index.
+pub(crate) fn by_key(operations: &[Operation], at: impl Index) -> BTreeMap<String, Vec<&Operation>> {
+    let mut keys: BTreeMap<String, Vec<&Operation>> = BTreeMap::new();
+    for operation in operations {
+        keys.entry(operation.input[&at].to_string()).or_default().push(operation);
+    }
+    keys
 }

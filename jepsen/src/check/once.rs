@@ -1,5 +1,6 @@
-//! Commands that are asked for several times and must be applied once: a command is all attempts with its session and
-//! number. If any was answered it was applied, if all failed it was not, else nobody knows; all answers are the same.
+//! Commands that are sent several times and must be applied once: a command is all attempts with its session
+//! and number. If any was answered, it was applied; if all failed, it was not; otherwise that is unknown. All
+//! its answers must be the same.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 use super::Judgement;
 use crate::history::Operation;
 
-/// By how much a session may be gone before its time: the slew of the log's clock, and its steps of a millisecond.
+/// How much too early a session may expire: the slew of the log clock, and its steps of a millisecond.
 const EARLY_MS: u64 = 20;
 
 /// All attempts of a command, in the order of invocation.
@@ -47,7 +48,7 @@ impl<'a> Command<'a> {
 struct Sessions<'a> {
     operations: &'a [Operation],
     commands: Vec<Command<'a>>,
-    /// Their places by function and key.
+    /// Their indexes, by function and key.
     by_key: HashMap<(&'a str, &'a Value), Vec<usize>>,
     judgement: Judgement,
 }
@@ -87,7 +88,7 @@ impl<'a> Sessions<'a> {
         places.map(|place| &self.commands[*place])
     }
 
-    /// Every read of this kind that was done.
+    /// All completed reads of this kind.
     fn reads(&self, kind: &'static str) -> Vec<&'a Operation> {
         let reads = self.operations.iter().filter(|read| read.f == "read" && read.is_ok());
         reads.filter(|read| read.input["kind"] == kind).collect()
@@ -112,7 +113,7 @@ impl<'a> Sessions<'a> {
         }
     }
 
-    /// A session lives as long as it was said, and does not come back.
+    /// A session lives for at least its TTL, and does not come back.
     fn look_at_ends(&mut self) {
         let mut sessions: BTreeMap<u64, Vec<&Operation>> = BTreeMap::new();
         for operation in self.operations {
@@ -144,7 +145,7 @@ impl<'a> Sessions<'a> {
         }
     }
 
-    /// Each command adds one: every answer is another number, and none is greater than the number of commands.
+    /// Each command adds one: every answer is a different number, and none exceeds the number of commands.
     fn look_at_counters(&mut self) {
         let mut found = Judgement::default();
         let keys: HashSet<&Value> = self.keys("incr");
@@ -157,7 +158,7 @@ impl<'a> Sessions<'a> {
                     found.found("lost update", detail, &[command.first().start, other.first().start]);
                 }
             }
-            // An answer is as old as the first attempt may be that it is the answer to.
+            // An answer may be as old as the first attempt.
             let span = |command: &Command<'_>| Some((command.first().start, command.applied()?));
             let seen = answers.iter().filter_map(|(reply, command)| Some((*reply, span(command)?)));
             let reads = self.reads("incr").into_iter().filter(|read| read.input["key"] == *key);
@@ -181,13 +182,13 @@ impl<'a> Sessions<'a> {
         self.judgement.findings.extend(found.findings);
     }
 
-    /// The keys that commands of this kind write.
+    /// The keys written by commands of this kind.
     fn keys(&self, f: &str) -> HashSet<&'a Value> {
         let commands = self.commands.iter().map(Command::first).filter(|first| first.f == f);
         commands.map(|first| &first.input["key"]).collect()
     }
 
-    /// What is wrong with a value that somebody saw: nobody wrote it, or everybody who was to write it has failed.
+    /// The anomaly of a value that was seen, if nobody wrote it or all attempts to write it failed.
     fn origin(&self, f: &'static str, key: &'a Value, value: &Value, by: &Operation, found: &mut Judgement) {
         match self.commands(f, key).find(|command| command.first().input["element"] == *value) {
             None => found.found("phantom value", format!("{f} {key}: nobody wrote {value}"), &[by.start]),
@@ -230,7 +231,7 @@ impl<'a> Sessions<'a> {
         self.judgement.findings.extend(found.findings);
     }
 
-    /// Each SET answers the value before it: every value is before one other at most.
+    /// Each SET returns the previous value: every value precedes at most one other.
     fn look_at_registers(&mut self) {
         let mut found = Judgement::default();
         let mut successors: HashMap<(&Value, &Value), &Command<'_>> = HashMap::new();
@@ -289,7 +290,7 @@ mod tests {
         vec![(1, Invoke, "open", value.clone()), (1, Ok, "open", value)]
     }
 
-    /// One attempt; the element is the number.
+    /// One attempt; its element equals its number.
     fn ask(f: &'static str, kind: Kind, number: i64, reply: Value) -> Lines {
         let input = json!({"session": 1, "number": number, "key": 1, "element": number});
         let mut output = input.clone();
@@ -304,7 +305,7 @@ mod tests {
         vec![(2, Invoke, "read", input), (2, Ok, "read", output)]
     }
 
-    /// A history in which every failure says `error`.
+    /// A history in which every failure has this error.
     fn events(parts: &[Lines], error: &str) -> Vec<Event> {
         let mut events = history(&parts.concat());
         let failures = events.iter_mut().filter(|event| event.kind == Fail);

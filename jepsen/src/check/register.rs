@@ -1,8 +1,8 @@
-//! Registers by key: reads, writes and compare-and-set, each key linearizable by itself. Every written value is
-//! written once, so what goes wrong can be given its name.
+//! Registers by key: reads, writes and compare-and-set, each key linearizable by itself. Every value is
+//! written only once, so anomalies can be named.
 //!
-//! A value is `[key, value]`, with `:missing` for what is not there; of a CAS `[key, [old, new]]`. A CAS that found
-//! another value has failed and says what it found, `[key, [old, new], found]`: that is a read.
+//! A value is `[key, value]`, with `:missing` for an absent key; for a CAS `[key, [old, new]]`. A CAS that
+//! found another value has failed and reports it, `[key, [old, new], found]`: that is a read.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -19,7 +19,7 @@ use crate::history::{Kind, Operation};
 
 const CONFIGURATIONS_MAX: usize = 2_000_000;
 
-/// One key's calls, and whose they are.
+/// One key's calls, each with its operation.
 #[derive(Default)]
 struct Key<'a> {
     calls: Vec<Call>,
@@ -86,7 +86,7 @@ pub(crate) fn check(operations: &[Operation], deadline: Instant) -> Judgement {
 }
 
 impl Key<'_> {
-    /// The name of what is wrong with a call, and who else has to do with it.
+    /// The name of the anomaly of a call, and the other operations involved.
     fn diagnose(&self, call: usize) -> (&'static str, Vec<usize>) {
         let seen = self.calls[call].action.sees();
         let writer = |value: i64| self.owners.iter().filter(move |owner| written(owner) == Some(value));
@@ -105,7 +105,7 @@ impl Key<'_> {
         (if self.is_overtaken(seen, call) { "stale read" } else { "lost write" }, others)
     }
 
-    /// Whether a write that came after the one of `seen`, and was done before `call` began, was seen by anybody: then
+    /// Whether any call saw a write that came after the one of `seen` and completed before `call` began: then
     /// it is not lost.
     fn is_overtaken(&self, seen: Option<i64>, call: usize) -> bool {
         let seen_by_some: HashSet<i64> = self.calls.iter().filter_map(|call| call.action.sees()).collect();

@@ -1,11 +1,11 @@
-//! Numbers that are given out: none twice, and one that was asked for after another was received is greater.
+//! Numbers that are handed out: none twice, and one requested after another was received is greater.
 
 use std::collections::BTreeMap;
 
 use super::Judgement;
 use crate::history::Operation;
 
-/// Compares all numbers that `what` gave; `twice` names the anomaly of one that was given twice.
+/// Checks all numbers returned by `what`; `twice` names the anomaly of a duplicate.
 pub(crate) fn check<'a>(
     what: &str,
     twice: &str,
@@ -18,7 +18,7 @@ pub(crate) fn check<'a>(
             judgement.found(twice, format!("{what} gave {number} twice"), &[operation.start, other.start]);
         }
     }
-    // From the greatest down: nobody who got a greater one may have been done before this one was asked for.
+    // In descending order: no operation with a greater number may have completed before this one began.
     let mut earliest: Option<(i64, &Operation)> = None;
     for (number, operation) in by_number.into_iter().rev() {
         if let Some((greater, other)) = earliest.filter(|(_, other)| other.end < operation.start) {

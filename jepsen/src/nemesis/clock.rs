@@ -1,5 +1,5 @@
-//! Faults of wall clocks: they jump, go to and fro, or run at another rate, on some nodes or on all. Monotonic clocks
-//! go on as they are. The proof is what the nodes themselves answer to TIME.
+//! Wall-clock faults: clocks jump, go to and fro, or run at another rate, on some nodes or on all. Monotonic
+//! clocks are not affected. The proof is what the nodes themselves answer to TIME.
 
 use std::{
     collections::BTreeMap,
@@ -12,19 +12,19 @@ use serde_json::{Value, json};
 use super::Env;
 use crate::clocks::Clocks;
 
-/// The least and the most that a clock jumps or is thrown, as powers of ten of a millisecond: 100 ms, four hours, 10 s.
+/// The ranges of jumps (100 ms to four hours) and strobes (30 ms to 10 s), as powers of ten of a millisecond.
 const JUMP: (f64, f64) = (2.0, 7.16);
 const STROBE: (f64, f64) = (1.5, 4.0);
-/// How often a clock is thrown.
+/// How often a strobed clock is shifted.
 const STROBE_PERIOD: Duration = Duration::from_millis(100);
-/// The rates of a clock that drifts, and how often it is set meanwhile.
+/// The rates of a drifting clock, and how often it is adjusted meanwhile.
 const RATE: (f64, f64) = (0.8, 1.25);
 const DRIFT_STEP: Duration = Duration::from_millis(20);
 /// A drift takes this many times as long as other faults.
 const DRIFT_HOLDS: u32 = 3;
-/// How far what a node says may be from what it should say, in microseconds, beside the time that it takes to say it.
+/// How far a node's answer may be off, in microseconds, besides the time that the answer takes.
 const SLACK_US: i64 = 5_000;
-/// How long a node may take to say what time it is.
+/// How long a node may take to show the expected time.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 fn clocks(env: &Env) -> Result<&Clocks> {
@@ -34,7 +34,7 @@ fn clocks(env: &Env) -> Result<&Clocks> {
     }
 }
 
-/// One running node or more.
+/// One or more running nodes.
 fn some(env: &Env, random: &mut fastrand::Rng) -> Vec<u64> {
     let mut nodes = env.cluster.running();
     random.shuffle(&mut nodes);
@@ -42,20 +42,21 @@ fn some(env: &Env, random: &mut fastrand::Rng) -> Vec<u64> {
     nodes
 }
 
-/// A length in microseconds, ahead or back, from powers of ten of a millisecond.
+/// An offset in microseconds, positive or negative, from powers of ten of a millisecond.
 fn length_us(random: &mut fastrand::Rng, (least, most): (f64, f64)) -> i64 {
     let us = (10_f64.powf(least + random.f64() * (most - least)) * 1_000.0) as i64;
     if random.bool() { us } else { -us }
 }
 
-/// Whether a node's clock is where it should be, by what the node says; None if it does not say, or was moved meanwhile.
+/// Whether a node's clock is where it should be, by its own answer; None if it does not answer, or was moved
+/// meanwhile.
 fn is_as_told(env: &Env, clocks: &Clocks, node: u64) -> Option<bool> {
     let told = clocks.offset_us(node);
     let (least, most) = env.cluster.offset_us(node)?;
     (clocks.offset_us(node) == told).then_some(least - SLACK_US <= told && told <= most + SLACK_US)
 }
 
-/// Waits until a node says what it should.
+/// Waits until a node shows the expected time.
 fn is_seen(env: &Env, clocks: &Clocks, node: u64) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline && !env.is_stopped() {
@@ -67,7 +68,7 @@ fn is_seen(env: &Env, clocks: &Clocks, node: u64) -> bool {
     false
 }
 
-/// The clocks jump, each by a length of its own, and later back.
+/// The clocks jump, each by its own amount, and later back.
 pub(super) fn jump(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
     let clocks = clocks(env)?;
     let jumps: BTreeMap<u64, i64> =
@@ -84,7 +85,7 @@ pub(super) fn jump(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Res
     Ok(json!({"jumps_us": jumps, "seen_on": seen}))
 }
 
-/// The clocks go to and fro, each by a length of its own.
+/// The clocks go to and fro, each by its own amount.
 pub(super) fn strobe(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
     let clocks = clocks(env)?;
     let throws: Vec<(u64, i64)> =
@@ -109,7 +110,7 @@ pub(super) fn strobe(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> R
     Ok(json!({"throws_us": throws, "changes": count, "seen": seen, "seen_back": seen_back}))
 }
 
-/// The clocks run at rates of their own, and are right again at the end.
+/// The clocks run at their own rates, and are reset at the end.
 pub(super) fn drift(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
     let clocks = clocks(env)?;
     let rates: BTreeMap<u64, f64> =
@@ -124,7 +125,7 @@ pub(super) fn drift(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Re
             clocks.shift(*node, by_us)?;
             gone.insert(*node, wanted);
         }
-        // Once it is so far away that nothing else explains it.
+        // Only if it is so far off that nothing else explains it.
         let far = gone.iter().filter(|(_, us)| us.abs() > 4 * SLACK_US).map(|(node, _)| *node);
         if let Some(node) = random.choice(far.collect::<Vec<_>>())
             && is_as_told(env, clocks, node) == Some(true)

@@ -1,6 +1,6 @@
-//! A damaged log on one node. It is killed, a byte of its log is flipped or a file of it cut short, and it is
-//! started again. Either it refuses to start with the documented exit code and is then replaced as its message
-//! says, or it repairs a torn tail and goes on.
+//! A damaged log on one node: it is killed, a byte of its log is flipped or a file of it truncated, and it is
+//! started again. Either it refuses to start with the documented exit code and is then replaced as its
+//! message says, or it repairs a torn tail and continues.
 
 use std::{
     fs::{self, File},
@@ -20,15 +20,15 @@ const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy)]
 pub(super) enum Damage {
-    /// One byte of a file is another.
+    /// One byte of a file is changed.
     Flip,
-    /// A file is cut short anywhere.
+    /// A file is truncated anywhere.
     Truncate,
-    /// The newest file is cut short near its end.
+    /// The newest file is truncated near its end.
     Tail,
 }
 
-/// The log's files with content, and how long that is: they are filled with zeroes ahead.
+/// The log's nonempty files, and the length of their content: they are preallocated with zeroes.
 fn files(log: &Path) -> Result<Vec<(PathBuf, u64)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(log).context("cannot list the log")? {
@@ -62,7 +62,7 @@ fn break_file(data: &Path, random: &mut fastrand::Rng, damage: Damage) -> Result
     Ok(json!({"file": name, "at": at, "used": used}))
 }
 
-/// A log is damaged while nothing else is wrong.
+/// Damages a log while no other fault is active on the node.
 pub(super) fn damage(env: &Env, random: &mut fastrand::Rng, damage: Damage) -> Result<Value> {
     let claim = env.claim(|mut free| {
         random.shuffle(&mut free);
@@ -81,9 +81,10 @@ pub(super) fn damage(env: &Env, random: &mut fastrand::Rng, damage: Damage) -> R
     Ok(what)
 }
 
-/// The same at the worst moment. A bare majority has what was written lately; one of it loses the end of its log; the
-/// others of it are cut off. Should it take part again as if nothing had happened, it makes a majority with those
-/// that never had it, and what was acknowledged is lost, although one disk alone was damaged.
+/// The same at the worst moment. Only a bare majority has the latest writes; one of its nodes loses the end
+/// of its log, and the others are cut off. If that node took part again as if nothing had happened, it would
+/// form a majority with the nodes that never had those writes, and acknowledged writes would be lost
+/// although only one disk was damaged.
 pub(super) fn lost_tail(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
     let network = &env.cluster.network;
     let leader = env.cluster.leader().context("there was no leader")?;
@@ -127,8 +128,8 @@ pub(super) fn lost_tail(env: &Env, random: &mut fastrand::Rng, hold: Duration) -
     Ok(what)
 }
 
-/// Waits for what a started node makes of its damage: true if it goes on, false if it refuses. If it says neither in
-/// time, `Env::look_for_refusals` goes on waiting.
+/// Waits for a started node's reaction to its damage: true if it continues, false if it refuses. If it does
+/// neither in time, `Env::look_for_refusals` continues to wait.
 pub(super) fn is_repaired(env: &Env, id: u64, what: &mut Value) -> Result<bool> {
     let deadline = Instant::now() + READY_PATIENCE;
     loop {

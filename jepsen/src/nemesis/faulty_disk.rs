@@ -1,5 +1,6 @@
-//! Faults of disks that nodes see through a library (`disk-faults/`): syncs that take long or fail, no space, and power
-//! cuts, which take what was not synced. The proof is what the library has counted, and what a power cut has taken.
+//! Disk faults through a library loaded by nodes (`disk-faults/`): slow or failing syncs, and power cuts, which
+//! lose what was not synced; for full disks see `full_disk.rs`. The proof is the library's counters, and what a power cut has
+//! removed.
 
 use std::{
     collections::BTreeMap,
@@ -13,31 +14,27 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::{
-    Claim, Env,
+    Env,
     process::{READY_PATIENCE, Who, victims},
 };
 use crate::{
     disks::{
         Disks,
-        format::{Control, FULL, FULL_GROWTH, LOG, PAGES},
+        format::{Control, LOG, PAGES},
     },
     rollback::{Extent, Lost},
 };
 
-/// How long a slow sync takes, at least and at most.
+/// The duration of a slow sync, minimum and maximum.
 const SLOW_MS: (u64, u64) = (100, 3_000);
-/// The same before a power cut, so that something is under way when it comes.
+/// The same before a power cut, so that syncs are in flight when it comes.
 const BUSY_MS: (u64, u64) = (20, 200);
-/// How long it may take until there is a sync to fail, and until a node has ended of it.
+/// How long to wait for a sync that can fail, and for a node to end because of it.
 const SYNC_PATIENCE: Duration = Duration::from_secs(15);
 const END_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a node that ended stays down while its disk is full.
-const RESTART_PAUSE: Duration = Duration::from_millis(500);
-/// The documented exit code of a start that fails and says nothing against the data.
-const FAILED: i32 = 1;
 const POLL: Duration = Duration::from_millis(20);
 
-fn disks(env: &Env) -> Result<&Disks> {
+pub(super) fn disks(env: &Env) -> Result<&Disks> {
     match &env.cluster.disks {
         Ok(disks) => Ok(disks),
         Err(why) => bail!("not done: {why}"),
@@ -45,7 +42,7 @@ fn disks(env: &Env) -> Result<&Disks> {
 }
 
 /// The nodes' controls. Err if a node has not loaded the library.
-fn controls(env: &Env, nodes: &[u64]) -> Result<BTreeMap<u64, &'static Control>> {
+pub(super) fn controls(env: &Env, nodes: &[u64]) -> Result<BTreeMap<u64, &'static Control>> {
     let disks = disks(env)?;
     let control = |node: &u64| {
         let control = disks.control(*node)?;
@@ -57,7 +54,7 @@ fn controls(env: &Env, nodes: &[u64]) -> Result<BTreeMap<u64, &'static Control>>
     nodes.iter().map(control).collect()
 }
 
-fn total(controls: &BTreeMap<u64, &'static Control>, counter: fn(&Control) -> &AtomicU64) -> u64 {
+pub(super) fn total(controls: &BTreeMap<u64, &'static Control>, counter: fn(&Control) -> &AtomicU64) -> u64 {
     controls.values().map(|control| counter(control).load(Ordering::Relaxed)).sum()
 }
 
@@ -68,14 +65,14 @@ fn slow(controls: &BTreeMap<u64, &'static Control>, (least, most): (u64, u64)) {
     }
 }
 
-fn somebody(random: &mut fastrand::Rng) -> Who {
+pub(super) fn somebody(random: &mut fastrand::Rng) -> Who {
     [Who::One, Who::Leader, Who::Minority, Who::All][random.usize(..4)]
 }
 
-/// Every sync takes long.
+/// Every sync is slow.
 pub(super) fn slow_syncs(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
     disks(env)?;
-    // Nobody is stopped for it, so the nodes are not kept from other faults.
+    // No process is stopped, so the nodes stay available to other faults.
     let who = somebody(random);
     let nodes = victims(env, random, who)?.nodes.clone();
     let controls = controls(env, &nodes)?;
@@ -90,17 +87,17 @@ pub(super) fn slow_syncs(env: &Env, random: &mut fastrand::Rng, hold: Duration) 
     Ok(json!({"nodes": nodes, "delayed": delayed}))
 }
 
-/// Whether a node ended as it does when its disk has failed.
+/// Whether a node ended as it should when its disk has failed.
 fn is_abort(status: ExitStatus) -> bool {
     status.signal() == Some(libc::SIGABRT)
 }
 
-fn finding(env: &Env, anomaly: &str, detail: String) {
+pub(super) fn finding(env: &Env, anomaly: &str, detail: String) {
     env.record("finding", json!({"anomaly": anomaly, "detail": detail}));
 }
 
-/// A sync fails. The node ends itself: what it believes to be on the disk may not be there, whatever a second sync
-/// says. Nor is it: the file loses what was not synced before the node is started again.
+/// A sync fails. The node must end itself: what it believes to be on disk may not be there, whatever a second
+/// sync reports. And it is not: the file loses what was not synced before the node is started again.
 pub(super) fn failed_sync(env: &Env, random: &mut fastrand::Rng, _: Duration) -> Result<Value> {
     let disks = disks(env)?;
     let who = if random.bool() { Who::One } else { Who::Leader };
@@ -115,7 +112,7 @@ pub(super) fn failed_sync(env: &Env, random: &mut fastrand::Rng, _: Duration) ->
     let deadline = Instant::now() + SYNC_PATIENCE;
     while !has_failed() && Instant::now() < deadline && !env.is_stopped() {
         if place == PAGES {
-            // It may not answer any more, which is what is waited for.
+            // The node may no longer answer, which is what this waits for.
             let _ = env.cluster.administer(id, "POST", "/v1/checkpoint", None);
         }
         std::thread::sleep(POLL);
@@ -142,67 +139,9 @@ pub(super) fn failed_sync(env: &Env, random: &mut fastrand::Rng, _: Duration) ->
     Ok(json!({"node": id, "of": place, "lost": lost?}))
 }
 
-/// There is no space for anything, or for nothing more. Nodes may end of it, also at a start, and come back when
-/// there is space again.
-pub(super) fn full(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
-    disks(env)?;
-    let who = somebody(random);
-    let claim = victims(env, random, who)?;
-    let controls = controls(env, &claim.nodes)?;
-    let before = total(&controls, |control| &control.refused);
-    let kind = if random.bool() { FULL } else { FULL_GROWTH };
-    let order = |kind: u64| {
-        controls.values().for_each(|control| control.full.store(kind, Ordering::Relaxed));
-    };
-    order(kind);
-    let until = Instant::now() + 2 * hold;
-    let mut ended = BTreeMap::new();
-    while Instant::now() < until && !env.is_stopped() {
-        if let Some(node) = random.choice(&claim.nodes) {
-            // Something that needs space.
-            let _ = env.cluster.administer(*node, "POST", "/v1/checkpoint", None);
-        }
-        restart_ended(env, &claim, &mut ended);
-        std::thread::sleep(POLL);
-    }
-    order(0);
-    // Also those that end of it a moment later.
-    let deadline = Instant::now() + READY_PATIENCE;
-    while Instant::now() < deadline && !claim.nodes.iter().all(|node| env.cluster.is_ready(*node)) {
-        restart_ended(env, &claim, &mut ended);
-        std::thread::sleep(POLL);
-    }
-    let refused = total(&controls, |control| &control.refused) - before;
-    if refused == 0 {
-        bail!("no node of {:?} wanted space meanwhile", claim.nodes);
-    }
-    let what = if kind == FULL { "all writes" } else { "growth" };
-    Ok(json!({"nodes": claim.nodes, "refused": refused, "of": what, "ended": ended}))
-}
-
-/// Starts nodes again that have ended of a full disk, and counts them.
-fn restart_ended(env: &Env, claim: &Claim<'_>, ended: &mut BTreeMap<u64, usize>) {
-    for node in &claim.nodes {
-        match env.cluster.ended(*node) {
-            Ok(Some(status)) => {
-                *ended.entry(*node).or_default() += 1;
-                if !is_abort(status) && status.code() != Some(FAILED) {
-                    finding(env, "unexpected exit", format!("node {node} ended on a full disk: {status}"));
-                }
-                std::thread::sleep(RESTART_PAUSE);
-            }
-            Ok(None) => continue,
-            // It could not be started the last time.
-            Err(_) => {}
-        }
-        // What cannot be started is tried again.
-        let _ = env.cluster.start_node(*node);
-    }
-}
-
-/// A power cut: the nodes are killed at one moment, and what they had not synced is gone, or some of it.
+/// A power cut: the nodes are killed at the same moment, and lose what they had not synced, or some of it.
 pub(super) fn lost_unsynced(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
-    // All of them every other time.
+    // Half of the time, all nodes.
     let who = if random.bool() { Who::All } else { somebody(random) };
     power_cut(env, random, hold, who)
 }
@@ -220,7 +159,10 @@ fn power_cut(env: &Env, random: &mut fastrand::Rng, hold: Duration, who: Who) ->
     env.sleep(hold / 2);
     let killed = env.cluster.kill_together(&claim.nodes);
     slow(&controls, (0, 0));
-    let extent = if random.bool() { Extent::Whole } else { Extent::Torn };
+    // Of a disk that lies nothing is left. In what a torn cut leaves of seconds of writes, each node sees by itself that
+    // its log has a hole, and refuses to serve it: no write that is lost would ever be missed.
+    let is_lying = controls.values().any(|control| control.lying.load(Ordering::Relaxed) != 0);
+    let extent = if is_lying || random.bool() { Extent::Whole } else { Extent::Torn };
     let mut lost: BTreeMap<u64, Lost> = BTreeMap::new();
     let mut taken = Ok(());
     for node in &claim.nodes {

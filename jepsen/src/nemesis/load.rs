@@ -1,5 +1,5 @@
-//! Load as a fault: many clients on one key, and a value of 100 MB, while the workload goes on. Both use keys of their
-//! own, and what they saw has to hold too.
+//! Load as a fault: many clients on one key, and a value of 100 MB, in addition to the workload. Both use
+//! their own keys, and their results are checked too.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -14,26 +14,26 @@ use serde_json::{Value, json};
 use super::Env;
 use crate::client::{Connection, Failure, Reply};
 
-/// Clients of a hot key, each with one operation under way, and how many have to be done to count as a burst.
+/// The clients of a hot key, each with one operation in flight, and how many operations count as a burst.
 const HOT_CLIENTS: usize = 50;
 const HOT_DONE_MIN: i64 = 200;
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// The size of a huge value, and of the pieces in which it is sent and compared.
 const HUGE_BYTES: usize = 100 << 20;
 const PIECE_BYTES: usize = 1 << 20;
-/// How long a huge value may be on its way.
+/// How long the transfer of a huge value may take.
 const HUGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long until a step must have been done, on some node.
+/// How long a step may take, on any node.
 const PATIENCE: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a write with an unknown outcome may still happen: longer than the server keeps one.
+/// How long a write with an unknown outcome may still take effect: longer than the server keeps one.
 const LATE: Duration = Duration::from_secs(3);
 
 fn anybody(env: &Env, random: &mut fastrand::Rng) -> Result<(u64, SocketAddr)> {
     random.choice(env.cluster.client_addresses()).context("there is no node")
 }
 
-/// Asks nodes, one after the other, until one answers for certain. Only for what may be done twice.
+/// Asks nodes, one after the other, until one answers for certain. Only for idempotent commands.
 fn persist(env: &Env, random: &mut fastrand::Rng, words: &[&str]) -> Result<(u64, Reply)> {
     let deadline = Instant::now() + PATIENCE;
     let mut last = None;
@@ -53,7 +53,8 @@ fn finding(env: &Env, detail: String) {
     env.record("finding", json!({"anomaly": "wrong answer under load", "detail": detail}));
 }
 
-/// Many clients count on one key, as fast as they can. None of what they were told may be missing, none may be twice.
+/// Many clients increment one key, as fast as they can. No acknowledged increment may be missing or applied
+/// twice.
 pub(super) fn hot_key(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
     let key = format!("load:hot:{}", random.u32(..));
     let (done, unknown) = (AtomicI64::new(0), AtomicI64::new(0));
@@ -98,7 +99,7 @@ pub(super) fn hot_key(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> 
     Ok(json!({"key": key, "done": done, "unknown": unknown, "counted": counted, "read_on": node}))
 }
 
-/// The bytes of a huge value from `number * PIECE_BYTES` on: no piece is like another.
+/// The bytes of a huge value from `number * PIECE_BYTES` on: all pieces differ.
 fn piece(number: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(number as u64);
     let mut bytes = vec![0; PIECE_BYTES];
@@ -106,7 +107,7 @@ fn piece(number: usize) -> Vec<u8> {
     bytes
 }
 
-/// Sends a huge value; gives the reply.
+/// Sends a huge value; returns the reply.
 fn set_huge(address: SocketAddr, key: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_write_timeout(Some(HUGE_TIMEOUT))?;
@@ -121,7 +122,7 @@ fn set_huge(address: SocketAddr, key: &str) -> Result<String> {
     Ok(reply.trim_end().to_owned())
 }
 
-/// Reads a huge value; gives whether it is the one that was sent.
+/// Reads a huge value; returns whether it equals the one that was sent.
 fn is_huge(address: SocketAddr, key: &str) -> Result<bool> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(HUGE_TIMEOUT))?;
@@ -148,8 +149,8 @@ fn length(env: &Env, random: &mut fastrand::Rng, key: &str) -> Result<(u64, i64)
     Ok((node, reply.number().ok().flatten().unwrap_or(-1)))
 }
 
-/// Sets the value, or sees that it was set by an attempt whose outcome was unknown. Gives how it was answered, and by
-/// which node.
+/// Sets the value, or finds that an attempt with an unknown outcome has set it. Returns the answers, and the
+/// node.
 fn insist_on_huge(env: &Env, random: &mut fastrand::Rng, key: &str) -> Result<(u64, Vec<String>)> {
     let deadline = Instant::now() + PATIENCE;
     let mut answers = Vec::new();
@@ -166,12 +167,12 @@ fn insist_on_huge(env: &Env, random: &mut fastrand::Rng, key: &str) -> Result<(u
     bail!("a value of {HUGE_BYTES} bytes could not be set: {answers:?}")
 }
 
-/// A value of 100 MB is set, read and copied on other nodes, and removed.
+/// A value of 100 MB is set, read and copied on other nodes, and deleted.
 pub(super) fn huge_value(env: &Env, random: &mut fastrand::Rng, _: Duration) -> Result<Value> {
     let (key, copy) = ("load:huge", "load:huge:copy");
     let started = Instant::now();
     let used = use_huge(env, random, key, copy);
-    // It must be gone at the end, whatever has happened; also what comes late.
+    // It must be gone at the end, whatever has happened, including late effects.
     let removed = persist(env, random, &["DEL", key, copy]).and_then(|_| {
         std::thread::sleep(LATE);
         persist(env, random, &["DEL", key, copy])

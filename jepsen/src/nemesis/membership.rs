@@ -1,4 +1,4 @@
-//! Changes of the membership under load, and leaders that hand over.
+//! Membership changes under load, and leadership transfers.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use serde_json::{Value, json};
 use super::Env;
 use crate::digests;
 
-/// The membership stays within these bounds.
+/// The limits of the number of members.
 const NODES_MIN: usize = 3;
 const NODES_MAX: usize = 7;
-/// How long a new node may take to vote, and a removed one to be gone.
+/// How long a new node may take to become a voter, and a removed one to disappear.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A running node that no fault has, other than `other`.
+/// A running node other than `other`.
 fn member(env: &Env, random: &mut fastrand::Rng, other: Option<u64>) -> Result<u64> {
     let running = env.cluster.running().into_iter().filter(|node| Some(*node) != other);
     random.choice(running.collect::<Vec<_>>()).context("no node runs")
 }
 
-/// The role of node `id` as the leader knows it.
+/// The role of node `id` according to the leader.
 pub(super) fn role(env: &Env, id: u64) -> Option<String> {
     let status = env.cluster.status(env.cluster.leader()?)?;
     let members = status["members"].as_array()?;
@@ -28,7 +28,7 @@ pub(super) fn role(env: &Env, id: u64) -> Option<String> {
     member["role"].as_str().map(str::to_owned)
 }
 
-/// A new node joins, and votes in the end.
+/// A new node joins, and becomes a voter.
 pub(super) fn grow(env: &Env, random: &mut fastrand::Rng, _: Duration) -> Result<Value> {
     if env.cluster.ids().len() >= NODES_MAX {
         bail!("there are {NODES_MAX} nodes already");
@@ -57,8 +57,11 @@ pub(super) fn shrink(env: &Env, random: &mut fastrand::Rng, _: Duration) -> Resu
     Ok(json!({"removed": id}))
 }
 
-/// Removes a member as documented, and forgets its process.
+/// Removes a member as documented, and drops its process.
 pub(super) fn remove(env: &Env, random: &mut fastrand::Rng, id: u64) -> Result<()> {
+    let compare = || digests::ask(&env.cluster.own_addresses(), Some(id), &env.recorder);
+    // As a member it keeps up with the others, so it can be compared at the same index.
+    compare();
     let deadline = Instant::now() + PATIENCE;
     loop {
         let through = member(env, random, Some(id))?;
@@ -68,8 +71,8 @@ pub(super) fn remove(env: &Env, random: &mut fastrand::Rng, id: u64) -> Result<(
             if !env.cluster.wait_until(PATIENCE, |_| is_gone()) {
                 bail!("node {id} was removed, and the leader still has it");
             }
-            // What it has become is compared while it is there.
-            digests::ask(&env.cluster.own_addresses(), &env.recorder);
+            // Compare its final state before it disappears.
+            compare();
             env.cluster.forget(id);
             return Ok(());
         }
@@ -87,7 +90,7 @@ pub(super) fn replace(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> 
     Ok(json!({"removed": removed["removed"], "joined": joined["joined"]}))
 }
 
-/// The leadership is handed to another voter, again and again.
+/// The leadership is transferred to another voter, repeatedly.
 pub(super) fn transfer(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
     let until = Instant::now() + hold;
     let mut path = Vec::new();

@@ -1,12 +1,14 @@
-//! Faults: what is broken, for how long, and the proof that it was. A fault that cannot be shown to have taken
-//! effect says why; a run in which none of a kind did is not clean.
+//! Faults: what is broken, for how long, and the proof that it was. A fault that cannot be shown to have
+//! taken effect says why; a run in which no fault of a kind did is not clean.
 //!
-//! Each nemesis has a thread and a stream of chance of its own, so that several overlap as the seed has it. Faults
-//! of processes claim their nodes: nobody kills what another has paused.
+//! Each nemesis has its own thread and random stream, so that several overlap as the seed determines. Process
+//! faults claim their nodes: none kills a node that another has paused.
 
 mod clock;
 mod disk;
 mod faulty_disk;
+mod full_disk;
+mod kinds;
 mod late_answers;
 mod load;
 mod membership;
@@ -14,6 +16,7 @@ mod network;
 mod packet;
 mod process;
 mod rolled_back;
+mod swizzle;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +29,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+pub(crate) use kinds::{is_steady, may_change_members, may_take_majority, needs_five};
 use packet::Fate;
 use serde_json::{Value, json};
 
@@ -36,24 +40,24 @@ use crate::{
 
 /// How long a fault lasts: longer than a lease and an election, which take 1.2 s.
 const HOLD_MS: std::ops::Range<u64> = 1_500..4_000;
-/// How long a cluster is left alone between two faults of one nemesis.
+/// The pause between two faults of one nemesis.
 const REST_MS: std::ops::Range<u64> = 500..2_000;
 const POLL: Duration = Duration::from_millis(20);
 
-/// What a fault is given.
+/// The environment of a fault.
 pub(crate) struct Env {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) recorder: Arc<Recorder>,
-    /// No new faults are begun, and those under way end early.
+    /// No new faults begin, and active ones end early.
     pub(crate) stop: AtomicBool,
     claimed: Mutex<BTreeSet<u64>>,
-    /// Nodes with damage of which they have not said yet whether they can go on with it.
+    /// Damaged nodes that have not shown yet whether they can continue.
     damaged: Mutex<BTreeSet<u64>>,
-    /// Nodes that refused to start with damage that a fault did to them, and are members still.
+    /// Nodes that refused to start with damage done by a fault, and are still members.
     refused: Mutex<BTreeSet<u64>>,
 }
 
-/// Breaks something for about `hold`, and mends it. Gives what was done, with the evidence.
+/// Breaks something for about `hold`, and repairs it. Returns what was done, with the evidence.
 type Fault = fn(&Env, &mut fastrand::Rng, Duration) -> Result<Value>;
 
 /// Every fault by name.
@@ -77,6 +81,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("partition-bridge", |env, random, hold| network::partition(env, random, hold, network::bridge)),
     ("partition-oneway", |env, random, hold| network::partition(env, random, hold, network::one_way)),
     ("partition-clients", |env, random, hold| network::partition(env, random, hold, network::clients)),
+    ("partition-swizzle", swizzle::swizzle),
     ("partition-late-answers", late_answers::late_answers),
     ("delay", network::delay),
     ("loss", network::loss),
@@ -90,7 +95,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("lost-tail", disk::lost_tail),
     ("disk-slow-fsync", faulty_disk::slow_syncs),
     ("disk-fail-fsync", faulty_disk::failed_sync),
-    ("disk-full", faulty_disk::full),
+    ("disk-full", full_disk::full),
     ("disk-lost-unsynced", faulty_disk::lost_unsynced),
     ("disk-lost-unsynced-all", faulty_disk::lost_unsynced_all),
     ("disk-rolled-back", rolled_back::rolled_back),
@@ -104,7 +109,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("load-huge-value", load::huge_value),
 ];
 
-/// Names for several faults, which follow each other in an order of the seed.
+/// Names for groups of faults, which run in an order determined by the seed.
 const GROUPS: &[(&str, &[&str])] = &[
     ("kill", &["kill-one", "kill-leader", "kill-minority", "kill-majority", "kill-all"]),
     ("stop", &["rolling-restart", "stop-one", "stop-all"]),
@@ -119,6 +124,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "partition-bridge",
             "partition-oneway",
             "partition-clients",
+            "partition-swizzle",
             "partition-late-answers",
         ],
     ),
@@ -141,43 +147,13 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("load", &["load-hot-key", "load-huge-value"]),
 ];
 
-/// After these, and while they last, no majority need be there: what is not done then is no fault of the server.
-const OF_MAJORITIES: &[&str] = &[
-    "kill-majority",
-    "kill-all",
-    "pause-majority",
-    "pause-all",
-    "stop-all",
-    "rolling-restart",
-    "partition-ring",
-    "partition-bridge",
-    "delay",
-    "loss",
-    "lost-tail",
-    "disk-slow-fsync",
-    "disk-fail-fsync",
-    "disk-full",
-    "disk-lost-unsynced",
-    "disk-lost-unsynced-all",
-    "packet-loss",
-    "packet-duplicate",
-    "packet-reorder",
-    "load-hot-key",
-    "load-huge-value",
-];
-
-/// Whether a fault may leave no majority that is well and connected.
-pub(crate) fn may_take_majority(fault: &str) -> bool {
-    OF_MAJORITIES.contains(&fault)
-}
-
-/// A fault or a group of them.
+/// A fault or a group of faults.
 pub(crate) struct Nemesis {
     pub(crate) name: String,
     faults: Vec<(&'static str, Fault)>,
 }
 
-/// All names, of groups first.
+/// All names, groups first.
 pub(crate) fn names() -> Vec<&'static str> {
     GROUPS.iter().map(|(name, _)| *name).chain(FAULTS.iter().map(|(name, _)| *name)).collect()
 }
@@ -197,7 +173,7 @@ pub(crate) fn named(name: &str) -> Option<Nemesis> {
         .filter(|nemesis| !nemesis.faults.is_empty())
 }
 
-/// What the nodes have to load for them.
+/// What the nodes must load for these.
 pub(crate) fn needs(nemeses: &[Nemesis]) -> Needs {
     let is_chosen = |prefix: &str| {
         nemeses.iter().flat_map(|nemesis| &nemesis.faults).any(|(fault, _)| fault.starts_with(prefix))
@@ -205,7 +181,7 @@ pub(crate) fn needs(nemeses: &[Nemesis]) -> Needs {
     Needs { clocks: is_chosen("clock-"), disks: is_chosen("disk-"), distance: Duration::ZERO }
 }
 
-/// The victims of a fault, until it ends.
+/// The victims of a fault, reserved until it ends.
 pub(crate) struct Claim<'a> {
     env: &'a Env,
     pub(crate) nodes: Vec<u64>,
@@ -244,7 +220,7 @@ impl Env {
         }
     }
 
-    /// Takes nodes for a fault, out of those that run and that no other fault has.
+    /// Reserves nodes for a fault, out of the running ones that no other fault has reserved.
     pub(crate) fn claim(&self, choose: impl FnOnce(Vec<u64>) -> Vec<u64>) -> Result<Claim<'_>> {
         let running = self.cluster.running();
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,7 +232,7 @@ impl Env {
         Ok(Claim { env: self, nodes })
     }
 
-    /// Waits, while a fault lasts, for another leader than `old`.
+    /// Waits, during a fault, for a leader other than `old`.
     pub(crate) fn leader_other_than(&self, old: u64, until: Instant) -> Option<u64> {
         while Instant::now() < until && !self.is_stopped() {
             if let Some(leader) = self.cluster.leader().filter(|leader| *leader != old) {
@@ -267,7 +243,7 @@ impl Env {
         None
     }
 
-    /// Nodes whose replacement could not be finished: the cluster was not able to remove them, or the run ended.
+    /// Nodes whose replacement could not be completed: the cluster could not remove them, or the run ended.
     pub(crate) fn refused(&self) -> BTreeSet<u64> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -280,7 +256,7 @@ impl Env {
         change(&self.damaged, node, is);
     }
 
-    /// Notices damaged nodes that refuse their data after the fault has given up waiting for a word.
+    /// Detects damaged nodes that refuse their data after the fault has stopped waiting for their reaction.
     pub(crate) fn look_for_refusals(&self) {
         let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -292,14 +268,14 @@ impl Env {
                 }
                 Ok(Some(status)) => self.has_ended_by_itself(node, status),
                 Ok(None) => continue,
-                // It has no process: whoever has taken it, has judged its end.
+                // It has no process: the fault that reserved it has judged its exit.
                 Err(_) => {}
             }
             self.is_damaged(node, false);
         }
     }
 
-    /// Notices nodes that ended though no fault has them, and starts them again.
+    /// Detects nodes that ended although no fault has reserved them, and restarts them.
     pub(crate) fn look_for_exits(&self) {
         self.look_for_refusals();
         let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -313,7 +289,7 @@ impl Env {
     fn has_ended_by_itself(&self, node: u64, status: ExitStatus) {
         let detail = format!("node {node} ended by itself: {status}");
         self.record("finding", json!({"anomaly": "unexpected exit", "detail": detail}));
-        // If it cannot be started, it is missing at the end.
+        // If it cannot be started, that shows at the end.
         let _ = self.cluster.start_node(node);
     }
 
@@ -322,7 +298,7 @@ impl Env {
     }
 }
 
-/// Takes a node into a set, or out of it.
+/// Adds a node to a set, or removes it.
 fn change(set: &Mutex<BTreeSet<u64>>, node: u64, is_in: bool) {
     let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
     if is_in {
@@ -333,7 +309,7 @@ fn change(set: &Mutex<BTreeSet<u64>>, node: u64, is_in: bool) {
 }
 
 impl Nemesis {
-    /// Breaks and mends until the run ends.
+    /// Breaks and repairs until the run ends.
     pub(crate) fn run(mut self, env: &Env, mut random: fastrand::Rng) {
         random.shuffle(&mut self.faults);
         for (name, fault) in self.faults.iter().cycle() {
@@ -355,7 +331,7 @@ impl Nemesis {
     }
 }
 
-/// A fault in a history: its name, when it began and ended, and whether it took effect.
+/// A fault in a history: its name, its beginning and end, and whether it took effect.
 #[derive(Clone, Debug)]
 pub(crate) struct Shadow {
     pub(crate) nemesis: String,

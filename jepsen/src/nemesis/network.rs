@@ -1,5 +1,5 @@
-//! Faults of the network, through the proxies: partitions, which either hold what is sent (it comes late) or cut
-//! and refuse connections; delay; lost connections. What the links have done is the proof.
+//! Network faults, through the proxies: partitions, which either hold what is sent (it arrives late) or cut
+//! and refuse connections; delays; lost connections. The proof is what the links have done.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,12 @@ use crate::network::CLIENTS;
 
 type Links = Vec<(u64, u64)>;
 
-/// The least and the most that a piece waits while links are slow.
+/// The minimum and maximum delay of a piece on a slow link.
 const DELAY_MS: (u64, u64) = (10, 120);
 /// The pause between two lost connections.
 const LOSS_PAUSE_MS: std::ops::Range<u64> = 50..300;
 
-/// Both directions between every node of `ours` and every one of `theirs`.
+/// Both directions between every node of `ours` and every node of `theirs`.
 pub(super) fn between(ours: &[u64], theirs: &[u64]) -> Links {
     ours.iter().flat_map(|a| theirs.iter().flat_map(move |b| [(*a, *b), (*b, *a)])).collect()
 }
@@ -27,7 +27,7 @@ fn shuffled(env: &Env, random: &mut fastrand::Rng) -> Vec<u64> {
     nodes
 }
 
-/// Which links a partition blocks, and the node that cannot lead meanwhile, if there is one.
+/// The links that a partition blocks, and the node that cannot lead during it, if there is one.
 type Shape = fn(&Env, &mut fastrand::Rng) -> Result<(Links, Option<u64>)>;
 
 pub(super) fn one(env: &Env, random: &mut fastrand::Rng) -> Result<(Links, Option<u64>)> {
@@ -47,10 +47,10 @@ pub(super) fn halves(env: &Env, random: &mut fastrand::Rng) -> Result<(Links, Op
     Ok((between(ours, theirs), None))
 }
 
-/// Each node sees a majority, and no two the same.
+/// Each node sees a majority, and no two nodes see the same one.
 pub(super) fn ring(env: &Env, random: &mut fastrand::Rng) -> Result<(Links, Option<u64>)> {
     let nodes = shuffled(env, random);
-    // A node sees itself and those nearer than this, on both sides: a majority.
+    // A node sees itself and those closer than this, on both sides: a majority.
     let reach = (nodes.len() / 2).div_ceil(2) + 1;
     let mut links = Links::new();
     for (a, one) in nodes.iter().enumerate() {
@@ -71,7 +71,7 @@ pub(super) fn bridge(env: &Env, random: &mut fastrand::Rng) -> Result<(Links, Op
     Ok((between(ours, theirs), None))
 }
 
-/// One node, the leader every other time, is heard but hears nobody, or the other way round.
+/// One node, half of the time the leader, is heard but hears nobody, or the other way round.
 pub(super) fn one_way(env: &Env, random: &mut fastrand::Rng) -> Result<(Links, Option<u64>)> {
     let leader = env.cluster.leader().filter(|_| random.bool());
     let mut nodes = shuffled(env, random);
@@ -81,7 +81,7 @@ pub(super) fn one_way(env: &Env, random: &mut fastrand::Rng) -> Result<(Links, O
     Ok((links.collect(), None))
 }
 
-/// Some nodes lose their clients and keep their peers.
+/// Some nodes lose their clients but not their peers.
 pub(super) fn clients(env: &Env, random: &mut fastrand::Rng) -> Result<(Links, Option<u64>)> {
     let nodes = shuffled(env, random);
     Ok((between(&[CLIENTS], &nodes[..nodes.len() / 2]), None))
@@ -98,7 +98,7 @@ pub(super) fn partition(
         bail!("there are too few nodes");
     }
     let network = &env.cluster.network;
-    // One way needs the held bytes: a connection that is cut is cut in both.
+    // A one-way partition must hold bytes: cutting a connection cuts both directions.
     let is_both_ways = links.iter().all(|(from, to)| links.contains(&(*to, *from)));
     let cuts = is_both_ways && random.bool();
     let before = network.toll(&links);

@@ -1,5 +1,6 @@
-//! Faults of packets, below TCP, which has to mend them: nftables loses or doubles packets at random, and a queue of
-//! the loopback holds some of them back, so that later ones overtake them. Only in a network namespace of the run's own.
+//! Packet faults, which TCP has to repair: nftables drops or duplicates packets at random, and a queueing
+//! discipline on the loopback delays some of them, so that later ones overtake them. Only in the run's own
+//! network namespace.
 
 use std::{
     io::Write as _,
@@ -18,15 +19,15 @@ use crate::namespace;
 pub(super) enum Fate {
     Lost,
     Doubled,
-    /// Sent through a slow queue beside the others.
+    /// Sent through a separate slow queue.
     Late,
 }
 
-/// What a packet is at most: the loopback's own 64 KiB would make one of most messages.
+/// The maximum packet size: with the loopback's own 64 KiB, most messages would be one packet.
 const MTU: u32 = 1_500;
-/// Of the slow queue: a full packet takes 12 ms, and those behind it wait for it.
+/// The rate of the slow queue: a full packet takes 12 ms, and those behind it wait.
 const SLOW_RATE: &str = "1mbit";
-/// How long packets are allowed to wait in the slow queue when the fault ends; what is left there then is lost.
+/// How long packets may take to leave the slow queue when the fault ends; the rest is lost.
 const DRAIN: Duration = Duration::from_millis(100);
 
 fn run(program: &str, words: &str, input: &str) -> Result<String> {
@@ -45,7 +46,7 @@ fn run(program: &str, words: &str, input: &str) -> Result<String> {
 }
 
 impl Fate {
-    /// The table that does it, and that nobody else touches.
+    /// The nftables table of this fault alone.
     fn table(self) -> &'static str {
         match self {
             Fate::Lost => "kvorum_lost",
@@ -54,8 +55,8 @@ impl Fate {
         }
     }
 
-    /// The rule for every packet that nodes, clients and proxies send to each other. A packet is lost where it arrives:
-    /// a refused departure would be known to its sender.
+    /// The rule for every packet between nodes, clients and proxies. Packets are dropped on arrival: dropping
+    /// them on departure would report an error to the sender.
     fn rules(self, percent: u32, ports: &str) -> String {
         let (hook, action) = match self {
             Fate::Lost => ("input", "drop"),
@@ -92,7 +93,7 @@ impl Fate {
         run("nft", "-f -", &self.rules(percent, ports)).map(drop)
     }
 
-    /// Gives how many packets it met.
+    /// Ends the fault; returns how many packets it affected.
     fn end(self) -> Result<u64> {
         let table = self.table();
         let counters = run("nft", &format!("-j list counters table ip {table}"), "")?;
@@ -107,7 +108,7 @@ impl Fate {
     }
 }
 
-/// Some of all packets have this fate, until the fault ends.
+/// A share of all packets has this fate until the fault ends.
 pub(super) fn meet(env: &Env, random: &mut fastrand::Rng, hold: Duration, fate: Fate) -> Result<Value> {
     namespace::is_own().map_err(|why| anyhow!(why))?;
     let percent = match fate {

@@ -1,4 +1,4 @@
-//! Faults of processes: killed, paused, restarted in good order, made to write checkpoints.
+//! Process faults: killed, paused, restarted in order, made to write checkpoints.
 
 use std::{
     collections::BTreeMap,
@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use super::{Claim, Env};
 use crate::cluster::{Cluster, State};
 
-/// How long a node may take to stop in good order, and to be ready again.
+/// How long a node may take to stop in order, and to be ready again.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 pub(super) const READY_PATIENCE: Duration = Duration::from_secs(40);
 
-/// Whom a fault hits.
+/// The victims of a fault.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Who {
     One,
@@ -35,7 +35,7 @@ pub(super) fn victims<'a>(env: &'a Env, random: &mut fastrand::Rng, who: Who) ->
             Who::Leader => free.retain(|node| Some(*node) == leader),
             Who::Minority => free.truncate((size - 1) / 2),
             Who::Majority => {
-                // With the leader among them, so that it is not always the rest that goes on.
+                // Including the leader, so that it is not always the rest that continues.
                 free.sort_by_key(|node| Some(*node) != leader);
                 free.truncate(size / 2 + 1);
             }
@@ -45,7 +45,7 @@ pub(super) fn victims<'a>(env: &'a Env, random: &mut fastrand::Rng, who: Who) ->
     })
 }
 
-/// kill -9, and start again.
+/// kill -9, and a restart.
 pub(super) fn kill(env: &Env, random: &mut fastrand::Rng, hold: Duration, who: Who) -> Result<Value> {
     let claim = victims(env, random, who)?;
     let until = Instant::now() + hold;
@@ -61,7 +61,7 @@ pub(super) fn kill(env: &Env, random: &mut fastrand::Rng, hold: Duration, who: W
         env.cluster.start_node(*node)?;
     }
     if who == Who::All {
-        // Without this, the next fault would hit a cluster that does nothing yet.
+        // Otherwise the next fault would hit a cluster that does nothing yet.
         env.cluster.wait_until(READY_PATIENCE, |cluster| {
             env.is_stopped() || claim.nodes.iter().any(|node| cluster.is_ready(*node))
         });
@@ -86,8 +86,8 @@ pub(super) fn pause(env: &Env, random: &mut fastrand::Rng, hold: Duration, who: 
     Ok(json!({"paused": claim.nodes, "new_leader": new_leader}))
 }
 
-/// SIGTERM, the exit in good order, and after a while a start. If all were stopped, what they wrote as they ended is all
-/// that they start from.
+/// SIGTERM, a clean exit, and after a while a restart. If all nodes were stopped, they restart only from what
+/// they wrote as they stopped.
 pub(super) fn stop(env: &Env, random: &mut fastrand::Rng, hold: Duration, who: Who) -> Result<Value> {
     let claim = victims(env, random, who)?;
     if who == Who::All && claim.nodes.len() < env.cluster.ids().len() {
@@ -108,7 +108,7 @@ pub(super) fn stop(env: &Env, random: &mut fastrand::Rng, hold: Duration, who: W
     Ok(json!({"stopped": claim.nodes}))
 }
 
-/// Every node in turn: SIGTERM, its exit in good order, a start, and the wait until it is ready.
+/// For each node in turn: SIGTERM, a clean exit, a restart, and a wait until it is ready.
 pub(super) fn rolling_restart(env: &Env, random: &mut fastrand::Rng, _: Duration) -> Result<Value> {
     let mut order = env.cluster.running();
     random.shuffle(&mut order);
@@ -137,7 +137,7 @@ pub(super) fn rolling_restart(env: &Env, random: &mut fastrand::Rng, _: Duration
     Ok(json!({"restarted": restarted}))
 }
 
-/// Checkpoints one after the other, on all nodes.
+/// Checkpoints one after the other, on random nodes.
 pub(super) fn checkpoint(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
     let until = Instant::now() + hold;
     let mut first: BTreeMap<u64, u64> = BTreeMap::new();

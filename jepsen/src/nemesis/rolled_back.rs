@@ -1,5 +1,5 @@
-//! A node comes back with an older copy of its disk, as a virtual machine does that was restored. It has forgotten what it
-//! acknowledged and voted for. The others have met it since, so it must be refused.
+//! A node comes back with an older copy of its disk, like a restored virtual machine. It has forgotten what
+//! it acknowledged and voted for. The others have met it since, so it must be refused.
 
 use std::{
     fs,
@@ -28,7 +28,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Stops a node, copies its disk, lets it go on for a while, and puts the copy back.
+/// Copies the disk of a node, half of the time while it runs, starts it again, lets it run for a while, and
+/// puts the copy back.
 pub(super) fn rolled_back(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> Result<Value> {
     let claim = env.claim(|mut free| {
         random.shuffle(&mut free);
@@ -38,8 +39,18 @@ pub(super) fn rolled_back(env: &Env, random: &mut fastrand::Rng, hold: Duration)
     let id = claim.nodes[0];
     let data = env.cluster.data_of(id);
     let kept = data.with_extension("older");
+    let is_hot = random.bool();
+    if is_hot {
+        // A snapshot of one moment, as of a virtual machine.
+        env.cluster.pause(id)?;
+        let copied = copy(&data, &kept);
+        env.cluster.resume(id)?;
+        copied?;
+    }
     env.cluster.kill(id)?;
-    copy(&data, &kept)?;
+    if !is_hot {
+        copy(&data, &kept)?;
+    }
     env.cluster.start_node(id)?;
     let deadline = Instant::now() + READY_PATIENCE;
     while !env.cluster.is_ready(id) {
@@ -54,7 +65,7 @@ pub(super) fn rolled_back(env: &Env, random: &mut fastrand::Rng, hold: Duration)
     fs::rename(&kept, &data).context("cannot put the copy back")?;
     env.is_damaged(id, true);
     env.cluster.start_node(id)?;
-    let mut what = json!({"node": id, "older_by_ms": hold.as_millis() as u64});
+    let mut what = json!({"node": id, "hot": is_hot, "older_by_ms": hold.as_millis() as u64});
     if disk::is_repaired(env, id, &mut what)? {
         let detail = format!("nobody has noticed the older disk of node {id}: {what}");
         env.record("finding", json!({"anomaly": "older disk accepted", "detail": detail}));

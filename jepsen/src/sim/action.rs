@@ -1,4 +1,4 @@
-//! What can be done to a simulated world, each as a line of text: what faults consist of, and scripts.
+//! What can be done to a simulated world, each as a line of text: the components of faults and scripts.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -10,59 +10,62 @@ use super::{
     world::World,
 };
 
-/// How long a transfer of the leadership is waited for.
+/// How long to wait for a leadership transfer.
 const TRANSFER_TIME: Duration = Duration::from_secs(2);
 
-/// Something that is done at one moment. Nodes are named by their ids.
+/// An action at one moment. Nodes are referred to by their ids.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Action {
     /// The process is killed.
     Kill(u64),
-    /// The machine loses its power, and what it has not synced.
+    /// The machine loses power, and what it has not synced.
     PowerCut(u64),
     /// A process is started, if there is none.
     Start(u64),
-    /// A process is asked to stop, as by SIGTERM, and started again so many milliseconds after its end.
+    /// A process is asked to stop, as by SIGTERM, and restarted this many milliseconds after its end.
     Stop(u64, u64),
-    /// All are, the leader last, so far apart as the second number says; and all are started again so many milliseconds
-    /// after the end of the last as the first one says.
+    /// All processes are asked to stop, the leader last, at intervals of the second number; and all are
+    /// restarted the first number of milliseconds after the end of the last.
     StopAll(u64, u64),
     Pause(u64),
     Resume(u64),
     Block(Ways),
     Release(Ways),
-    /// A fault of this number delays pieces.
+    /// The fault with this number delays pieces.
     Delay(u64, Delay),
-    /// A fault of this number has so many of a thousand pieces come with a message twice.
+    /// The fault with this number duplicates a message in this many of a thousand pieces.
     Double(u64, u64),
-    /// The fault of this number is over.
+    /// The fault with this number ends.
     Calm(u64),
     BreakStream,
-    /// Syncs take up to so many milliseconds.
+    /// Syncs take up to this many milliseconds.
     SlowDisk(u64, u64),
     WellDisk(u64),
     FailSync(u64),
     FullDisk(u64),
     FlipBit(u64),
-    /// A copy of the disk of a node that does not run is kept, in the place of an earlier one ...
+    /// A copy of a disk is stored, replacing an earlier one ...
     CopyDisk(u64),
-    /// ... and put back, while it does not run again.
+    /// ... and put back, while the node does not run.
     PutBackDisk(u64),
-    /// The wall clock jumps by so many seconds.
+    /// The wall clock jumps by this many seconds.
     WallClock(u64, i64),
-    /// A node is asked to have the log's clock wait for the wall clock, or to have it go on.
+    /// A node is asked to run the log clock at half speed until the wall clock catches up, or at normal speed
+    /// again.
     CloseClock(u64, bool),
-    /// The monotonic clock goes at this rate.
+    /// The monotonic clock runs at this rate.
     Rate(u64, f64),
-    /// A node without data is started, and the first one is asked to add it.
+    /// A node without data is started, and the given node is asked to add it.
     Grow(u64),
     Add(u64, u64),
     Remove(u64, u64),
     Transfer(u64, u64),
     Checkpoint(u64),
+    /// A node takes its applied state for that of another log.
+    Mislead(u64),
 }
 
-/// Everything from one place to another, or only one side of the connections.
+/// Everything from one place to another, or only on connections made by one side.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Ways {
     pub(super) from: Place,
@@ -88,7 +91,7 @@ impl From<Way> for Ways {
 }
 
 impl Action {
-    /// Does it. False if it could not be.
+    /// Performs it. False if that was impossible.
     pub(super) fn perform(&self, world: &mut World) -> Result<bool> {
         match *self {
             Action::Kill(id) => world.end(id, false),
@@ -118,7 +121,7 @@ impl Action {
             }
             Action::Add(asked, id) => world.ask_to_add(asked, id),
             Action::Remove(asked, id) => world.ask_to_remove(asked, id),
-            Action::Transfer(..) | Action::Checkpoint(_) | Action::CloseClock(..) => {
+            Action::Transfer(..) | Action::Checkpoint(_) | Action::CloseClock(..) | Action::Mislead(_) => {
                 return Ok(self.to_server(world));
             }
         }
@@ -159,7 +162,7 @@ impl Action {
                 world.may_end.extend(is_flipped.then_some(id));
                 return is_flipped;
             }
-            // It ends itself when it writes next.
+            // It ends itself at its next write.
             Action::FailSync(_) => {
                 node.storage.fail_syncs();
                 world.may_end.push(id);
@@ -183,6 +186,7 @@ impl Action {
             Action::Checkpoint(asked) => world.ask(asked, |server| async move {
                 let _ = server.node().checkpoint_now().await;
             }),
+            Action::Mislead(asked) => world.ask(asked, |server| async move { server.node().mislead() }),
             _ => false,
         }
     }
@@ -241,6 +245,7 @@ impl fmt::Display for Action {
             Action::Remove(asked, id) => write!(f, "remove {asked} {id}"),
             Action::Transfer(asked, id) => write!(f, "transfer {asked} {id}"),
             Action::Checkpoint(id) => write!(f, "checkpoint {id}"),
+            Action::Mislead(id) => write!(f, "mislead {id}"),
         }
     }
 }
@@ -248,7 +253,7 @@ impl fmt::Display for Action {
 /// Names that a script gave to nodes.
 pub(super) type Names = BTreeMap<String, u64>;
 
-/// The words of a line, one after the other.
+/// The words of a line.
 struct Words<'a> {
     words: std::str::SplitWhitespace<'a>,
     names: &'a Names,
@@ -296,13 +301,13 @@ impl Words<'_> {
     }
 }
 
-/// A node by its id, or by a name that it was given.
+/// A node by its id, or by a name given in the script.
 pub(super) fn node(word: &str, names: &Names) -> Result<u64> {
     let known = names.get(word).copied().or_else(|| word.parse().ok());
     known.with_context(|| format!("{word} is no node"))
 }
 
-/// Reads what `Display` writes, with names in the place of ids.
+/// Parses the output of `Display`, in which names may replace ids.
 pub(super) fn parse(text: &str, names: &Names) -> Result<Action> {
     let mut rest = Words { words: text.split_whitespace(), names };
     let action = match rest.word()? {
@@ -335,6 +340,7 @@ pub(super) fn parse(text: &str, names: &Names) -> Result<Action> {
         "remove" => Action::Remove(rest.node()?, rest.node()?),
         "transfer" => Action::Transfer(rest.node()?, rest.node()?),
         "checkpoint" => Action::Checkpoint(rest.node()?),
+        "mislead" => Action::Mislead(rest.node()?),
         word => bail!("{word} is nothing that can be done"),
     };
     match rest.words.next() {

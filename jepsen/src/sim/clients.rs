@@ -27,9 +27,9 @@ use crate::{
 /// How long clients wait for a reply: longer than the server, which gives up after 1 s.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(2_500);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// One operation in so many begins with a new connection, to any node.
+/// One operation in this many begins with a new connection, to any node.
 const MOVE_ODDS: u32 = 15;
-/// How often the last look at something is tried.
+/// How often a final read is tried.
 const LAST_ATTEMPTS: usize = 100;
 
 /// What the clients of a simulation share.
@@ -37,21 +37,22 @@ pub(super) struct Load {
     pub(super) workload: Arc<dyn Workload>,
     pub(super) recorder: Recorder,
     pub(super) hub: SharedHub,
-    /// Where clients go.
+    /// The nodes that clients use.
     pub(super) nodes: Mutex<Vec<u64>>,
     pub(super) stop: AtomicBool,
     pub(super) clients: usize,
-    /// So many of the clients only read, each at a node that it never leaves; 0 if one in three reads, wherever it is.
+    /// How many of the clients only read, each at a node that it never leaves; 0 if one in three reads, at
+    /// any node.
     pub(super) readers: usize,
-    /// So many clients, the readers first, never leave their nodes.
+    /// How many clients, the readers first, never leave their nodes.
     pub(super) pinned: usize,
     /// The longest pause between two operations of a client, in milliseconds.
     pub(super) think_ms_max: u64,
     /// Clients have begun, and were not told to stop.
     pub(super) is_loaded: AtomicBool,
-    /// What was done by those who only look whether anything can be.
+    /// The number of successful operations of probes, which only test whether anything can be done.
     pub(super) probes: AtomicUsize,
-    /// What clients that are none of the workload's have found.
+    /// The findings of clients that do not belong to the workload.
     pub(super) findings: Mutex<Vec<Finding>>,
 }
 
@@ -89,7 +90,7 @@ impl Load {
             turns.sleep(Duration::from_millis(random.u64(1..=self.think_ms_max)));
             let moves = random.u32(..MOVE_ODDS) == 0 && number >= self.pinned;
             if connection.as_ref().is_none_or(|open| open.is_broken) || moves {
-                // The old one is hung up first.
+                // The old connection is closed first.
                 drop(connection.take());
                 let node = self.place(number, &mut random);
                 connection = node.and_then(|node| self.connect(turns, number, node));
@@ -102,7 +103,7 @@ impl Load {
         }
     }
 
-    /// Where a client goes.
+    /// The node that a client uses.
     fn place(&self, number: usize, random: &mut fastrand::Rng) -> Option<u64> {
         let nodes = self.nodes();
         match number < self.pinned {
@@ -111,15 +112,15 @@ impl Load {
         }
     }
 
-    /// What a client does next. Readers, or one in three, only read, where the workload has something to read: others
-    /// wait for long on a node that cannot write, when its reads are of interest.
+    /// The next operation of a client. Readers, or one client in three, only read, if the workload has reads:
+    /// on a node that cannot write, other clients would block just when its reads are of interest.
     fn next(&self, number: usize, random: &mut fastrand::Rng) -> (&'static str, Value) {
         let only_reads = if self.readers > 0 { number < self.readers } else { number % 3 == 2 };
         let read = if only_reads { self.workload.read(random) } else { None };
         read.unwrap_or_else(|| self.workload.next(random))
     }
 
-    /// Reads through every node what the workload wants to see in the end, and all that there is.
+    /// Makes the workload's final reads through every node, and reads all content.
     pub(super) fn look_at_the_end(&self, turns: &Turns) {
         turns.sleep(self.workload.settles_within());
         let mut process = LAST_PROCESS;

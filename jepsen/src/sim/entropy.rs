@@ -1,19 +1,19 @@
-//! The system's entropy, which comes from the seed in a process that simulates: the keys of hash tables, and from them
-//! tokio's own chance. Everywhere else it is the system's.
+//! The system's entropy, which is derived from the seed in a simulating process: the keys of hash tables, and
+//! from them tokio's randomness. In other processes it is the system's.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// 0 for the system's.
+/// 0 for the system's entropy.
 static SEED: AtomicU64 = AtomicU64::new(0);
-/// How often it was asked, so that no two answers are the same.
+/// The number of calls, so that no two results are equal.
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
-/// From now on, in the whole process.
+/// Derives all entropy of this process from `seed` from now on.
 pub(super) fn comes_from(seed: u64) {
     SEED.store(seed.wrapping_mul(2) | 1, Ordering::Relaxed);
 }
 
-/// Takes the place of libc's function, which std names weakly for this purpose.
+/// Replaces libc's function, to which std refers by a weak symbol for this purpose.
 #[unsafe(no_mangle)]
 extern "C" fn getrandom(buffer: *mut u8, len: usize, flags: u32) -> isize {
     let seed = SEED.load(Ordering::Relaxed);

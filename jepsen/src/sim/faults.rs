@@ -1,5 +1,6 @@
-//! What goes wrong in a simulation: faults begin and end at moments of the seed, and overlap. Each consists of actions,
-//! some at once and some later; they are kept as a script, which can be played again without the faults' chance.
+//! Faults of a simulation: they begin and end at times determined by the seed, and overlap. Each consists of
+//! actions, some immediate and some later; all are recorded as a script, which can be replayed without the
+//! faults' randomness.
 
 use std::collections::BTreeMap;
 
@@ -16,22 +17,28 @@ use super::{
 /// The longest pause between the beginnings of two faults, and how long they last, in milliseconds.
 const PAUSE_MS_MAX: u64 = 900;
 const LASTS_MS: std::ops::Range<u64> = 50..2_500;
-/// How soon a node is back that a supervisor starts again at once.
+/// How soon a node is back whose supervisor restarts it at once.
 const ANEW_MS: std::ops::Range<u64> = 1..50;
-/// The sizes between which the cluster grows and shrinks.
+/// The limits of the cluster's size.
 const MEMBERS: std::ops::RangeInclusive<usize> = 3..=5;
-/// How far apart the ways of a swizzle are blocked and released at most, in milliseconds.
+/// How far apart the directions of a swizzle are blocked and released at most, in milliseconds.
 const SWIZZLE_MS: &[u64] = &[20, 300, 1_500];
-/// How many kinds there are where there are few.
+/// How many kinds of faults a seed with few has.
 const FEW: std::ops::Range<usize> = 1..5;
 /// Longer than a lease and an election.
 const NEW_LEADER_MS: std::ops::Range<u64> = 900..2_500;
-/// How long whoever was asked for a change of the members lives after that.
+/// How long the node that was asked for a membership change lives after that.
 const FORSAKEN_MS: std::ops::Range<u64> = 1..50;
-/// How long a copy of a disk lies until it is put back.
+/// When nodes end while a cluster forms, in milliseconds, and how often each does at most (exclusive).
+const FORMATION_MS: std::ops::Range<u64> = 0..600;
+const FORMATION_ENDS_MAX: usize = 3;
+/// How long a copy of a disk is kept until it is put back.
 const ROLLED_BACK_MS: std::ops::Range<u64> = 500..5_000;
+/// How long a node with an older disk may take to be refused, plus this many times the latency between nodes.
+const REFUSED_MS_MAX: u64 = 10_000;
+const REFUSED_WAYS: u64 = 20;
 
-/// Their names.
+/// The names of all kinds of faults.
 pub(super) const KINDS: &[&str] = &[
     "kill",
     "kill-leader",
@@ -67,25 +74,35 @@ pub(super) const KINDS: &[&str] = &[
     "disk-rolled-back",
 ];
 
+/// A node that came back with an older disk.
+struct Returned {
+    id: u64,
+    /// The nodes that must refuse it.
+    refusing: Vec<u64>,
+    since: u64,
+}
+
 /// The faults of one simulation.
 pub(super) struct Faults {
-    /// Those that happen.
+    /// The kinds that happen.
     kinds: Vec<String>,
     next_at: u64,
-    /// What is still to be done, and when.
+    /// Later actions, and when they are due.
     later: Vec<(u64, Action)>,
-    /// The number of the next fault that has one.
+    /// A node that came back with an older disk: nothing else happens until it is refused.
+    returned: Option<Returned>,
+    /// The number of the next numbered fault.
     number: u64,
     chance: fastrand::Rng,
-    /// Clocks are right: the workload compares them with its own.
+    /// Clocks are accurate: the workload compares them with its own.
     pub(super) steady_clocks: bool,
-    /// How many of each kind took effect.
+    /// How many faults of each kind took effect.
     pub(super) counts: BTreeMap<String, usize>,
 }
 
 impl Faults {
-    /// Of these kinds. If none is named, of all in half of the seeds, and of a few in the other half, which then meet each other
-    /// more often.
+    /// Faults of these kinds. If none is named, half of the seeds use all kinds, and the other half a few,
+    /// which then interact more often.
     pub(super) fn new(mut kinds: Vec<String>, mut chance: fastrand::Rng, steady_clocks: bool) -> Faults {
         if kinds.is_empty() {
             kinds.extend(KINDS.iter().map(|kind| (*kind).to_owned()));
@@ -95,34 +112,36 @@ impl Faults {
             }
         }
         let (later, counts) = (Vec::new(), BTreeMap::new());
-        Faults { kinds, next_at: 0, later, number: 0, chance, steady_clocks, counts }
+        Faults { kinds, next_at: 0, later, returned: None, number: 0, chance, steady_clocks, counts }
     }
 
-    /// Ends what is over, and begins what is due.
-    pub(super) fn step(&mut self, world: &mut World) -> Result<()> {
-        let (due, rest) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= world.now);
-        self.later = rest;
-        for (_, action) in due {
-            match action {
-                // One node at a time: the others have what it has lost.
-                Action::PutBackDisk(id)
-                    if !world.is_known(id)
-                        || !world.is_whole()
-                        || !world.is_settled()
-                        || world.voters() < *MEMBERS.start() =>
-                {
-                    world.forget_copies();
-                }
-                Action::PutBackDisk(id) => {
-                    for action in [Action::Kill(id), action, Action::Start(id)] {
-                        world.perform(&action)?;
-                    }
-                    world.forget_copies();
-                }
-                action => drop(world.perform(&action)?),
+    /// Ends some nodes while the cluster forms, before anybody knows whether it has, and restarts them.
+    pub(super) fn disturb_the_formation(&mut self, world: &World) {
+        for id in world.nodes.keys().copied().collect::<Vec<_>>() {
+            for _ in 0..self.chance.usize(..FORMATION_ENDS_MAX) {
+                let at = self.chance.u64(FORMATION_MS);
+                let end = if self.chance.bool() { Action::Kill(id) } else { Action::PowerCut(id) };
+                self.after(world, at, end);
+                let back_ms =
+                    self.chance.u64(ANEW_MS) + if self.chance.bool() { self.chance.u64(LASTS_MS) } else { 0 };
+                self.after(world, at + back_ms, Action::Start(id));
             }
         }
-        if world.now >= self.next_at {
+        *self.counts.entry("disturbed-formation".to_owned()).or_default() += 1;
+    }
+
+    /// Whether no later actions are pending.
+    pub(super) fn are_over(&self) -> bool {
+        self.later.is_empty()
+    }
+
+    /// Performs later actions that are due, and begins the next fault if it is due.
+    pub(super) fn step(&mut self, world: &mut World) -> Result<()> {
+        if self.waits_for_refusal(world) {
+            return Ok(());
+        }
+        self.end_what_is_over(world)?;
+        if world.now >= self.next_at && self.returned.is_none() {
             self.next_at = world.now + self.chance.u64(1..=PAUSE_MS_MAX);
             let kind = self.kinds[self.chance.usize(..self.kinds.len())].clone();
             if self.begin(world, &kind)? {
@@ -131,6 +150,62 @@ impl Faults {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn end_what_is_over(&mut self, world: &mut World) -> Result<()> {
+        let (due, rest) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= world.now);
+        self.later = rest;
+        for (at, action) in due {
+            match action {
+                _ if self.returned.is_some() => self.later.push((at, action)),
+                Action::PutBackDisk(id) => self.put_back(world, id)?,
+                action => drop(world.perform(&action)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a copy back if the server promises to detect that; otherwise forgets it. A copy made in the
+    /// disk's present life may be missing nothing; if it is missing entries, the leader knows that, and the
+    /// others have them.
+    fn put_back(&mut self, world: &mut World, id: u64) -> Result<()> {
+        let refusing = world.who_refuses(id);
+        let leads = world.leader().is_none_or(|leader| leader.node_id == id);
+        let is_seen = world.is_of_this_life(id)
+            && world.is_whole()
+            && world.is_settled()
+            && world.network.is_fair()
+            && !leads;
+        let has_others = world.can_spare(id) && world.voters_at_least() >= *MEMBERS.start();
+        if has_others && (!refusing.is_empty() || is_seen) {
+            for action in [Action::Kill(id), Action::PutBackDisk(id), Action::Start(id)] {
+                world.perform(&action)?;
+            }
+            self.returned = Some(Returned { id, refusing, since: world.now });
+            *self.counts.entry("disk-rolled-back, put back".to_owned()).or_default() += 1;
+        }
+        world.forget_copies();
+        Ok(())
+    }
+
+    /// Whether to wait for a node with an older disk to end. The nodes that know better must refuse it.
+    fn waits_for_refusal(&mut self, world: &mut World) -> bool {
+        let Some(Returned { id, refusing, since }) = &self.returned else { return false };
+        let (id, spent_ms) = (*id, world.now - since);
+        let has_ended = world.nodes.get(&id).is_none_or(|node| node.is_damaged);
+        let limit_ms = REFUSED_MS_MAX + REFUSED_WAYS * world.network.distance_ms;
+        // If no node must refuse it, it may serve.
+        let serves = refusing.is_empty() && world.is_whole();
+        if !has_ended && !serves && spent_ms < limit_ms {
+            return true;
+        }
+        let refusing: Vec<u64> = refusing.iter().copied().filter(|id| world.is_steady_still(*id)).collect();
+        if !has_ended && !refusing.is_empty() {
+            let detail = format!("node {id} goes on with it, and nodes {refusing:?} have met a later life");
+            world.found("older disk accepted", detail);
+        }
+        self.returned = None;
+        false
     }
 
     fn after(&mut self, world: &World, ms: u64, action: Action) {
@@ -147,7 +222,7 @@ impl Faults {
         self.number
     }
 
-    /// A node that runs.
+    /// A random running node.
     fn victim(&mut self, world: &World) -> Option<u64> {
         let running: Vec<u64> = world
             .nodes
@@ -158,7 +233,7 @@ impl Faults {
         self.chance.choice(running)
     }
 
-    /// False if it could not be.
+    /// Begins a fault. False if that was impossible.
     fn begin(&mut self, world: &mut World, kind: &str) -> Result<bool> {
         match kind {
             "power-cut-all" if !self.steady_clocks => {
@@ -168,7 +243,7 @@ impl Faults {
                 return Ok(true);
             }
             "stop-all" if !self.steady_clocks => {
-                // One after the other the last ones end with all that there is in their checkpoints.
+                // If they stop one after the other, the last ones end with everything in their checkpoints.
                 let apart_ms = if self.chance.bool() { self.chance.u64(..1_500) } else { 0 };
                 return world.perform(&Action::StopAll(self.chance.u64(ANEW_MS), apart_ms));
             }
@@ -176,7 +251,7 @@ impl Faults {
             "power-cut-all" | "stop-all" | "lone-leader" => return Ok(false),
             "isolate" | "halves" | "one-way" | "clients-only" => return self.partition(world, kind),
             "swizzle" => return Ok(self.swizzle(world)),
-            // Nothing else happens meanwhile: it takes a sequence of its own.
+            // Requires that nothing else happens: it is a sequence of its own.
             "late-answers" => return Ok(world.network.is_fair() && self.late_answers(world)),
             "delay" | "delay-one-way" | "duplicates" | "broken-streams" => {
                 return self.trouble_network(world, kind);
@@ -208,7 +283,7 @@ impl Faults {
             "wall-clock" if !self.steady_clocks => {
                 world.perform(&Action::WallClock(id, self.chance.i64(-10_000..10_000)))
             }
-            // Where it is not ahead this is refused.
+            // If the log clock is not ahead, this is refused.
             "close-clock" if !self.steady_clocks => {
                 world.perform(&Action::CloseClock(id, self.chance.u8(..4) > 0))
             }
@@ -221,12 +296,14 @@ impl Faults {
                 world.perform(&Action::Transfer(leader.node_id, id))
             }
             "checkpoint" => world.perform(&Action::Checkpoint(id)),
-            "disk-rolled-back" if self.may_kill(world) && !world.has_copies() => self.roll_back(world, id),
+            "disk-rolled-back" if self.may_kill(world) && !world.has_copies() && self.returned.is_none() => {
+                self.roll_back(world, id)
+            }
             _ => Ok(false),
         }
     }
 
-    /// A whole cluster that starts takes a wall clock, and what it had lagged behind it is a jump.
+    /// A whole cluster that restarts takes the wall clock, and jumps by what its clock had lagged behind it.
     fn may_kill(&self, world: &World) -> bool {
         let stays = |node: &&Node| node.status().is_some() && !node.is_stopping();
         let running = world.nodes.values().filter(stays).count();
@@ -238,8 +315,8 @@ impl Faults {
         world.perform(&if loses_power { Action::PowerCut(id) } else { Action::Kill(id) })
     }
 
-    /// The leader is cut off from the others, who start anew before its lease ends, and may have forgotten that it had
-    /// one.
+    /// The leader is cut off from the others, which restart before its lease ends, and may have forgotten
+    /// that it had one.
     fn leave_alone(&mut self, world: &mut World) -> Result<bool> {
         let Some(leader) = world.leader().map(|leader| leader.node_id) else { return Ok(false) };
         let lasts_ms = self.chance.u64(LASTS_MS);
@@ -284,7 +361,8 @@ impl Faults {
         Ok(true)
     }
 
-    /// Every way from and to the leader or another node is blocked and released by itself, in an order of chance.
+    /// Every direction of every connection of the leader or another node is blocked and released separately,
+    /// in random order.
     fn swizzle(&mut self, world: &mut World) -> bool {
         let leader = world.leader().map(|leader| leader.node_id).filter(|_| self.chance.bool());
         let Some(victim) = leader.or_else(|| self.victim(world)) else { return false };
@@ -307,8 +385,8 @@ impl Faults {
         true
     }
 
-    /// The leader hears nobody, then nobody hears it, until there may be another one. Then what answered it long ago comes,
-    /// from one after the other, before it learns anything else.
+    /// The leader hears nobody, then nobody hears it, until there may be another leader. Then old answers
+    /// reach it, from one node after the other, before it learns anything else.
     fn late_answers(&mut self, world: &mut World) -> bool {
         let Some(leader) = world.leader().map(|leader| leader.node_id) else { return false };
         let mut others: Vec<u64> = world.nodes.keys().copied().filter(|id| *id != leader).collect();
@@ -386,19 +464,44 @@ impl Faults {
         }
         world.perform(&change)?;
         match (kind, world.leader()) {
-            // Both are under way at once on the leader.
+            // Both are in progress at once on the leader.
             ("transfer-amid-change", Some(leader)) => world.perform(&Action::Transfer(leader.node_id, id)),
             _ => Ok(true),
         }
     }
 
-    /// A node comes back with an older copy of its disk, as restored virtual machines do, once all others have met a life that
-    /// came after the copy: it must be refused.
+    /// A node comes back with an older copy of its disk, like a restored virtual machine. The copy is made of
+    /// the running node or of one that was killed; half of the time some others are down from before the copy
+    /// until the node is back, so that as few as possible have met its later lives.
     fn roll_back(&mut self, world: &mut World, id: u64) -> Result<bool> {
-        world.perform(&Action::Kill(id))?;
-        world.perform(&Action::CopyDisk(id))?;
-        world.perform(&Action::Start(id))?;
+        // A node without a log has promised nothing, and is like a new one.
+        let has_log = |node: &Node| node.status().is_some_and(|status| status.last_log_index > 0);
+        if !world.nodes.get(&id).is_some_and(has_log) {
+            return Ok(false);
+        }
         let at = self.chance.u64(ROLLED_BACK_MS);
+        let are_few = self.chance.bool() && !self.steady_clocks;
+        if let Some(mut voters) = world.voters_in_force().filter(|voters| are_few && voters.contains(&id)) {
+            let minority = (voters.len() - 1) / 2;
+            voters.retain(|voter| *voter != id && world.nodes.get(voter).is_some_and(Node::is_running));
+            self.chance.shuffle(&mut voters);
+            for absent in voters.into_iter().take(minority) {
+                world.perform(&Action::Kill(absent))?;
+                let back_ms = at + 1 + self.chance.u64(LASTS_MS);
+                self.after(world, back_ms, Action::Start(absent));
+            }
+        }
+        let (is_hot, goes_on) = (self.chance.bool(), self.chance.bool());
+        if is_hot {
+            world.perform(&Action::CopyDisk(id))?;
+        }
+        if !is_hot || !goes_on {
+            world.perform(&Action::Kill(id))?;
+            if !is_hot {
+                world.perform(&Action::CopyDisk(id))?;
+            }
+            world.perform(&Action::Start(id))?;
+        }
         self.after(world, at, Action::PutBackDisk(id));
         Ok(true)
     }

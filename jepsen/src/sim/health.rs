@@ -1,45 +1,48 @@
-//! What must be seen from time to time. Silence is a finding: while a majority of the voters is well and connected, some
-//! operation is done every few seconds, and the log's clock goes on. So is a node that is cut off from every majority and says
-//! that it is ready.
+//! Liveness checks. Silence is a finding: while a majority of the voters is healthy and connected, an
+//! operation must succeed every few seconds, and the log clock must advance. So is a node that is cut off
+//! from every majority but reports that it is ready.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering,
 };
 
-use super::{node::Node, world::World};
+use super::world::{World, voters_of};
 use crate::{client::Connection, history::Kind};
 
-/// How often it is looked, in milliseconds.
+/// The interval of the checks, in milliseconds.
 const LOOK_MS: u64 = 100;
-/// After how long a silence somebody asks where an answer must come from ...
+/// After how long a silence a probe is sent to a node that must answer ...
 const PROBE_MS: u64 = 1_500;
-/// ... and after which one that is a finding, and how many ways from one node to another longer.
+/// ... and after how long a silence is a finding, plus this many times the latency between nodes.
 const SILENCE_MS_MAX: u64 = 5_000;
 const SILENCE_WAYS: u64 = 40;
-/// For how long entries may be applied while the clock stands still.
+/// For how long entries may be applied while the clock does not advance.
 const STANDSTILL_MS_MAX: u64 = 5_000;
-/// How long a node may take to know that it is cut off, by its own clock: it knows within two seconds, but for what was on its
-/// way when it was. The same.
+/// How long a node may take to notice that it is cut off, by its own clock: it does within two seconds,
+/// except for messages that were in flight. Plus this many times the latency.
 const CUT_OFF_MS_MAX: u64 = 3_000;
 const CUT_OFF_WAYS: u64 = 10;
-/// The probe's key is not among those of any workload.
+/// And never sooner than this long after a failover would be over by the time-outs in force.
+const CUT_OFF_MS_MORE: u64 = 1_200;
+/// The probe's key belongs to no workload.
 const PROBE: [&str; 3] = ["SET", "probe", "1"];
 
 #[derive(Default)]
 pub(super) struct Health {
-    /// What was done up to the last look, and when that last rose.
+    /// The number of successful operations at the last check, and when it last increased.
     done: usize,
     done_at: u64,
-    /// Since when a majority is well.
+    /// A healthy majority, and since when it has lost nobody: whoever is lost may have led.
+    well: Vec<u64>,
     well_since: Option<u64>,
-    /// What the log's clock was, and since when it has that value while entries are applied.
+    /// The log clock, and since when it has this value while entries are applied.
     clock_ms: u64,
     clock_since: u64,
     applied: u64,
     /// Nodes that are cut off, and since when.
     cut_off: BTreeMap<u64, u64>,
-    /// How often a way had been opened at the last look.
+    /// `Network::opened` at the last check.
     opened: u64,
 }
 
@@ -51,12 +54,17 @@ impl World {
         self.look_for_standstill();
         self.look_for_false_readiness();
         let well = self.healthy_majority();
-        let done = self.load.recorder.count(Kind::Ok) + self.load.probes.load(Ordering::Relaxed);
+        let done = self.done();
         if done != self.health.done || !self.load.is_loaded.load(Ordering::Relaxed) {
             (self.health.done, self.health.done_at) = (done, self.now);
         }
-        self.health.well_since =
-            if well.is_empty() { None } else { self.health.well_since.or(Some(self.now)) };
+        let has_lost = self.health.well.iter().any(|id| !well.contains(id));
+        self.health.well_since = match self.health.well_since {
+            _ if well.is_empty() => None,
+            Some(since) if !has_lost => Some(since),
+            _ => Some(self.now),
+        };
+        self.health.well.clone_from(&well);
         let Some(well_since) = self.health.well_since else { return };
         let silence_ms = self.now - self.health.done_at.max(well_since);
         if silence_ms > SILENCE_MS_MAX + SILENCE_WAYS * self.network.distance_ms {
@@ -68,8 +76,13 @@ impl World {
         }
     }
 
-    /// A client that does nothing else writes through a node.
-    fn probe(&mut self, node: u64) {
+    /// The number of successful operations of clients, one-time ones included.
+    pub(super) fn done(&self) -> usize {
+        self.load.recorder.count(Kind::Ok) + self.load.probes.load(Ordering::Relaxed)
+    }
+
+    /// A one-time client writes through a node.
+    pub(super) fn probe(&mut self, node: u64) {
         let load = self.load.clone();
         self.actor(move |turns| {
             let write = |mut open: Connection| open.call(&PROBE).is_ok();
@@ -79,7 +92,8 @@ impl World {
         });
     }
 
-    /// A majority of the voters that is well, pairwise connected, and open to clients; empty if there is none.
+    /// A majority of the voters that is healthy, pairwise connected, and reachable by clients; empty if there
+    /// is none.
     fn healthy_majority(&self) -> Vec<u64> {
         let Some(voters) = self.voters_in_force() else { return Vec::new() };
         let is_well = |id: &u64| {
@@ -107,20 +121,18 @@ impl World {
         best
     }
 
-    /// The voters, as the longest log has them; None while the membership changes: a majority of the one may not be one of the
-    /// other.
-    fn voters_in_force(&self) -> Option<Vec<u64>> {
+    /// The voters according to the longest log; None during a membership change: a majority of one
+    /// configuration may not be one of the other.
+    pub(super) fn voters_in_force(&self) -> Option<Vec<u64>> {
         if !self.is_settled() {
             return None;
         }
-        let newest =
-            self.nodes.values().filter_map(Node::status).max_by_key(|status| status.last_log_index)?;
-        Some(newest.members.iter().filter(|member| member.voter).map(|member| member.id).collect())
+        self.newest().as_ref().map(voters_of)
     }
 
     fn look_for_false_readiness(&mut self) {
         if std::mem::replace(&mut self.health.opened, self.network.opened) != self.network.opened {
-            // Somebody was heard since, if only by an answer that was held up.
+            // A peer may have been heard since, if only by an answer that was held.
             self.health.cut_off.clear();
         }
         let Some(voters) = self.voters_in_force() else { return self.health.cut_off.clear() };
@@ -140,9 +152,12 @@ impl World {
             }
             let since = *self.health.cut_off.entry(id).or_insert(self.now);
             let node = &self.nodes[&id];
-            let limit_ms = CUT_OFF_MS_MAX + CUT_OFF_WAYS * self.network.distance_ms;
+            let Some(status) = node.status().filter(|status| status.not_ready.is_none()) else { continue };
+            // A greeting that a fault held up may be all that a node knows of the distance, for ten seconds.
+            let failover_ms = 3 * status.election_timeout_ms.1 + CUT_OFF_MS_MORE;
+            let limit_ms = (CUT_OFF_MS_MAX + CUT_OFF_WAYS * self.network.distance_ms).max(failover_ms);
             let is_late = (self.now - since) as f64 * node.rate > limit_ms as f64;
-            if is_late && node.status().is_some_and(|status| status.not_ready.is_none()) {
+            if is_late {
                 self.health.cut_off.remove(&id);
                 self.found(
                     "ready without a majority",
@@ -152,7 +167,7 @@ impl World {
         }
     }
 
-    /// The nodes that a node has a way to, over others.
+    /// The nodes that a node can reach, possibly via others.
     fn reached_from(&self, id: u64, runs: &[u64]) -> BTreeSet<u64> {
         let (mut reached, mut next) = (BTreeSet::from([id]), vec![id]);
         while let Some(from) = next.pop() {
@@ -166,14 +181,19 @@ impl World {
         reached
     }
 
-    /// Nothing ends and nothing begins any more where the log's clock stands still.
+    /// If the log clock does not advance, nothing expires any more.
     fn look_for_standstill(&mut self) {
         let seen = self.nodes.values().filter(|node| !node.is_paused);
         let seen = seen
             .filter_map(|node| node.look(|server| (server.node().status().applied_index, server.clock_ms())));
-        let Some((applied, clock_ms)) = seen.max() else { return };
+        let seen = seen.max();
         let health = &mut self.health;
-        // While nothing is applied the clock has no reason to move.
+        let Some((applied, clock_ms)) = seen else {
+            // While no node runs, it cannot advance.
+            health.clock_since += LOOK_MS;
+            return;
+        };
+        // While nothing is applied, the clock need not advance.
         if clock_ms != health.clock_ms || applied <= health.applied {
             let idle_ms = if clock_ms != health.clock_ms { 0 } else { LOOK_MS };
             (health.clock_ms, health.applied) = (clock_ms, health.applied.max(applied));

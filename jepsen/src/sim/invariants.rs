@@ -1,6 +1,6 @@
-//! What must hold at every step, and no client can see: at most one leader a term, log matching, what was applied
-//! anywhere is in the log of every later leader, the same entry at the same index everywhere, the same content after
-//! the same entry, and clocks that never go back.
+//! Invariants at every step that no client can see: at most one leader per term, log matching, leader
+//! completeness (what was applied anywhere is in the log of every later leader), the same entry at the same
+//! index everywhere, the same content after the same entry, and monotonic clocks.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,23 @@ use kvorum_raft::simulation::Position;
 
 use crate::check::Finding;
 
-/// What is remembered of all nodes for ever, and of each since its start.
+/// The maximum number of findings of a run.
+const FINDINGS_MAX: usize = 20;
+
+/// What is recorded of all nodes forever, and of each since its start.
 #[derive(Default)]
 pub(super) struct Invariants {
     leaders: BTreeMap<u64, u64>,
-    /// For each entry that any log had: the term of the one before it, and the sum of its content.
+    /// For each entry that any log had: the term of the previous entry, and a checksum of its content.
     entries: BTreeMap<Position, (Option<u64>, Option<u32>)>,
     /// The terms of applied entries.
     applied: BTreeMap<u64, u64>,
-    /// After the entry at an index: the digest of the content, and the clock.
+    /// The digest of the content and the clock, after the entry at an index.
     states: BTreeMap<u64, (u128, u64)>,
     nodes: BTreeMap<u64, Seen>,
     pub(super) findings: Vec<Finding>,
+    /// Anomalies that are expected, and so not reported.
+    pub(super) expected: Vec<String>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -35,8 +40,11 @@ impl Invariants {
         self.nodes.remove(&node);
     }
 
-    fn found(&mut self, anomaly: &str, detail: String) {
-        if self.findings.len() < 20 {
+    pub(super) fn found(&mut self, anomaly: &str, detail: String) {
+        let is_expected = self.expected.iter().any(|expected| expected == anomaly);
+        if is_expected {
+            tracing::info!(anomaly, detail, "as expected");
+        } else if self.findings.len() < FINDINGS_MAX {
             self.findings.push(Finding::new(anomaly, detail, &[]));
         }
     }
@@ -46,11 +54,11 @@ impl Invariants {
         self.applied.last_key_value().map_or(0, |(index, _)| *index)
     }
 
-    /// Looks at a node after its step.
+    /// Checks a node after its step.
     pub(super) fn look(&mut self, node: u64, server: &Server) {
         let peek = server.node().peek();
         let seen = self.nodes.get(&node).copied().unwrap_or_default();
-        // From a little before what was seen: the end of a log may have been replaced.
+        // Start a little before what was checked: the end of a log may have been replaced.
         let from = seen.checked.map_or(0, |checked| checked.index.saturating_sub(8));
         let changed = peek.last != seen.checked;
         let mut before = None;
@@ -108,7 +116,7 @@ impl Invariants {
         if known != node {
             self.found("two leaders of one term", format!("nodes {known} and {node} lead term {term}"));
         }
-        // A leader of an old term that does not know it may lack what was committed since.
+        // A leader of an old term that does not know that it was deposed may lack what was committed since.
         if self.leaders.last_key_value().is_some_and(|(last, _)| *last > term) {
             return;
         }

@@ -1,4 +1,4 @@
-//! What the nodes log, with the world's time. An ERROR is a finding, whether it is shown or not.
+//! The nodes' log messages, with simulated time. An ERROR is a finding, whether it is shown or not.
 
 use std::{
     fmt::{self, Write as _},
@@ -17,18 +17,18 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-/// Errors that are right, by their exact texts, with the reason.
+/// Expected errors, by their exact texts, with the reason.
 const EXPECTED: &[(&str, &str)] = &[
     ("hanging up on clients that did not finish in time", "they wait for what a cut-off node cannot give"),
     ("the checkpoint failed", "the disk was made to fail"),
     ("the cluster's id could not be saved", "the disk was made to fail"),
 ];
-/// The beginning of what a slow disk causes: how long it took follows.
+/// The beginning of the message for a slow disk, which is followed by a duration.
 const OF_SLOW_DISKS: &str = "the disk has not answered for";
 
 /// Milliseconds since the beginning of this process's world.
 static NOW: AtomicU64 = AtomicU64::new(0);
-/// Errors since the last look.
+/// Errors since the last call of `errors`.
 static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 struct WorldTime;
@@ -39,7 +39,7 @@ impl FormatTime for WorldTime {
     }
 }
 
-/// Keeps the errors of our own code; a library's own words are about its insides.
+/// Collects the errors of our own code, not those of libraries.
 struct Errors;
 
 /// An event's message, and its fields.
@@ -51,7 +51,7 @@ struct Text {
 
 impl Visit for Text {
     fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = match field.name() {
             "message" => write!(self.message, "{value:?}"),
             name => write!(self.fields, " {name}={value:?}"),
@@ -78,7 +78,7 @@ impl<S: Subscriber> Layer<S> for Errors {
     }
 }
 
-/// From now on errors are kept, and what the filter lets through is shown.
+/// Collects errors from now on, and shows what the filter accepts.
 pub(super) fn watch(filter: Option<&str>) -> Result<()> {
     let filter = filter.map(tracing_subscriber::EnvFilter::try_new).transpose().context("--log")?;
     let shown = filter.map(|filter| {
@@ -89,7 +89,7 @@ pub(super) fn watch(filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Errors since the last time.
+/// The errors since the last call.
 pub(super) fn errors() -> Vec<String> {
     std::mem::take(&mut *ERRORS.lock().unwrap_or_else(PoisonError::into_inner))
 }

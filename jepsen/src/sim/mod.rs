@@ -1,8 +1,9 @@
-//! A deterministic simulation: whole nodes in one process, with network, disks, clocks and faults that a seed decides.
-//! The same seed gives the same history. After every step invariants are checked that no client can see
-//! (`invariants.rs`), after every run the clients' history, by the checkers of real runs.
+//! A deterministic simulation: whole nodes in one process, with network, disks, clocks and faults determined
+//! by a seed. The same seed gives the same history. After every step, invariants that no client can see are
+//! checked (`invariants.rs`); after every run, the clients' history, by the checkers of real runs.
 //!
-//! Here the harness is no black box: it links the server, whose seams are in `kvorum_raft::simulation`.
+//! Here the harness is not a black box: it links the server, whose interfaces for this are in
+//! `kvorum_raft::simulation`.
 
 mod action;
 mod clients;
@@ -12,6 +13,7 @@ mod health;
 mod invariants;
 mod knobs;
 mod log;
+mod majority;
 mod network;
 mod node;
 mod one;
@@ -47,15 +49,17 @@ use crate::{
     workload,
 };
 
-/// How long the cluster may take to form, and to be whole again after the last fault, in milliseconds.
+/// How long the cluster may take to form, and to recover completely after the last fault, in milliseconds.
 const PATIENCE_MS: u64 = 60_000;
-/// How long clients go on after that.
+/// How long clients continue after that.
 const AFTERMATH_MS: u64 = 1_000;
 /// How long checkers may take.
 const CHECK_TIME: Duration = Duration::from_secs(60);
-/// How long changes of the membership may take to come to their end.
+/// How long membership changes may take to complete.
 const SETTLING_MS: u64 = 10_000;
-/// How often nodes that are no members, or not yet, are looked for.
+/// One cluster in this many is disturbed while it forms.
+const DISTURBED_FORMATIONS: u8 = 8;
+/// The interval of checks for nodes that are no longer members, or not yet.
 const MEMBERSHIP_MS: u64 = 250;
 
 /// The workloads of simulations.
@@ -67,6 +71,7 @@ const WORKLOADS: &[&str] = &[
     "ids",
     "bank",
     "pop",
+    "queue",
     "expiry",
     "lock",
     "once",
@@ -77,10 +82,10 @@ const WORKLOADS: &[&str] = &[
     "snapshot",
 ];
 
-/// Those that compare the server's clock with their own.
+/// The workloads that compare the server's clock with their own.
 const COMPARING_CLOCKS: &[&str] = &["expiry", "once", "mutex", "election"];
 
-/// What came of it.
+/// The outcome of a simulation.
 #[derive(Debug)]
 struct Outcome {
     workload: String,
@@ -90,13 +95,16 @@ struct Outcome {
     missing: Vec<String>,
     faults: BTreeMap<String, usize>,
     steps: u64,
-    /// The same for the same seed.
+    /// Equal for equal seeds.
     trace: u64,
-    /// All that was done to the world, and when.
+    /// All actions on the world, and when.
     done: Vec<(u64, action::Action)>,
+    /// Some of them were performed before the cluster had formed.
+    is_unformed: bool,
+    knobs: Knobs,
 }
 
-/// How a world is loaded.
+/// The load on a world.
 struct Shape {
     members: u64,
     clients: usize,
@@ -107,9 +115,9 @@ struct Shape {
 }
 
 impl Shape {
-    /// In half of the seeds clients meet as often as they can: on few keys, two that only read at each of three nodes,
-    /// and two or three that write, in one of two seeds from nodes of their own. With many who write, no entry stays the
-    /// last one for long.
+    /// Half of the seeds maximize contention: few keys, two readers at each of three nodes, and two or three
+    /// writers, half of the time pinned to their nodes. With many writers, no entry stays the last one for
+    /// long.
     fn drawn(chance: &mut fastrand::Rng, options: &seeds::World) -> Shape {
         let usual = Shape {
             members: if chance.bool() { 3 } else { 5 },
@@ -131,11 +139,31 @@ impl Shape {
     }
 }
 
+/// Sets the knobs: at random, except for those that a script or a workload cannot cope with, and those given
+/// as settings.
+fn knobs(
+    chance: &mut fastrand::Rng,
+    is_scripted: bool,
+    workload: &str,
+    settings: &[String],
+) -> Result<Knobs> {
+    let mut knobs = Knobs::drawn(chance);
+    if is_scripted {
+        knobs.count_from_one();
+    }
+    if workload == "feed" {
+        knobs.keep_lists_whole();
+    }
+    knobs.set(settings)?;
+    knobs.turn_here();
+    Ok(knobs)
+}
+
 /// Runs one simulation, on this thread.
 fn simulate(seed: u64, options: &seeds::World, script: Option<Script>) -> Result<Outcome> {
     panics::watch();
     let mut chance = fastrand::Rng::with_seed(seed);
-    // What nodes draw: their ids, and chances of commands.
+    // Used by nodes for ids and for random choices of commands.
     fastrand::seed(chance.u64(..));
     let drawn = WORKLOADS[chance.usize(..WORKLOADS.len())];
     let name = options.workload.clone().unwrap_or_else(|| drawn.to_owned());
@@ -144,12 +172,13 @@ fn simulate(seed: u64, options: &seeds::World, script: Option<Script>) -> Result
     let network = Network::new(chance.fork());
     let shape = Shape::drawn(&mut chance, options);
     let workload = workload::simulated(&name, shape.keys).with_context(|| format!("no workload {name}"))?;
+    let knobs = knobs(&mut chance, script.is_some(), &name, &options.knobs)?;
     let clock = now_us.clone();
     let load = Arc::new(Load {
         workload,
         recorder: Recorder::in_memory(move || clock.load(Ordering::Relaxed) * 1000),
         hub: network.hub.clone(),
-        nodes: Mutex::new((1..=shape.members).collect()),
+        nodes: Mutex::new((knobs.first_id()..knobs.first_id() + shape.members).collect()),
         stop: AtomicBool::new(false),
         clients: shape.clients,
         readers: shape.readers,
@@ -159,11 +188,16 @@ fn simulate(seed: u64, options: &seeds::World, script: Option<Script>) -> Result
         probes: AtomicUsize::new(0),
         findings: Mutex::default(),
     });
-    let mut knobs = Knobs::drawn(&mut chance);
-    knobs.set(&options.knobs)?;
-    knobs.turn_here();
-    let mut world =
-        World::new(dir.path().to_owned(), load.clone(), now_us, network, shape.members, knobs, chance.fork());
+    let mut world = World::new(
+        dir.path().to_owned(),
+        load.clone(),
+        now_us,
+        network,
+        shape.members,
+        knobs.clone(),
+        chance.fork(),
+    );
+    world.invariants.expected.clone_from(&options.despite);
     let steady_clocks = COMPARING_CLOCKS.contains(&name.as_str());
     let mut trouble =
         Trouble { faults: Faults::new(options.faults.clone(), chance.fork(), steady_clocks), script };
@@ -175,6 +209,8 @@ fn simulate(seed: u64, options: &seeds::World, script: Option<Script>) -> Result
     let mut findings = std::mem::take(&mut world.invariants.findings);
     findings.append(&mut load.findings.lock().unwrap_or_else(PoisonError::into_inner));
     let (steps, trace, done) = (world.now, world.trace(), std::mem::take(&mut world.done));
+    let formed_at = world.formed_at.unwrap_or(steps);
+    let is_unformed = done.iter().any(|(at, _)| *at < formed_at);
     drop(world);
     let events = load.recorder.finish()?;
     let (looks, work): (Vec<Operation>, Vec<Operation>) =
@@ -188,10 +224,10 @@ fn simulate(seed: u64, options: &seeds::World, script: Option<Script>) -> Result
     judgement.shorten();
     findings.extend(judgement.findings);
     let (missing, faults) = (judgement.missing, trouble.faults.counts);
-    Ok(Outcome { workload: name, events, findings, missing, faults, steps, trace, done })
+    Ok(Outcome { workload: name, events, findings, missing, faults, steps, trace, done, is_unformed, knobs })
 }
 
-/// What goes wrong: by chance, or as a script has it.
+/// The source of faults: random, or a script.
 struct Trouble {
     faults: Faults,
     script: Option<Script>,
@@ -210,7 +246,7 @@ impl Trouble {
     }
 }
 
-/// Lets a world happen: it forms, is loaded and broken, is healed, and looked at. False if it did not heal.
+/// Plays a world: it forms, is loaded and broken, is healed, and checked. False if it did not heal.
 fn play(
     world: &mut World,
     trouble: &mut Trouble,
@@ -227,7 +263,10 @@ fn play(
         }
         world.start(id)?;
     }
-    if !step_until(world, PATIENCE_MS, World::is_whole)? {
+    if trouble.script.is_none() && chance.u8(..DISTURBED_FORMATIONS) == 0 {
+        trouble.faults.disturb_the_formation(world);
+    }
+    if !form(world, trouble, options)? {
         return Ok(false);
     }
     let load = world.load.clone();
@@ -243,10 +282,11 @@ fn play(
     let end = world.now + options.time * 1000;
     while (world.now < end || !trouble.is_done()) && world.invariants.findings.is_empty() {
         trouble.step(world)?;
-        if world.now.is_multiple_of(MEMBERSHIP_MS) {
-            world.settle_membership();
-        }
-        world.step()?;
+        go_on(world)?;
+    }
+    let is_loaded = world.load.is_loaded.load(Ordering::Relaxed);
+    if trouble.script.is_none() && is_loaded && chance.bool() {
+        world.heal_a_majority(chance, trouble.faults.steady_clocks)?;
     }
     world.heal()?;
     let is_whole = step_until(world, PATIENCE_MS, World::is_whole)?;
@@ -267,8 +307,34 @@ fn play(
     Ok(is_whole)
 }
 
+/// Lets the cluster form, amid what may go wrong meanwhile. False if it does not.
+fn form(world: &mut World, trouble: &mut Trouble, options: &seeds::World) -> Result<bool> {
+    let limit = world.now + PATIENCE_MS;
+    while !world.is_whole() || !trouble.faults.are_over() {
+        if world.now >= limit || !world.invariants.findings.is_empty() {
+            return Ok(false);
+        }
+        match &mut trouble.script {
+            Some(script) if options.unformed => script.step(world)?,
+            Some(_) => {}
+            None => trouble.faults.end_what_is_over(world)?,
+        }
+        go_on(world)?;
+    }
+    world.formed_at = Some(world.now);
+    Ok(true)
+}
+
 fn are_idle(world: &World) -> bool {
     world.actors.iter().all(Actor::has_ended)
+}
+
+/// One step, and a look for members that are to come or to go.
+fn go_on(world: &mut World) -> Result<()> {
+    if world.now.is_multiple_of(MEMBERSHIP_MS) {
+        world.settle_membership();
+    }
+    world.step()
 }
 
 fn step_until(world: &mut World, limit_ms: u64, is_so: impl Fn(&World) -> bool) -> Result<bool> {
@@ -277,10 +343,7 @@ fn step_until(world: &mut World, limit_ms: u64, is_so: impl Fn(&World) -> bool) 
         if world.now >= limit || !world.invariants.findings.is_empty() {
             return Ok(false);
         }
-        if world.now.is_multiple_of(MEMBERSHIP_MS) {
-            world.settle_membership();
-        }
-        world.step()?;
+        go_on(world)?;
     }
     Ok(true)
 }

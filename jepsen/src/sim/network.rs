@@ -1,12 +1,13 @@
-//! The simulated network: byte streams between nodes and from clients to nodes. What is written takes its time, and between
-//! nodes that of the distance too; streams keep their order, as TCP does, and overtake each other. Ways are blocked one by
-//! one, each direction and each side of the connections by itself: what is sent meanwhile is held, and comes late or never,
-//! and what two ways have held comes at moments of their own. Single calls between peers come twice, the second time much
-//! later.
+//! The simulated network: byte streams between nodes and from clients to nodes. Pieces take a random time,
+//! plus the latency between nodes; each stream keeps its order, as TCP does, but streams overtake each other.
+//! Ways are blocked separately by direction and by side of the connection: what is sent meanwhile is held,
+//! and arrives late or never, and what two ways have held arrives at independent times. Single calls between
+//! peers may arrive twice, the second time much later.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
+    net::{Ipv6Addr, SocketAddrV6},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -17,19 +18,19 @@ use kvorum_raft::{
 };
 use tokio::sync::mpsc;
 
-/// Who has an end of a stream.
+/// The owner of an end of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Node(u64),
     Client(usize),
 }
 
-/// Who made the connections on which something flows.
+/// Which side made a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Side {
-    /// The one who sends: votes, entries, requests.
+    /// The sender's connections: votes, entries, requests.
     Calls,
-    /// The one who receives: what answers them.
+    /// The receiver's connections: answers.
     Answers,
 }
 
@@ -37,7 +38,7 @@ impl Side {
     pub(super) const BOTH: [Side; 2] = [Side::Calls, Side::Answers];
 }
 
-/// What flows from one place to another, on the connections that one of them made.
+/// What flows from one place to another, on the connections made by one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Way {
     pub(super) from: Place,
@@ -45,16 +46,20 @@ pub(super) struct Way {
     pub(super) side: Side,
 }
 
+/// The network of all nodes; each node's address contains its id.
+const NETWORK: u128 = 0xfd00 << 112;
+
 /// The address at which peers reach a node.
 pub(super) fn address(node: u64) -> String {
-    format!("127.0.0.{node}:7379")
+    format!("[{}]:7379", Ipv6Addr::from(NETWORK | u128::from(node)))
 }
 
 fn node_of(address: &str) -> Option<u64> {
-    address.strip_prefix("127.0.0.")?.split(':').next()?.parse().ok()
+    let address: SocketAddrV6 = address.parse().ok()?;
+    u64::try_from(address.ip().to_bits() & !NETWORK).ok()
 }
 
-/// What nodes and clients reach of the network.
+/// The part of the network that nodes and clients access.
 #[derive(Default)]
 pub(super) struct Hub {
     dials: Vec<(Place, u64, Endpoint)>,
@@ -67,7 +72,7 @@ fn lock(hub: &SharedHub) -> MutexGuard<'_, Hub> {
     hub.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Begins a connection. Whether it comes about shows when something is read.
+/// Begins a connection. Whether it succeeds shows at the first read.
 pub(super) fn dial(hub: &SharedHub, from: Place, to: u64) -> NodeEnd {
     let (end, near) = Endpoint::new();
     lock(hub).dials.push((from, to, end));
@@ -117,36 +122,35 @@ impl Listener for Door {
     }
 }
 
-/// How much later a message comes again at most, in milliseconds.
+/// How much later a duplicate arrives at most, in milliseconds.
 const AGAIN_MS_MAX: u64 = 2_000;
 /// How long a way takes at most to deliver what it has held, in milliseconds.
 const RELEASE_MS_MAX: u64 = 50;
-/// How long pieces are on their way where no fault delays them, in milliseconds, and how many of a thousand take ten
-/// times as long.
+/// The usual delay of pieces in milliseconds, and how many of a thousand take ten times as long.
 const USUAL: Delay = Delay { on: None, max_ms: 2, late_permille: 2 };
 
-/// How long pieces are on their way.
+/// The delay of pieces.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Delay {
-    /// From where to where; everywhere if it is not said.
+    /// From where to where; None for everywhere.
     pub(super) on: Option<(Place, Place)>,
     pub(super) max_ms: u64,
-    /// How often a piece takes ten times as long, in a thousand.
+    /// How many of a thousand pieces take ten times as long.
     pub(super) late_permille: u64,
 }
 
 /// One direction of a stream.
 #[derive(Default)]
 struct Lane {
-    /// With the moment of arrival, in milliseconds; None for the end.
+    /// Each with its time of arrival, in milliseconds; None for the end.
     on_the_way: VecDeque<(u64, Option<Vec<u8>>)>,
-    /// Messages that were delivered, or will be, and come again.
+    /// Duplicates of messages, each with its time of arrival.
     again: Vec<(u64, Vec<u8>)>,
     has_ended: bool,
 }
 
 impl Lane {
-    /// Takes what a node wrote. Nothing overtakes what was written before.
+    /// Accepts what a node has written. Nothing overtakes earlier pieces.
     fn take(&mut self, end: &Endpoint, arrival: u64) {
         let arrival = self.on_the_way.back().map_or(arrival, |(last, _)| arrival.max(*last));
         let written = end.take_written();
@@ -159,7 +163,7 @@ impl Lane {
         }
     }
 
-    /// What was held comes now, piece by piece, within a while of its own.
+    /// Delivers what was held from now on, piece by piece, within a random time.
     fn release(&mut self, now: u64, chance: &mut fastrand::Rng) {
         let within = chance.u64(..=RELEASE_MS_MAX);
         let mut moments: Vec<u64> = self.on_the_way.iter().map(|_| now + chance.u64(..=within)).collect();
@@ -169,7 +173,7 @@ impl Lane {
         }
     }
 
-    /// Has a message of the newest piece come twice.
+    /// Duplicates a random message of the newest piece.
     fn double(&mut self, chance: &mut fastrand::Rng) {
         if let Some((arrival, Some(piece))) = self.on_the_way.back()
             && let Some(message) = chance.choice(duplicable(piece))
@@ -178,7 +182,7 @@ impl Lane {
         }
     }
 
-    /// Delivers what is due; gives how many bytes.
+    /// Delivers what is due; returns the number of bytes.
     fn deliver(&mut self, end: &Endpoint, now: u64) -> usize {
         let mut bytes = 0;
         while self.on_the_way.front().is_some_and(|(arrival, _)| *arrival <= now) {
@@ -189,7 +193,7 @@ impl Lane {
             bytes += piece.len();
             end.deliver(&piece);
         }
-        // Pieces are whole messages, so there is room between them.
+        // Pieces are whole messages, so a duplicate can be inserted between them.
         for (_, message) in self.again.extract_if(.., |(arrival, _)| *arrival <= now) {
             bytes += message.len();
             end.deliver(&message);
@@ -208,7 +212,7 @@ struct Link {
     near: Endpoint,
     /// None until the other side has accepted.
     far: Option<Endpoint>,
-    /// When it is asked for at the other side.
+    /// When the connection request arrives at the other side.
     arrival: u64,
     out: Lane,
     back: Lane,
@@ -219,7 +223,7 @@ impl Link {
         self.from == Place::Node(node) || self.to == node
     }
 
-    /// The way of what the one sends who has connected, and of what comes back.
+    /// The way of the calls, and the way of the answers.
     fn ways(&self) -> (Way, Way) {
         let (from, to) = (self.from, Place::Node(self.to));
         (Way { from, to, side: Side::Calls }, Way { from: to, to: from, side: Side::Answers })
@@ -236,21 +240,22 @@ impl Link {
 pub(super) struct Network {
     pub(super) hub: SharedHub,
     links: Vec<Link>,
-    /// Where nothing arrives, and how many faults have it so.
+    /// Blocked ways, and by how many faults.
     blocked: BTreeMap<Way, u32>,
-    /// How often a way was opened again: what was held on it comes then, and may be an answer.
+    /// How often a way was unblocked: what was held on it then arrives, and may be an answer.
     pub(super) opened: u64,
-    /// What delays pieces, by the number of the fault. The longest counts.
+    /// Delays, by the number of the fault. The longest applies.
     delays: BTreeMap<u64, Delay>,
-    /// How often a piece that goes to a peer has a message that comes twice, in a thousand, by the number of the fault.
+    /// How many of a thousand pieces to a peer contain a message that is duplicated, by the number of the
+    /// fault.
     twice: BTreeMap<u64, u64>,
-    /// Nodes without power: nobody hears of their end before they are back.
+    /// Nodes without power: nobody learns of their end before they are back.
     pub(super) dark: BTreeSet<u64>,
-    /// How long everything takes from one node to another at least.
+    /// The minimum latency between nodes.
     pub(super) distance_ms: u64,
     chance: fastrand::Rng,
     now: u64,
-    /// Bytes delivered, for the trace.
+    /// The number of bytes delivered, for the trace.
     pub(super) delivered: u64,
 }
 
@@ -271,12 +276,12 @@ impl Network {
         }
     }
 
-    /// Nothing arrives this way until each who has blocked it has released it.
+    /// Blocks a way until every fault that blocked it has released it.
     pub(super) fn block(&mut self, way: Way) {
         *self.blocked.entry(way).or_default() += 1;
     }
 
-    /// Takes one blockade back.
+    /// Undoes one block.
     pub(super) fn release(&mut self, way: Way) {
         match self.blocked.get_mut(&way) {
             Some(faults) if *faults > 1 => *faults -= 1,
@@ -300,23 +305,24 @@ impl Network {
         }
     }
 
-    /// Pieces are delayed until the number is calmed.
+    /// Delays pieces until the fault with this number ends.
     pub(super) fn delay(&mut self, number: u64, delay: Delay) {
         self.delays.insert(number, delay);
     }
 
-    /// Of a thousand pieces that go to peers, so many have a message that comes twice, until the number is calmed.
+    /// Duplicates a message in this many of a thousand pieces to peers, until the fault with this number
+    /// ends.
     pub(super) fn double(&mut self, number: u64, permille: u64) {
         self.twice.insert(number, permille);
     }
 
-    /// Ends what the fault of this number does.
+    /// Ends the fault with this number.
     pub(super) fn calm(&mut self, number: u64) {
         self.delays.remove(&number);
         self.twice.remove(&number);
     }
 
-    /// Ends all blockades and delays.
+    /// Ends all blocks, delays and duplicates.
     pub(super) fn heal(&mut self) {
         let ways: Vec<Way> = std::mem::take(&mut self.blocked).into_keys().collect();
         self.opened += 1;
@@ -325,12 +331,12 @@ impl Network {
         self.twice.clear();
     }
 
-    /// Whether no fault of the network is under way.
+    /// Whether there are no network faults (duplicates aside).
     pub(super) fn is_fair(&self) -> bool {
         self.blocked.is_empty() && self.delays.is_empty()
     }
 
-    /// Whether two nodes hear each other, without delay.
+    /// Whether two nodes can communicate without extra delay.
     pub(super) fn are_connected(&self, one: u64, other: u64) -> bool {
         let (one, other) = (Place::Node(one), Place::Node(other));
         let is_between = |from: Place, to: Place| (from, to) == (one, other) || (from, to) == (other, one);
@@ -338,7 +344,7 @@ impl Network {
             && !self.delays.values().any(|delay| delay.on.is_none_or(|(from, to)| is_between(from, to)))
     }
 
-    /// Whether nothing comes through between two nodes, one way or both.
+    /// Whether two nodes are blocked from each other, in one direction or both.
     pub(super) fn are_apart(&self, one: u64, other: u64) -> bool {
         let (one, other) = (Place::Node(one), Place::Node(other));
         self.blocked
@@ -346,7 +352,7 @@ impl Network {
             .any(|way| (way.from, way.to) == (one, other) || (way.from, way.to) == (other, one))
     }
 
-    /// Whether no client is kept from this node.
+    /// Whether all clients can communicate with this node.
     pub(super) fn is_open(&self, node: u64) -> bool {
         let node = Place::Node(node);
         let is_client = |place: Place| matches!(place, Place::Client(_));
@@ -356,7 +362,7 @@ impl Network {
             .any(|way| (way.from == node && is_client(way.to)) || (way.to == node && is_client(way.from)))
     }
 
-    /// A node's process has ended: nobody listens there.
+    /// A node's process has ended: it no longer listens.
     pub(super) fn stop_listening(&self, node: u64) {
         lock(&self.hub).listeners.remove(&node);
     }
@@ -392,7 +398,7 @@ impl Network {
         self.now + distance_ms + if is_late { 10 * ms } else { ms }
     }
 
-    /// Carries what was written, and delivers what is due. `accept` opens a client's connection on a node.
+    /// Accepts what was written, and delivers what is due. `accept` opens a client's connection on a node.
     pub(super) fn step(&mut self, now: u64, mut accept: impl FnMut(u64) -> Option<Endpoint>) {
         self.now = now;
         let dials = std::mem::take(&mut lock(&self.hub).dials);
@@ -406,7 +412,7 @@ impl Network {
         self.links = links;
     }
 
-    /// False when the link is no more.
+    /// Steps one link. False if it is gone.
     fn step_link(&mut self, link: &mut Link, accept: &mut impl FnMut(u64) -> Option<Endpoint>) -> bool {
         let is_dark = self.dark.iter().any(|node| link.has(*node));
         if is_dark {

@@ -1,5 +1,5 @@
-//! A simulated node: a whole server on a runtime of its own, whose time the world moves. Ending it drops the runtime:
-//! nothing of it runs to an end, as nothing of a killed process does.
+//! A simulated node: a whole server on its own runtime, whose time the world advances. Ending it drops the
+//! runtime: nothing in it completes, as in a killed process.
 
 use std::{
     path::PathBuf,
@@ -30,14 +30,18 @@ use super::{
 /// Seconds from the Unix epoch to the beginning of all simulations.
 const EPOCH_S: u64 = 1_700_000_000;
 
-/// A server that is asked to stop waits for its clients at most so long ...
+/// The range, in milliseconds, from which nodes draw their election timeouts. Without it, two nodes that need
+/// each other's vote could become candidates at the same moments forever.
+const ELECTION_MS: u64 = 100;
+
+/// A stopping server waits for its clients for at most this long ...
 const DRAIN: Duration = Duration::from_secs(1);
-/// ... and all that it does takes no longer than this, in milliseconds.
+/// ... and stops completely within this time, in milliseconds.
 const STOP_MS_MAX: u64 = 30_000;
 
 type Started = Arc<Mutex<Option<Result<Server, StartError>>>>;
 
-/// A node that runs.
+/// The process of a running node.
 struct Running {
     runtime: Runtime,
     /// The runtime's time when it began.
@@ -45,9 +49,9 @@ struct Running {
     /// How long it has run by its own monotonic clock, in milliseconds.
     age_ms: f64,
     started: Started,
-    /// Why it has ended itself.
+    /// Why it ended itself.
     fatal: Arc<Mutex<Option<String>>>,
-    /// It was asked to stop.
+    /// Set when it was asked to stop.
     stopping: Option<Stopping>,
 }
 
@@ -57,16 +61,16 @@ struct Stopping {
     back_ms: u64,
 }
 
-/// What came of a node that was asked to stop.
+/// The outcome of a request to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stopped {
-    /// It has, and is started again after so many milliseconds.
+    /// It has stopped, and is restarted after this many milliseconds.
     Back(u64),
-    /// It should have long ago.
+    /// It should have stopped long ago.
     Never,
 }
 
-/// A copy of all that a node keeps.
+/// A copy of everything that a node stores.
 pub(super) struct Kept {
     disk: DiskCopy,
     /// The files of its identity.
@@ -74,7 +78,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// The number of the life that the disk was in.
+    /// The number of the disk's life when it was copied.
     pub(super) fn life(&self) -> Option<u64> {
         let (_, identity) = self.files.iter().find(|(path, _)| path.ends_with("identity.json"))?;
         serde_json::from_slice::<serde_json::Value>(identity).ok()?["lives"]["number"].as_u64()
@@ -86,18 +90,19 @@ pub(super) struct Node {
     pub(super) storage: Storage,
     dir: PathBuf,
     running: Option<Running>,
-    /// It does not run, and time goes on.
+    /// The process is suspended, while time passes.
     pub(super) is_paused: bool,
-    /// How fast its monotonic clock goes.
+    /// The rate of its monotonic clock.
     pub(super) rate: f64,
-    /// How far its wall clock is off, in microseconds.
+    /// The offset of its wall clock, in microseconds.
     wall_offset_us: Arc<AtomicI64>,
+    /// The minimum of the range.
     election_timeout_ms: u64,
     bootstrap: Option<String>,
     knobs: Knobs,
-    /// Its log is damaged: it does not start any more.
+    /// Its log is damaged: it is not started again.
     pub(super) is_damaged: bool,
-    /// It has an older copy of its disk: it may refuse to go on.
+    /// Its disk was replaced by an older copy: it may end itself.
     pub(super) was_rolled_back: bool,
     is_disk_slow: bool,
 }
@@ -112,7 +117,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Node {
-    /// A node with an empty disk. `first` are the first members; a node that comes later has none.
+    /// A node with an empty disk. `first` are the first members; empty for a node that joins later.
     pub(super) fn new(
         id: u64,
         dir: PathBuf,
@@ -129,8 +134,7 @@ impl Node {
             is_paused: false,
             rate: 1.0,
             wall_offset_us: Arc::default(),
-            // Near by they are drawn between two bounds: those are next to each other here.
-            election_timeout_ms: chance.u64(350..600),
+            election_timeout_ms: chance.u64(350..500),
             bootstrap: (!first.is_empty()).then(|| peers.join(",")),
             knobs: knobs.clone(),
             is_damaged: false,
@@ -147,7 +151,7 @@ impl Node {
             peers: self.bootstrap.clone(),
             request_timeout_ms: Some(1_000),
             election_timeout_min_ms: Some(self.election_timeout_ms),
-            election_timeout_max_ms: Some(self.election_timeout_ms + 1),
+            election_timeout_max_ms: Some(self.election_timeout_ms + ELECTION_MS),
             log_segment_bytes: Some("64kb".into()),
             ..Options::default()
         };
@@ -169,7 +173,8 @@ impl Node {
             self.storage.clone(),
             move || wall_us(now_us.load(Ordering::Relaxed), &offset),
             move |why| {
-                // A process that ends itself writes nothing more; nobody knows what of the last write is there.
+                // A process that ends itself writes nothing more; whether its last write is on disk is
+                // unknown.
                 storage.cut_power();
                 locked(&told).get_or_insert(why);
             },
@@ -194,16 +199,16 @@ impl Node {
         self.running.is_some()
     }
 
-    /// The server, when it has started.
+    /// The server, once it has started.
     fn server(&self) -> Option<Server> {
         let running = self.running.as_ref()?;
         locked(&running.started).as_ref().and_then(|started| started.as_ref().ok().cloned())
     }
 
-    /// Looks at the server, when it has started, at its own time.
+    /// Inspects the server, once it has started, at its own time.
     pub(super) fn look<R>(&self, look: impl FnOnce(&Server) -> R) -> Option<R> {
         let server = self.server()?;
-        // Without it, what the server tells of times would be measured by the system's clock.
+        // Otherwise the server's durations would be measured by the system's clock.
         let _context = self.running.as_ref()?.runtime.enter();
         Some(look(&server))
     }
@@ -212,7 +217,7 @@ impl Node {
         self.look(|server| server.node().status())
     }
 
-    /// Why it did not start, or has ended itself.
+    /// Why it did not start, or ended itself.
     pub(super) fn ended(&self) -> Option<String> {
         let running = self.running.as_ref()?;
         let refused = |started: &Result<Server, StartError>| started.as_ref().err().map(ToString::to_string);
@@ -220,7 +225,7 @@ impl Node {
         refused.or_else(|| locked(&running.fatal).clone())
     }
 
-    /// Ends its process at once. With its power goes what its disk had not synced.
+    /// Ends its process at once. If it loses power, its disk loses what was not synced.
     pub(super) fn end(&mut self, loses_power: bool) {
         if loses_power {
             self.storage.cut_power();
@@ -239,7 +244,7 @@ impl Node {
         };
         let told = has_stopped.clone();
         running.runtime.spawn(async move {
-            // One that has not started yet has nothing to finish.
+            // A server that has not started has nothing to finish.
             if let Some(server) = server {
                 server.stop(DRAIN).await;
             }
@@ -253,7 +258,7 @@ impl Node {
         self.running.as_ref().is_some_and(|running| running.stopping.is_some())
     }
 
-    /// What came of it, once something has.
+    /// The outcome of the request to stop, once there is one.
     pub(super) fn stopped(&self, now: u64) -> Option<Stopped> {
         let stopping = self.running.as_ref()?.stopping.as_ref()?;
         if stopping.has_stopped.load(Ordering::Relaxed) {
@@ -262,19 +267,19 @@ impl Node {
         (now > stopping.since + STOP_MS_MAX && !self.is_paused).then_some(Stopped::Never)
     }
 
-    /// Syncs take up to so many milliseconds, or as long as on a disk that is well.
+    /// Lets syncs take up to this many milliseconds; None for the usual time.
     pub(super) fn slow_disk(&mut self, ms: Option<u64>) {
         self.storage.slow(sync_ms_max(ms));
         self.is_disk_slow = ms.is_some();
     }
 
-    /// Whether it serves, and nothing is done to it.
+    /// Whether it serves without any disturbance.
     pub(super) fn is_well(&self) -> bool {
         let is_disturbed = self.is_paused || self.is_disk_slow || self.is_stopping() || self.was_rolled_back;
         self.is_running() && !is_disturbed && self.ended().is_none()
     }
 
-    /// A copy of all that it keeps.
+    /// A copy of everything that it stores at this moment; it may be running.
     pub(super) fn copy_disk(&self) -> Result<Kept> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&self.dir).context("cannot list a node's directory")? {
@@ -287,7 +292,7 @@ impl Node {
         Ok(Kept { disk: self.storage.copy(), files })
     }
 
-    /// Has it start with that copy.
+    /// Replaces its disk by that copy.
     pub(super) fn put_back_disk(&mut self, copy: &Kept) -> Result<()> {
         self.storage.put_back(&copy.disk);
         for entry in std::fs::read_dir(&self.dir).context("cannot list a node's directory")? {
@@ -303,7 +308,7 @@ impl Node {
         Ok(())
     }
 
-    /// Lets it run for as long as its clock says that a millisecond is.
+    /// Lets it run for one millisecond of the world, at its own rate.
     pub(super) fn step(&mut self, now_us: u64) {
         let Some(running) = &mut self.running else { return };
         let before = running.age_ms as u64;
@@ -318,7 +323,7 @@ impl Node {
         running.runtime.block_on(async { tokio::time::sleep_until(until).await });
     }
 
-    /// Ends a pause: all that is due by now is due at once.
+    /// Ends a pause: everything that has become due is due at once.
     pub(super) fn resume(&mut self) {
         self.is_paused = false;
         let Some(running) = &mut self.running else { return };
@@ -337,7 +342,7 @@ impl Node {
         server.connect()
     }
 
-    /// Has it do something beside its own.
+    /// Runs a task on its runtime.
     pub(super) fn ask<F: Future<Output = ()> + Send + 'static>(
         &self,
         task: impl FnOnce(Server) -> F,

@@ -1,4 +1,4 @@
-//! One seed, in a process that does nothing else.
+//! Runs one seed, in a process that does nothing else.
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +20,10 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(crate) struct One {
-    /// Where chance begins [default: that of the script, or 1]
+    /// The seed [default: that of the script, or 1]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Do what the script says, and nothing by chance; its head says what else would be options
+    /// Play this script instead of random faults; its head replaces the options
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
     /// What the nodes log, on standard error: a level, or a filter such as info,kvorum_raft=debug
@@ -33,7 +33,7 @@ pub(crate) struct One {
     world: World,
 }
 
-/// What came of a seed, in short.
+/// The outcome of a seed, in short.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(super) workload: String,
@@ -42,16 +42,16 @@ pub(crate) struct Summary {
     pub(super) unknown: usize,
     /// Simulated milliseconds.
     pub(super) steps: u64,
-    /// A sum of all that happened, the same for the same seed.
+    /// A hash of everything that happened, equal for equal seeds.
     pub(super) trace: String,
     pub(super) faults: BTreeMap<String, usize>,
     /// What did not happen.
     pub(super) missing: Vec<String>,
-    /// How often each operation was begun, and done.
+    /// How often each operation was invoked, and how often it succeeded.
     pub(super) operations: BTreeMap<String, (usize, usize)>,
 }
 
-/// Prints the summary as one line of JSON.
+/// Runs a seed or a script, and prints the summary as one line of JSON.
 pub(crate) fn run_one(options: &One) -> Result<bool> {
     let text = options.script.as_ref().map(std::fs::read_to_string).transpose();
     let script = text.context("cannot read the script")?.map(|text| script::read(&text)).transpose()?;
@@ -60,16 +60,15 @@ pub(crate) fn run_one(options: &One) -> Result<bool> {
     let world = match &script {
         Some((head, _)) => {
             let of_head = head.options(&options.world.out)?;
-            let without = options.world.without.or(of_head.without);
-            &World { without, ..of_head }
+            let without = [&of_head.without[..], &options.world.without].concat();
+            let despite = [&of_head.despite[..], &options.world.despite].concat();
+            &World { without, despite, ..of_head }
         }
         None => &options.world,
     };
     let script = script.map(|(_, script)| script);
     entropy::comes_from(seed);
-    if let Some(safeguard) = world.without {
-        safeguard::switch_off(safeguard);
-    }
+    world.without.iter().copied().for_each(safeguard::switch_off);
     log::watch(options.log.as_deref())?;
     let script = AssertUnwindSafe(script);
     let outcome = catch_unwind(move || simulate(seed, world, { script }.0))
@@ -100,12 +99,13 @@ pub(crate) fn run_one(options: &One) -> Result<bool> {
     Ok(summary.findings.is_empty())
 }
 
-/// Keeps the history of a seed that failed.
+/// Stores the history of a failed seed.
 fn keep(seed: u64, world: &World, outcome: &Outcome) -> Result<()> {
     let dir = world.out.join(seed.to_string());
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     history::write_lines(&dir.join("history.jsonl"), &outcome.events)?;
-    let script = script::write(seed, world, &outcome.done);
+    let world = &World { unformed: outcome.is_unformed, ..world.clone() };
+    let script = script::write(seed, world, &outcome.knobs, &outcome.done);
     std::fs::write(dir.join("script.txt"), script).context("cannot write the script")?;
     let of_workload = outcome.events.iter().filter(|event| !contents::is_look(&event.f));
     edn::write(&dir.join("history.edn"), of_workload)?;

@@ -1,4 +1,4 @@
-//! Panics of nodes, which tokio keeps to itself.
+//! Panics of nodes, which tokio catches.
 
 use std::{cell::RefCell, sync::Once};
 
@@ -6,7 +6,7 @@ thread_local! {
     static HAPPENED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
-/// From now on panics on this thread are kept.
+/// Collects panics on this thread from now on.
 pub(super) fn watch() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -23,7 +23,7 @@ pub(super) fn watch() {
     HAPPENED.set(Some(Vec::new()));
 }
 
-/// Those since the last time.
+/// The panics since the last call.
 pub(super) fn take() -> Vec<String> {
     HAPPENED.with_borrow_mut(|happened| happened.as_mut().map(std::mem::take).unwrap_or_default())
 }

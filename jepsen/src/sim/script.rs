@@ -1,18 +1,18 @@
-//! A script: what is done to a world, line by line, in the place of chance. Every seed that fails writes its own, and what
-//! people write shows one thing whatever the seed is: it names nodes by their part.
+//! A script: what is done to a world, line by line, instead of random faults. Every failed seed writes one,
+//! and handwritten ones show one scenario whatever the seed is: they refer to nodes by their role.
 //!
 //! ```text
-//! # comments, and before the first moment what would be an option
+//! # comments, and before the first timed line what would be an option
 //! members 3
 //! clients 0
-//! 1200 kill 2                      at a moment of the world, in milliseconds
-//! +30 block F>L                    so long after the line before it
-//! +0 let L leader                  a name for a node: the leader, another leader, which is waited for,
+//! 1200 kill 2                      at a time of the world, in milliseconds
+//! +30 block F>L                    this long after the previous line
+//! +0 let L leader                  a name for a node: the leader, another leader (waits for one),
 //! +0 let G leader-besides L        or the first node that is none of these
 //! +0 let F besides L G
-//! +0 await whole                   until all nodes serve; calls: all that was asked has an answer; stopped: none runs
+//! +0 await whole                   until all nodes serve; calls: all are answered; stopped: no node runs
 //! +0 do L write [0, 1]             an operation of the workload, at this node; it is judged with all others
-//! +0 call L GET a => nil           a command, until it is no refusal; its reply must be nil, !nil, or contain this
+//! +0 call L GET a => nil           a command, retried if refused; the reply is nil, !nil or contains this
 //! ```
 
 use std::{
@@ -31,6 +31,7 @@ use serde_json::Value;
 use super::{
     action::{self, Action, Names},
     clients::Load,
+    knobs::Knobs,
     node::Node,
     seeds,
     turns::Turns,
@@ -38,11 +39,11 @@ use super::{
 };
 use crate::client::{Failure, Outcome, Reply};
 
-/// How long a line may wait for what it awaits, and a call for its answer, in milliseconds.
+/// How long a line may wait for its condition, and a call for its answer, in milliseconds.
 const PATIENCE_MS: u64 = 20_000;
-/// Processes from here on are those of scripts.
+/// Processes from this number on are those of scripts.
 const PROCESS: i64 = 100_000;
-/// How long a client waits until it tries again.
+/// The pause of a client before it retries.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// When a line is due.
@@ -54,7 +55,7 @@ enum When {
 
 pub(super) struct Script {
     lines: Vec<(When, String)>,
-    /// The line that is next, and since when.
+    /// The next line, and since when it is the next.
     next: usize,
     since: Option<u64>,
     names: Names,
@@ -63,7 +64,7 @@ pub(super) struct Script {
     processes: i64,
 }
 
-/// What stands before the first moment of a script: a seed, and options as lines.
+/// The head of a script, before the first timed line: a seed, and options as lines.
 pub(super) struct Head {
     pub(super) seed: Option<u64>,
     pub(super) world: Vec<(String, String)>,
@@ -76,7 +77,7 @@ struct HeadOptions {
 }
 
 impl Head {
-    /// The options of a world, where they are not those of a command line.
+    /// The options of a world, except for those of the command line.
     pub(super) fn options(&self, out: &Path) -> Result<seeds::World> {
         let words = self.world.iter().flat_map(|(name, value)| {
             [Some(format!("--{name}")), Some(value.clone()).filter(|value| !value.is_empty())]
@@ -88,7 +89,7 @@ impl Head {
     }
 }
 
-/// Reads a script.
+/// Parses a script.
 pub(super) fn read(text: &str) -> Result<(Head, Script)> {
     let mut head = Head { seed: None, world: Vec::new() };
     let mut lines = Vec::new();
@@ -107,9 +108,10 @@ pub(super) fn read(text: &str) -> Result<(Head, Script)> {
     Ok((head, Script { lines, next: 0, since: None, names, pending, processes: PROCESS }))
 }
 
-/// What was done, as a script that does it again.
-pub(super) fn write(seed: u64, world: &seeds::World, done: &[(u64, Action)]) -> String {
-    let said = world.said().into_iter().filter(|(name, _)| *name != "faults");
+/// The script that repeats what was done.
+pub(super) fn write(seed: u64, world: &seeds::World, knobs: &Knobs, done: &[(u64, Action)]) -> String {
+    let said = world.said().into_iter().filter(|(name, _)| !["faults", "knobs"].contains(name));
+    let said = said.chain([("knobs", knobs.to_string())]);
     let head = said.map(|(name, value)| format!("{name} {value}").trim_end().to_owned() + "\n");
     let lines = done.iter().map(|(at, action)| format!("{at} {action}\n"));
     format!("seed {seed}\n") + &head.chain(lines).collect::<String>()
@@ -120,7 +122,7 @@ impl Script {
         self.next == self.lines.len() && self.pending.load(Ordering::Relaxed) == 0
     }
 
-    /// Does all that is due.
+    /// Performs all lines that are due.
     pub(super) fn step(&mut self, world: &mut World) -> Result<()> {
         while let Some((when, line)) = self.lines.get(self.next).cloned() {
             let since = *self.since.get_or_insert(world.now);
@@ -145,7 +147,7 @@ impl Script {
         Ok(())
     }
 
-    /// False if it has to wait.
+    /// Performs a line. False if it has to wait.
     fn perform(&mut self, world: &mut World, line: &str) -> Result<bool> {
         let (verb, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match verb {
@@ -153,7 +155,7 @@ impl Script {
             "await" => self.is_so(world, rest),
             "do" => self.operate(world, rest).map(|()| true),
             "call" => self.call(world, rest).map(|()| true),
-            // What could not be done is no fault of the script: it may have been shrunk.
+            // An impossible action is not an error: the script may have been shrunk.
             _ => action::parse(line, &self.names).and_then(|action| world.perform(&action)).map(|_| true),
         }
     }
@@ -243,7 +245,7 @@ fn connected(turns: &Turns, load: &Load, node: u64) -> Option<crate::client::Con
     None
 }
 
-/// Asks until there is an answer that is no refusal.
+/// Retries a command until it is not refused.
 fn answer(turns: &Turns, load: &Load, node: u64, words: &[String]) -> Outcome<Reply> {
     let until = turns.now_us() + PATIENCE_MS * 1000;
     loop {
@@ -286,7 +288,10 @@ mod tests {
     fn what_was_done_is_written_as_a_script() {
         let (head, _) = read("workload register\nfaults kill").unwrap();
         let options = head.options(Path::new("out")).unwrap();
-        let text = write(9, &options, &[(70, Action::Kill(2)), (90, Action::Start(2))]);
-        assert_eq!(text, "seed 9\ntime 10\nworkload register\n70 kill 2\n90 start 2\n");
+        let knobs = Knobs::default();
+        let text = write(9, &options, &knobs, &[(70, Action::Kill(2)), (90, Action::Start(2))]);
+        let head = format!("seed 9\ntime 10\nworkload register\nknobs {knobs}\n");
+        assert_eq!(text, head + "70 kill 2\n90 start 2\n");
+        assert!(read(&text).unwrap().0.options(Path::new("out")).is_ok());
     }
 }

@@ -1,5 +1,6 @@
-//! Runs many seeds, several at a time, each in a process of its own: what a process draws by chance (the keys of hash
-//! tables, tokio's order of wake-ups) comes from the seed too (`entropy.rs`), and a world that does not end is ended.
+//! Runs many seeds, several in parallel, each in its own process: randomness of a process (the keys of hash
+//! tables, tokio's order of wake-ups) is derived from the seed too (`entropy.rs`), and a simulation that does
+//! not end can be killed.
 
 use std::{
     collections::BTreeMap,
@@ -18,76 +19,84 @@ use kvorum_raft::safeguard::Safeguard;
 
 use super::{faults::KINDS, one::Summary};
 
-/// The time between two lines of progress.
+/// The interval of progress lines.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// How long a seed may take: if its time stands still, something does the same for ever.
+/// How long a seed may take: if its simulated time does not advance, something loops forever.
 pub(super) const SEED_TIME_MAX: Duration = Duration::from_secs(300);
 
-/// What all seeds have in common.
+/// The options common to all seeds.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct World {
     /// Simulated seconds of load with faults for each seed
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub(super) time: u64,
-    /// What clients do [default: the seed's choice]
+    /// The workload of the clients [default: the seed's choice]
     #[arg(long, value_name = "NAME")]
     pub(super) workload: Option<String>,
-    /// What goes wrong, and nothing else [default: all that can]
+    /// The only kinds of faults to use [default: all]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
     pub(super) faults: Vec<String>,
-    /// Nodes at first [default: the seed's choice]
+    /// Initial number of nodes [default: the seed's choice]
     #[arg(long, value_name = "N")]
     pub(super) members: Option<u64>,
-    /// Clients meet as often as they can [default: in half of the seeds]
+    /// Maximize contention between clients [default: in half of the seeds]
     #[arg(long)]
     pub(super) contended: bool,
-    /// Clients of the workload [default: the seed's choice]
+    /// Number of clients of the workload [default: the seed's choice]
     #[arg(long, value_name = "N")]
     pub(super) clients: Option<usize>,
+    /// Begin the script while the cluster forms, not when it has formed
+    #[arg(long)]
+    pub(super) unformed: bool,
     /// Sizes that are otherwise the seed's choice, as log-entries-kept=1
     #[arg(long, value_name = "KNOB=N,...", value_delimiter = ',')]
     pub(super) knobs: Vec<String>,
     /// Directory for the histories of seeds that failed
     #[arg(long, value_name = "DIR", default_value = "sim-failures")]
     pub(super) out: PathBuf,
-    /// Syncs of the log do nothing: the simulation must find it
+    /// Let log syncs do nothing: the simulation must detect it
     #[arg(long)]
     pub(super) disks_lie: bool,
-    /// A safeguard of the server that is switched off: the simulation must find it
-    #[arg(long, value_name = "SAFEGUARD", value_parser = safeguard_named)]
-    pub(super) without: Option<Safeguard>,
+    /// Switch these safeguards of the server off: the simulation must detect it
+    #[arg(long, value_name = "SAFEGUARD,...", value_delimiter = ',', value_parser = safeguard_named)]
+    pub(super) without: Vec<Safeguard>,
+    /// Expected findings of the checks after every step, such as "committed entry lost"; they do not end the
+    /// run, because what is of interest comes later. The findings of clients and of the end of the run count
+    /// all the same
+    #[arg(long, value_name = "ANOMALY,...", value_delimiter = ',')]
+    pub(super) despite: Vec<String>,
 }
 
-/// What is missing in so many seeds of a workload, and in all of them, is no chance.
+/// What is missing in all seeds of a workload, and in at least this many, is not a coincidence.
 const WONDERS: u64 = 6;
 
 #[derive(Args, Debug)]
 pub(crate) struct Seeds {
-    /// How many seeds
+    /// Number of seeds
     #[arg(long, value_name = "N", default_value_t = 100)]
     seeds: u64,
     /// The first seed [default: a new one, printed]
     #[arg(long, value_name = "N")]
     from: Option<u64>,
-    /// Simulations at the same time [default: the number of cores]
+    /// Simulations to run in parallel [default: the number of cores]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Something is broken on purpose: go on until a seed finds it, and fail if none does
+    /// Something is broken on purpose: continue until a seed detects it, and fail if none does
     #[arg(long)]
     find: bool,
-    /// What it must find, in the words of a finding; may be said several times [default: anything]
+    /// Text that a finding must contain; may be repeated [default: any finding]
     #[arg(long, value_name = "TEXT", requires = "find")]
     finds: Vec<String>,
     #[command(flatten)]
     world: World,
 }
 
-/// What all seeds add up to.
+/// The totals of all seeds.
 #[derive(Default)]
 struct Sum {
     done: u64,
     failed: Vec<u64>,
-    /// Those that found what was looked for.
+    /// Seeds that found what was looked for.
     found: Vec<u64>,
     ok: usize,
     unknown: usize,
@@ -96,13 +105,13 @@ struct Sum {
     workloads: BTreeMap<String, Done>,
 }
 
-/// What was done of one workload.
+/// The totals of one workload.
 #[derive(Default)]
 struct Done {
     seeds: u64,
-    /// By what did not happen: in how many seeds.
+    /// What did not happen, and in how many seeds.
     missing: BTreeMap<String, u64>,
-    /// How often each operation was begun, and done.
+    /// How often each operation was invoked, and how often it succeeded.
     operations: BTreeMap<String, (usize, usize)>,
 }
 
@@ -118,7 +127,7 @@ impl Done {
         }
     }
 
-    /// What did not happen in any of the seeds, if there are enough of them to wonder.
+    /// What did not happen in any of the seeds, if there are enough of them.
     fn missing(&self) -> Vec<String> {
         if self.seeds < WONDERS {
             return Vec::new();
@@ -131,7 +140,7 @@ impl Done {
     }
 }
 
-/// True if no seed failed.
+/// Runs all seeds. True if none failed.
 pub(crate) fn run_seeds(options: &Seeds, is_asked_to_stop: fn() -> bool) -> Result<bool> {
     let from = options.from.unwrap_or_else(|| fastrand::u64(..1_000_000_000));
     let jobs = options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
@@ -222,23 +231,26 @@ fn add(sum: &mut Sum, seed: u64, summary: Option<Summary>, wanted: &[String]) {
 }
 
 impl World {
-    /// What is not left to the seed, as options with their values.
+    /// The options that are not left to the seed, with their values.
     pub(super) fn said(&self) -> Vec<(&'static str, String)> {
-        let without = Safeguard::ALL.iter().find(|(_, safeguard)| Some(*safeguard) == self.without);
+        let without = Safeguard::ALL.iter().filter(|(_, safeguard)| self.without.contains(safeguard));
+        let without: Vec<&str> = without.map(|(name, _)| *name).collect();
         let mut said = vec![("time", self.time.to_string())];
         let number = |number: u64| number.to_string();
         said.extend(self.workload.iter().map(|name| ("workload", name.clone())));
         said.extend(self.members.map(|members| ("members", number(members))));
         said.extend(self.contended.then(|| ("contended", String::new())));
         said.extend(self.clients.map(|clients| ("clients", number(clients as u64))));
+        said.extend(self.unformed.then(|| ("unformed", String::new())));
         said.extend((!self.knobs.is_empty()).then(|| ("knobs", self.knobs.join(","))));
         said.extend((!self.faults.is_empty()).then(|| ("faults", self.faults.join(","))));
         said.extend(self.disks_lie.then(|| ("disks-lie", String::new())));
-        said.extend(without.map(|(name, _)| ("without", (*name).to_owned())));
+        said.extend((!without.is_empty()).then(|| ("without", without.join(","))));
+        said.extend((!self.despite.is_empty()).then(|| ("despite", self.despite.join(","))));
         said
     }
 
-    /// Runs a seed in a process of its own. None if it does not end.
+    /// Runs a seed in its own process. None if it does not end.
     fn process(&self, seed: u64) -> Result<Option<Summary>> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
@@ -260,7 +272,7 @@ fn safeguard_named(name: &str) -> Result<Safeguard, String> {
     found.ok_or_else(|| format!("there are {}", names.join(", ")))
 }
 
-/// What a process writes until its end. None if it had to be ended.
+/// The output of a process until its end. None if it had to be killed.
 pub(super) fn within(mut child: Child, limit: Duration) -> Result<Option<Vec<u8>>> {
     let mut stdout = child.stdout.take().context("a pipe was asked for")?;
     let reader = std::thread::spawn(move || {

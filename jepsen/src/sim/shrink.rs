@@ -1,4 +1,4 @@
-//! Makes a script smaller: leaves lines out while the same is still found.
+//! Shrinks a script: removes lines as long as the same anomaly is still found.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,15 +15,15 @@ use super::{
 
 #[derive(Args, Debug)]
 pub(crate) struct Shrink {
-    /// The script of a seed that failed; the smaller one is written beside it
+    /// The script of a failed seed; the smaller one is written next to it
     #[arg(value_name = "FILE")]
     script: PathBuf,
-    /// What must still be found [default: what the script finds first]
+    /// The anomaly that must still be found [default: the first one of the script]
     #[arg(long, value_name = "ANOMALY")]
     anomaly: Option<String>,
 }
 
-/// True if something could be left out.
+/// Shrinks a script. True if any line could be removed.
 pub(crate) fn shrink(options: &Shrink, is_asked_to_stop: fn() -> bool) -> Result<bool> {
     let text = std::fs::read_to_string(&options.script).context("cannot read the script")?;
     let small = options.script.with_extension("small");
@@ -59,7 +59,7 @@ pub(crate) fn shrink(options: &Shrink, is_asked_to_stop: fn() -> bool) -> Result
     Ok(lines.len() < whole)
 }
 
-/// What a script finds, in a process of its own; nothing if it does not end.
+/// The anomalies found by a script, run in its own process; none if it does not end.
 fn anomalies(script: &Path) -> Result<Vec<String>> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(program);
@@ -67,7 +67,7 @@ fn anomalies(script: &Path) -> Result<Vec<String>> {
     command.arg("sim-one").arg("--script").arg(script).arg("--out").arg(out.path());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("cannot simulate")?;
     let Some(output) = within(child, SEED_TIME_MAX)? else { return Ok(Vec::new()) };
-    // A world that panicked has no summary, and is another matter.
+    // A run that panicked has no summary, and is another matter.
     let Ok(summary) = serde_json::from_slice::<Summary>(&output) else { return Ok(Vec::new()) };
     Ok(summary.findings.into_iter().map(|finding| finding.anomaly).collect())
 }

@@ -1,5 +1,5 @@
-//! Threads that take turns: one runs at a time, and the world says whose turn it is. So code that blocks, as that of the
-//! workloads does, lives in simulated time, and the same seed gives the same order.
+//! Threads that take turns: one runs at a time, and the world decides which. So blocking code, like that of
+//! the workloads, runs in simulated time, and the same seed gives the same order.
 
 use std::{
     io,
@@ -19,15 +19,15 @@ use crate::client::Wire;
 
 /// What a thread waits for.
 enum Wait {
-    /// A moment, in microseconds.
+    /// A time, in microseconds.
     Until(u64),
-    /// That, or something to read.
+    /// That time, or something to read.
     Read(Endpoint, u64),
     /// Nothing: it has ended.
     End,
 }
 
-/// One of the threads, as the world sees it. It ends when this is dropped.
+/// The world's handle of a thread. Dropping it ends the thread.
 pub(super) struct Actor {
     resume: Option<mpsc::Sender<()>>,
     waits: mpsc::Receiver<Wait>,
@@ -35,7 +35,7 @@ pub(super) struct Actor {
     thread: Option<JoinHandle<()>>,
 }
 
-/// One of the threads, as it sees itself.
+/// A thread's own handle.
 #[derive(Clone)]
 pub(super) struct Turns {
     now_us: Arc<AtomicU64>,
@@ -44,7 +44,7 @@ pub(super) struct Turns {
 }
 
 impl Actor {
-    /// A thread that has its first turn at once.
+    /// A thread that gets its first turn at once.
     pub(super) fn new(now_us: Arc<AtomicU64>, run: impl FnOnce(Turns) + Send + 'static) -> Actor {
         let (resume, resumed) = mpsc::channel();
         let (waiting, waits) = mpsc::channel();
@@ -71,7 +71,7 @@ impl Actor {
         matches!(self.wait, Wait::End)
     }
 
-    /// Gives it its turn; it runs until it waits again. False if it has panicked.
+    /// Gives it a turn, which lasts until it waits again. False if it has panicked.
     pub(super) fn run(&mut self) -> bool {
         let next = self.resume.as_ref().and_then(|resume| {
             resume.send(()).ok()?;
@@ -86,7 +86,7 @@ impl Actor {
 impl Drop for Actor {
     fn drop(&mut self) {
         self.resume = None;
-        // Its end, or its panic, was seen by `run`.
+        // `run` has seen its end or its panic.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }

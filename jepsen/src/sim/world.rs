@@ -1,7 +1,7 @@
-//! The simulated world: time, nodes, network, clients, and the look at all of them after every step.
+//! The simulated world: time, nodes, network, clients, and the checks of all of them after every step.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     path::PathBuf,
     sync::{
@@ -27,12 +27,9 @@ use super::{
     panics,
     turns::Actor,
 };
-use crate::{
-    check::Finding,
-    history::{Kind, NEMESIS},
-};
+use crate::history::{Kind, NEMESIS};
 
-/// How long a node is off that has ended itself, in milliseconds.
+/// How long a node that ended itself stays down, in milliseconds.
 const RESTART_MS: u64 = 400;
 
 pub(super) struct World {
@@ -49,25 +46,34 @@ pub(super) struct World {
     pub(super) chance: fastrand::Rng,
     /// Nodes that may end themselves: their disks were made to fail.
     pub(super) may_end: Vec<u64>,
-    /// When nodes that have ended themselves are started again.
+    /// When nodes that ended themselves are restarted.
     restarts: Vec<(u64, u64)>,
-    /// All nodes are asked to stop; so long after the end of the last they are started again.
+    /// All nodes are being asked to stop; they are restarted this long after the end of the last.
     stopping_all: Option<u64>,
-    /// And when each is.
+    /// When each of them is asked.
     stops: Vec<(u64, u64)>,
+    /// Nodes that must not be started.
+    pub(super) stays_off: BTreeSet<u64>,
     /// Copies of disks.
     copies: BTreeMap<u64, Kept>,
-    /// What was done, and when: a script.
+    /// All actions so far, and when: a script.
     pub(super) done: Vec<(u64, Action)>,
+    /// When the cluster was whole for the first time.
+    pub(super) formed_at: Option<u64>,
     pub(super) health: Health,
     knobs: Knobs,
     dir: PathBuf,
-    /// A sum of all that happened, to compare two runs.
+    /// A hash of everything that happened, to compare two runs.
     trace: DefaultHasher,
 }
 
+/// The voters according to a node.
+pub(super) fn voters_of(status: &Status) -> Vec<u64> {
+    status.members.iter().filter(|member| member.voter).map(|member| member.id).collect()
+}
+
 impl World {
-    /// A world with the first members, which are off. `dir` holds the nodes' identities.
+    /// A world with the first members, which are down. `dir` is for the nodes' identities.
     pub(super) fn new(
         dir: PathBuf,
         load: Arc<Load>,
@@ -78,14 +84,15 @@ impl World {
         mut chance: fastrand::Rng,
     ) -> World {
         network.distance_ms = knobs.distance_ms();
-        let first: Vec<u64> = (1..=members).collect();
+        let first_id = knobs.first_id();
+        let first: Vec<u64> = (first_id..first_id + members).collect();
         let node = |id: u64| (id, Node::new(id, dir.join(id.to_string()), &first, &knobs, &mut chance));
         let nodes = first.iter().copied().map(node).collect();
         World {
             now: 0,
             now_us,
             nodes,
-            next_id: members + 1,
+            next_id: first_id + members,
             network,
             actors: Vec::new(),
             load,
@@ -95,8 +102,10 @@ impl World {
             restarts: Vec::new(),
             stopping_all: None,
             stops: Vec::new(),
+            stays_off: BTreeSet::new(),
             copies: BTreeMap::new(),
             done: Vec::new(),
+            formed_at: None,
             health: Health::default(),
             knobs,
             dir,
@@ -110,25 +119,25 @@ impl World {
     }
 
     pub(super) fn found(&mut self, anomaly: &str, detail: String) {
-        self.invariants.findings.push(Finding::new(anomaly, detail, &[]));
+        self.invariants.found(anomaly, detail);
     }
 
     pub(super) fn actor(&mut self, run: impl FnOnce(super::turns::Turns) + Send + 'static) {
         self.actors.push(Actor::new(self.now_us.clone(), run));
     }
 
-    /// Does something, and writes it down. False if it could not be.
+    /// Performs an action and records it. False if it was impossible.
     pub(super) fn perform(&mut self, action: &Action) -> Result<bool> {
         self.done.push((self.now, action.clone()));
         action.perform(self)
     }
 
     pub(super) fn start(&mut self, id: u64) -> Result<()> {
-        if self.stopping_all.is_some() {
+        if self.stopping_all.is_some() || self.stays_off.contains(&id) {
             return Ok(());
         }
         if self.network.dark.remove(&id) {
-            // Its peers hear now that their streams are broken.
+            // Only now do its peers learn that their streams are broken.
             self.network.break_off(id);
         }
         match self.nodes.get_mut(&id).filter(|node| !node.is_running() && !node.is_damaged) {
@@ -137,7 +146,7 @@ impl World {
         }
     }
 
-    /// Ends a node's process, or its machine.
+    /// Ends a node's process, or cuts its machine's power.
     pub(super) fn end(&mut self, id: u64, loses_power: bool) {
         let Some(node) = self.nodes.get_mut(&id).filter(|node| node.is_running()) else { return };
         node.end(loses_power);
@@ -148,13 +157,13 @@ impl World {
         self.invariants.ended(id);
     }
 
-    /// Asks a node to stop; so long after its end it is started again.
+    /// Asks a node to stop; it is restarted this long after its end.
     pub(super) fn stop(&mut self, id: u64, back_ms: u64) -> bool {
         let now = self.now;
         self.nodes.get_mut(&id).is_some_and(|node| node.stop(now, back_ms))
     }
 
-    /// Asks all nodes to stop, one after the other, and the leader last.
+    /// Asks all nodes to stop, one after the other, the leader last.
     pub(super) fn stop_all(&mut self, back_ms: u64, apart_ms: u64) -> bool {
         let leader = self.leader().map(|leader| leader.node_id);
         let mut ids: Vec<u64> = self.nodes.keys().copied().collect();
@@ -164,7 +173,7 @@ impl World {
         true
     }
 
-    /// Asks nodes to stop whose turn it is.
+    /// Asks nodes to stop when their time has come.
     fn stop_in_turn(&mut self) {
         let now = self.now;
         let (due, rest) = std::mem::take(&mut self.stops).into_iter().partition(|(at, _)| *at <= now);
@@ -174,7 +183,7 @@ impl World {
         }
     }
 
-    /// Starts nodes again that were asked to stop, and have.
+    /// Restarts nodes that have stopped as asked.
     fn look_for_stopped(&mut self) {
         let stopped: Vec<(u64, Stopped)> =
             self.nodes.iter().filter_map(|(id, node)| Some((*id, node.stopped(self.now)?))).collect();
@@ -198,14 +207,14 @@ impl World {
         }
     }
 
-    /// Keeps a copy of the disk of a node that does not run.
+    /// Stores a copy of a node's disk.
     pub(super) fn copy_disk(&mut self, id: u64) -> Result<bool> {
-        let Some(node) = self.nodes.get(&id).filter(|node| !node.is_running()) else { return Ok(false) };
+        let Some(node) = self.nodes.get(&id) else { return Ok(false) };
         self.copies.insert(id, node.copy_disk()?);
         Ok(true)
     }
 
-    /// Puts the copy in the place of the disk of a node that does not run. From then on it may refuse to go on.
+    /// Replaces the disk of a node that does not run by its copy. From then on the node may end itself.
     pub(super) fn put_back_disk(&mut self, id: u64) -> Result<bool> {
         let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.is_running()) else { return Ok(false) };
         match self.copies.get(&id) {
@@ -214,13 +223,52 @@ impl World {
         }
     }
 
-    /// Whether all others have met a life of this node's disk that came after its copy.
-    pub(super) fn is_known(&self, id: u64) -> bool {
+    /// The nodes that must refuse this node with the copy of its disk: they have met a later life of it, are
+    /// healthy, and are connected. Empty if detection is not promised: the nodes that have not met a later
+    /// life could form a majority with it, or no node has met one.
+    pub(super) fn who_refuses(&self, id: u64) -> Vec<u64> {
         let peek = |node: &Node| node.look(|server| server.node().peek());
-        let Some(life) = self.nodes.get(&id).and_then(peek).map(|peek| peek.life) else { return false };
-        let is_later = self.copies.get(&id).and_then(Kept::life).is_some_and(|copied| copied < life);
-        let mut others = self.nodes.values().filter(|node| node.id != id);
-        is_later && others.all(|node| peek(node).is_some_and(|peek| peek.met.get(&id) == Some(&life)))
+        let copied = self.copies.get(&id).and_then(Kept::life).filter(|_| self.stopping_all.is_none());
+        let Some(copied) = copied else { return Vec::new() };
+        let knows =
+            |node: &&Node| peek(node).is_some_and(|peek| peek.met.get(&id).is_some_and(|met| *met > copied));
+        let is_pending = |node: &&Node| self.restarts.iter().any(|(_, back)| *back == node.id);
+        let others = || self.nodes.values().filter(|node| node.id != id);
+        let unknowing =
+            others().filter(|node| node.is_running() || is_pending(node)).filter(|node| !knows(node));
+        let unknowing = unknowing.count();
+        let is_outvoted = match self.voters_in_force() {
+            Some(voters) => unknowing < voters.len() / 2,
+            None => unknowing == 0,
+        };
+        let is_near = |node: &&Node| !self.network.are_apart(id, node.id) && self.is_steady(node);
+        let refusing = others().filter(|_| is_outvoted).filter(knows).filter(is_near);
+        refusing.map(|node| node.id).collect()
+    }
+
+    /// Whether a node runs, and will continue to run.
+    fn is_steady(&self, node: &Node) -> bool {
+        let ends = self.may_end.contains(&node.id) || node.is_stopping();
+        node.is_running() && !node.is_paused && !ends && node.ended().is_none()
+    }
+
+    pub(super) fn is_steady_still(&self, id: u64) -> bool {
+        self.nodes.get(&id).is_some_and(|node| self.is_steady(node))
+    }
+
+    /// Whether what this node has acknowledged is safe without it: no other disk is or may be damaged.
+    pub(super) fn can_spare(&self, id: u64) -> bool {
+        let is_doubtful =
+            |node: &Node| node.is_damaged || node.was_rolled_back || self.may_end.contains(&node.id);
+        let is_good =
+            |node: &Node| !is_doubtful(node) || why_not_ready(node).is_none() && !node.was_rolled_back;
+        self.nodes.values().filter(|node| node.id != id).all(is_good)
+    }
+
+    /// Whether the copy of a disk is from the node's present life.
+    pub(super) fn is_of_this_life(&self, id: u64) -> bool {
+        let life = self.nodes.get(&id).and_then(|node| node.look(|server| server.node().peek().life));
+        life.is_some() && self.copies.get(&id).and_then(Kept::life) == life
     }
 
     pub(super) fn forget_copies(&mut self) {
@@ -232,7 +280,7 @@ impl World {
         !self.copies.is_empty()
     }
 
-    /// Ends all that was done, and starts what is off.
+    /// Ends all faults, and starts nodes that are down.
     pub(super) fn heal(&mut self) -> Result<()> {
         self.network.heal();
         self.stopping_all = None;
@@ -250,7 +298,7 @@ impl World {
         Ok(())
     }
 
-    /// A new node, without data. It waits to be made a member.
+    /// Creates a node without data, which waits to be added as a member.
     pub(super) fn create(&mut self) -> Result<u64> {
         let id = self.next_id;
         self.next_id += 1;
@@ -260,26 +308,37 @@ impl World {
         Ok(id)
     }
 
-    /// Takes a node away for good.
+    /// Removes a node for good.
     pub(super) fn forget(&mut self, id: u64) {
         self.end(id, false);
         self.network.break_off(id);
         self.nodes.remove(&id);
     }
 
-    /// The leader of the highest term among the running.
+    /// The running leader with the highest term.
     pub(super) fn leader(&self) -> Option<Status> {
         let all = self.nodes.values().filter_map(Node::status);
         all.filter(|status| status.role == Role::Leader).max_by_key(|status| status.term)
     }
 
-    /// How many members vote.
-    pub(super) fn voters(&self) -> usize {
-        let of = |leader: Status| leader.members.iter().filter(|member| member.voter).count();
-        self.leader().map_or(0, of)
+    /// The number of voters according to the longest log. During a change, which adds or removes one, of the smaller
+    /// configuration: it needs a majority of its own.
+    pub(super) fn voters_at_least(&self) -> usize {
+        let known = self.newest().map_or(0, |newest| voters_of(&newest).len());
+        known.saturating_sub(usize::from(!self.is_settled()))
     }
 
-    /// Has a node do something beside its own. False if it is not there.
+    /// The status of the node with the longest log.
+    pub(super) fn newest(&self) -> Option<Status> {
+        self.nodes.values().filter_map(Node::status).max_by_key(|status| status.last_log_index)
+    }
+
+    /// The number of voters according to the leader.
+    pub(super) fn voters(&self) -> usize {
+        self.leader().map_or(0, |leader| voters_of(&leader).len())
+    }
+
+    /// Runs a task on a node. False if it does not exist.
     pub(super) fn ask<F: Future<Output = ()> + Send + 'static>(
         &self,
         asked: u64,
@@ -288,7 +347,7 @@ impl World {
         self.nodes.get(&asked).is_some_and(|node| node.ask(task))
     }
 
-    /// Has a node add another one.
+    /// Asks a node to add another one.
     pub(super) fn ask_to_add(&self, asked: u64, id: u64) {
         self.ask(asked, move |server| async move {
             // A refusal shows in the membership.
@@ -302,13 +361,23 @@ impl World {
         });
     }
 
-    /// Ends nodes that are no members any more, and asks again for those that are not yet.
+    /// Removes nodes that are no longer members, and asks again to add those that are not members yet.
     pub(super) fn settle_membership(&mut self) {
         let Some(leader) = self.leader().filter(|leader| leader.not_ready.is_none()) else { return };
+        // A former leader that does not know it yet may know less than all others of who is a member.
+        if self.nodes.values().filter_map(Node::status).any(|status| status.term > leader.term) {
+            return;
+        }
         let members: Vec<u64> = leader.members.iter().map(|member| member.id).collect();
-        for id in self.nodes.keys().copied().filter(|id| !members.contains(id)).collect::<Vec<_>>() {
+        // A node may have been removed before it knew that it had been added.
+        let leads = &self.nodes[&leader.node_id];
+        let is_retired = |id: u64| leads.look(|server| server.node().has_retired(id)) == Some(true);
+        let others = self.nodes.keys().copied().filter(|id| !members.contains(id));
+        for (id, is_retired) in others.map(|id| (id, is_retired(id))).collect::<Vec<_>>() {
             match self.nodes[&id].status() {
-                Some(status) if status.cluster_id.is_none() => self.ask_to_add(leader.node_id, id),
+                Some(status) if status.cluster_id.is_none() && !is_retired => {
+                    self.ask_to_add(leader.node_id, id)
+                }
                 None if !self.nodes[&id].is_damaged => {}
                 _ => self.forget(id),
             }
@@ -325,19 +394,19 @@ impl World {
         self.nodes.values().all(|node| why_not_ready(node).is_none())
     }
 
-    /// Whether no node has two memberships in force.
+    /// Whether no node is in a joint configuration.
     pub(super) fn is_settled(&self) -> bool {
         let is_joint = |node: &Node| node.look(|server| server.node().peek().configurations > 1);
         !self.nodes.values().any(|node| is_joint(node) == Some(true))
     }
 
-    /// Which nodes do not serve, and why.
+    /// The nodes that do not serve, with the reasons.
     pub(super) fn not_ready(&self) -> String {
         let why = |node: &Node| Some(format!("node {}: {}", node.id, why_not_ready(node)?));
         self.nodes.values().filter_map(why).collect::<Vec<_>>().join("; ")
     }
 
-    /// A millisecond.
+    /// Advances the world by one millisecond.
     pub(super) fn step(&mut self) -> Result<()> {
         self.now += 1;
         self.now_us.store(self.now * 1000, Ordering::Relaxed);
@@ -393,12 +462,12 @@ impl World {
             Some(at) => drop(self.may_end.swap_remove(at)),
             None => self.found("unexpected exit", format!("node {id}: {why}")),
         }
-        // A damaged log is for a person to look at: the node is replaced.
+        // A damaged log needs a person: the node is replaced.
         let is_damaged = why.contains("corrupted") || was_rolled_back;
         self.end(id, false);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.is_damaged = is_damaged;
-            // What comes after it is another disk, or the same one mended.
+            // Whatever comes next is another disk, or the same one repaired.
             node.storage.cut_power();
         }
         self.restarts.push((self.now + RESTART_MS, id));
@@ -411,7 +480,7 @@ impl World {
         due.into_iter().try_for_each(|(_, id)| self.start(id))
     }
 
-    /// The sum of all that happened up to now.
+    /// The hash of everything that happened so far.
     pub(super) fn trace(&self) -> u64 {
         self.trace.finish()
     }

@@ -1,4 +1,4 @@
-//! Transactions of one to four appends to lists and reads of them: RPUSH and LRANGE in MULTI; one alone goes
+//! Transactions of one to four appends to lists and reads of them: RPUSH and LRANGE in MULTI; a single step
 //! without MULTI.
 
 use std::{
@@ -15,8 +15,8 @@ use crate::{
     history::Operation,
 };
 
-/// How many keys are in use at a time if nothing else is said, and how many steps are made up for all of them before
-/// the next.
+/// The default number of keys in use at a time, and how many steps are generated for all of them before the
+/// next keys.
 const KEYS: u64 = 3;
 const GENERATION: u64 = 360;
 
@@ -32,7 +32,7 @@ impl Default for Append {
 }
 
 impl Append {
-    /// So many keys are in use at a time.
+    /// With this many keys in use at a time.
     pub(crate) fn with_keys(keys: u64) -> Append {
         Append { keys, steps: AtomicU64::default() }
     }

@@ -1,4 +1,4 @@
-//! Accounts: transfers between two of them in MULTI, and reads of all in MULTI. Money is neither made nor lost.
+//! Accounts: transfers between two of them in MULTI, and reads of all in MULTI. The total is constant.
 
 use std::time::Instant;
 

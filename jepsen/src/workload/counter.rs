@@ -1,5 +1,5 @@
-//! One counter: INCR, and GET. A read is at least what was acknowledged before it began, and at most what was begun
-//! before it ended; what an INCR answers is a read too, and no two answer the same.
+//! One counter: INCR and GET. A read is at least the number of increments acknowledged before it began, and
+//! at most the number begun before it ended; the reply of an INCR counts as a read too, and no two are equal.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -40,7 +40,7 @@ fn check(operations: &[Operation]) -> Judgement {
     let adds = || operations.iter().filter(|operation| operation.f == "add");
     let mut acknowledged: Vec<usize> = adds().filter(|add| add.is_ok()).map(|add| add.end).collect();
     acknowledged.sort_unstable();
-    // In the order of invocation already.
+    // They are in the order of invocation already.
     let begun: Vec<usize> = adds().filter(|add| add.may_have_happened()).map(|add| add.start).collect();
     let mut answers: HashMap<i64, usize> = HashMap::new();
     for operation in operations.iter().filter(|operation| operation.is_ok()) {

@@ -1,7 +1,8 @@
-//! Keys with a deadline: SET PX once for each key, and reads before and after. A key is there until its deadline,
-//! by a clock that runs like the client's but for the slew of the log's; once gone, it stays gone, on every node.
+//! Keys with a deadline: one SET PX for each key, and reads before and after. A key exists until its
+//! deadline, by a clock that runs like the client's except for the slew of the log clock; once gone, it stays
+//! gone, on every node.
 //!
-//! `set` has `[key, ttl_ms]`, `read` gives `[key, whether it is there]`.
+//! `set` has `[key, ttl_ms]`, `read` returns `[key, whether it exists]`.
 
 use std::{
     collections::HashMap,
@@ -18,12 +19,12 @@ use crate::{
     history::Operation,
 };
 
-/// Reads look at so many of the newest keys.
+/// Reads choose among this many of the newest keys.
 const KEYS: u64 = 30;
 const TTL_MS: std::ops::Range<u64> = 200..3_000;
-/// How far a deadline may be off: the clock's slew, and its steps of a millisecond.
+/// How much too early a key may expire: the slew of the log clock, and its steps of a millisecond.
 const EARLY_MS: u64 = 20;
-/// How long after its deadline a key may be seen: the clock of a new leader may lag by an election.
+/// How long after its deadline a key may still be seen: a new leader's clock may lag by an election.
 const LATE_MS: u64 = 2_000;
 
 #[derive(Default)]
@@ -131,7 +132,7 @@ mod tests {
         let read = |is_there: bool| {
             vec![(2, Invoke, "read", json!([1, null])), (2, Ok, "read", json!([1, is_there]))]
         };
-        // Milliseconds at which the events happen, two for an operation.
+        // The times of the events in milliseconds, two for each operation.
         for (name, parts, times) in [
             (None, vec![set(Ok), read(true), read(false)], [0, 5, 900, 901, 1001, 1002]),
             (Some("expired early"), vec![set(Ok), read(true), read(false)], [0, 5, 700, 701, 900, 901]),

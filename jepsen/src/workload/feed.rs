@@ -1,11 +1,11 @@
-//! The change feed: writes to strings and lists, and readers that go on at any node from where they were, after a
-//! goodbye or after their connection was cut. In the end every node tells all that its history holds.
+//! The change feed: writes to strings and lists, and readers that resume on any node from their last index,
+//! after unsubscribing or after their connection was cut. At the end every node replays its whole history.
 //!
-//! `set`, `push`, `del` and `txn` have `{keys, element}`, a set perhaps `px` too; they give the `span`: two log indexes,
-//! between which they were applied, as tokens that were taken before and after say. `watch` and `replay` have
-//! `{prefix, from}`, and whether the end `is_cut`. They give where they `begin`, the `messages` as `[index, events]`, and
-//! `until` which index all was told; or where the history begins, if it is `compacted`. `read` has `{keys}` and gives the
-//! `value`.
+//! `set`, `push`, `del` and `txn` have `{keys, element}`, a set sometimes `px` too; they return the `span`:
+//! two log indexes between which they were applied, taken from tokens before and after. `watch` and `replay`
+//! have `{prefix, from}`, and whether the end `is_cut`. They return where they `begin`, the `messages` as
+//! `[index, events]`, and the index `until` which everything was received; or where the history begins, if it
+//! is `compacted`. `read` has `{keys}` and returns the `value`.
 
 use std::{
     collections::BTreeMap,
@@ -25,30 +25,32 @@ use crate::{
     history::Operation,
 };
 
-/// How many strings and lists are in use at a time, and how many operations are made up for them before the next.
+/// How many strings and lists are in use at a time, and how many operations are generated for them before the
+/// next.
 const KEYS: u64 = 4;
 const GENERATION: u64 = 400;
-/// How long some strings live.
+/// The TTL of some strings.
 const PX_MS: u64 = 300;
-/// What the readers want to see, and how long they read at a time.
+/// The filters of the readers, and how long they read at a time.
 const PREFIXES: &[&str] = &["feed:", "feed:", "feed:string:"];
 const WATCHED: Duration = Duration::from_millis(250);
-/// How long a node may take to tell all that it has.
+/// How long a node may take to replay its history.
 const REPLAYED: Duration = Duration::from_secs(5);
-/// One reading in so many ends with its connection.
+/// One reading in this many ends by cutting its connection.
 const CUT_ODDS: u32 = 2;
-/// One reading in so many begins further back, by so many indexes at most.
+/// One reading in this many begins further back, by at most this many indexes.
 const BACK_ODDS: u32 = 8;
 const BACK_MAX: u64 = 2_000;
-/// So often a reader looks for a node whose history reaches back far enough, before it goes on later.
+/// How often a reader tries to find a node whose history reaches back far enough, before it resumes at a
+/// later index.
 const COMPACTED_MAX: u32 = 5;
 
-/// Where a reader is.
+/// The position of a reader.
 #[derive(Clone, Copy, Default)]
 struct Reader {
     last: Option<u64>,
     is_reading: bool,
-    /// How many nodes in a row had no history so old.
+    /// How many nodes in a row had too short a history.
     compacted: u32,
 }
 
@@ -66,7 +68,7 @@ fn list(key: u64) -> String {
     format!("feed:list:{key}")
 }
 
-/// The log index of a token; None where there is none, which changes nothing.
+/// The log index of a token; None if none was received, which is harmless.
 fn position(connection: &mut Connection) -> Option<u64> {
     let Ok(Reply::Text(token)) = connection.call(&["CLIENT", "CONSISTENCY", "TOKEN"]) else { return None };
     token.rsplit_once('-')?.1.parse().ok()
@@ -107,7 +109,7 @@ fn write(connection: &mut Connection, f: &str, value: &Value) -> Outcome<()> {
     Ok(())
 }
 
-/// Reads on from an index, for a while or up to the index `enough`.
+/// Reads from an index on, for a while or up to the index `enough`.
 fn read_on(
     connection: &mut Connection,
     input: &Value,
@@ -152,7 +154,7 @@ impl Feed {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to read, if this reader does not read already.
+    /// Begins to read, if this reader is not reading already.
     fn begin(&self, random: &mut fastrand::Rng) -> Option<Value> {
         let number = random.u64(..PREFIXES.len() as u64);
         let mut readers = self.readers();
@@ -186,7 +188,7 @@ impl Feed {
     }
 }
 
-/// All that a node has: from the beginning, or from where its history begins.
+/// The whole history of a node: from the beginning, or from its oldest index.
 fn replay(connection: &mut Connection, input: &Value) -> Outcome<Value> {
     let enough = position(connection);
     let done = read_on(connection, input, REPLAYED, enough)?;

@@ -1,5 +1,5 @@
-//! Numbers that are given out: by INCR, and as fencing tokens, each by a lock of its own. None is given twice, and
-//! one that was asked for after another was received is greater.
+//! Numbers that are handed out: by INCR, and as fencing tokens, each from a different lock. None is given
+//! twice, and one requested after another was received is greater.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -20,7 +20,7 @@ pub(crate) struct Ids {
     locks: AtomicU64,
 }
 
-/// The token of a grant; None when others hold the lock.
+/// The token of a grant; None if others hold the lock.
 pub(super) fn acquire(
     connection: &mut Connection,
     lock: &str,

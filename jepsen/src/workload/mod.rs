@@ -1,16 +1,16 @@
-//! What clients do. A workload makes up operations, carries one out on a connection, and judges all of them. It is
-//! shared by all clients; keys are used for a while and then left, so that no key's history grows without end.
+//! What clients do. A workload generates operations, executes each on a connection, and judges all of them.
+//! It is shared by all clients; keys are used for a while and then abandoned, so that no key's history grows
+//! without bound.
 
 mod append;
 mod bank;
+mod coordination;
 mod counter;
 mod expiry;
 mod feed;
-mod holds;
 mod ids;
-mod lock;
-mod once;
 mod pop;
+mod queue;
 mod read_levels;
 mod register;
 mod set;
@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use coordination::{holds, lock, once};
 use serde_json::Value;
 
 use crate::{
@@ -29,10 +30,10 @@ use crate::{
     history::{Kind, Operation, Recorder},
 };
 
-/// How an operation ended, when it was not simply done.
+/// How an operation ended, if it did not simply succeed.
 pub(crate) enum Ended {
     Failure(Failure),
-    /// Nothing was done, and the value says what was found instead.
+    /// Nothing was done, and the value contains what was found instead.
     Otherwise(Value),
 }
 
@@ -43,7 +44,7 @@ impl From<Failure> for Ended {
 }
 
 pub(crate) trait Workload: Send + Sync {
-    /// Before all others, once.
+    /// Called once, before all operations.
     fn prepare(&self, _: &mut Connection) -> Outcome<()> {
         Ok(())
     }
@@ -56,10 +57,10 @@ pub(crate) trait Workload: Send + Sync {
         None
     }
 
-    /// Carries it out; gives the value with what was read.
+    /// Executes an operation; returns the value with what was read.
     fn invoke(&self, connection: &mut Connection, f: &str, value: &Value) -> Result<Value, Ended>;
 
-    /// One operation, recorded. A process whose outcome is not known is over.
+    /// Executes and records an operation. After an unknown outcome the process is finished.
     fn carry_out(
         &self,
         recorder: &Recorder,
@@ -80,19 +81,19 @@ pub(crate) trait Workload: Send + Sync {
         kind
     }
 
-    /// Longer than any deadline of a key that it sets: only then the nodes' contents stand still.
+    /// Longer than any TTL that it sets: only then do the nodes' contents stop changing.
     fn settles_within(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// What is read through every node in the end.
+    /// The final reads through every node.
     fn last(&self) -> Vec<(&'static str, Value)>;
 
-    /// Judges all operations, until `deadline` at the longest.
+    /// Judges all operations, until `deadline` at the latest.
     fn check(&self, operations: &[Operation], deadline: Instant) -> Judgement;
 }
 
-/// Every workload's name, and what it is about.
+/// The name of every workload, and what it tests.
 pub(crate) const NAMES: &[(&str, &str)] = &[
     ("register", "reads, writes and compare-and-set (SET IFEQ, WATCH): each key linearizable"),
     ("append", "RPUSH and LRANGE in MULTI: strictly serializable, by cycles"),
@@ -101,6 +102,7 @@ pub(crate) const NAMES: &[(&str, &str)] = &[
     ("ids", "INCR and the tokens of LOCK.ACQUIRE: unique and rising"),
     ("bank", "transfers in MULTI: the total is constant"),
     ("pop", "SADD and SPOP, which chooses by chance: nothing taken twice"),
+    ("queue", "RPUSH, BLPOP and BLMOVE: nothing taken twice, in order, nobody waits in vain"),
     ("expiry", "SET PX: never early, never back"),
     ("lock", "read, pause, write under LOCK.ACQUIRE with FENCE: no lost update"),
     ("read-levels", "LRANGE at each level, and after tokens: no older than was asked for"),
@@ -124,6 +126,7 @@ pub(crate) fn named(name: &str) -> Option<Arc<dyn Workload>> {
         "counter" => Arc::new(counter::Counter),
         "ids" => Arc::new(ids::Ids::default()),
         "pop" => Arc::new(pop::Pop::default()),
+        "queue" => Arc::new(queue::Queue::default()),
         "bank" => Arc::new(bank::Bank),
         "expiry" => Arc::new(expiry::Expiry::default()),
         "lock" => Arc::new(lock::Lock::new(true)),
@@ -138,29 +141,45 @@ pub(crate) fn named(name: &str) -> Option<Arc<dyn Workload>> {
     })
 }
 
-/// The same for a simulation, which looks at everything after every step: less in all, and on so few keys, if it is
-/// said and can be.
-pub(crate) fn simulated(name: &str, keys: Option<u64>) -> Option<Arc<dyn Workload>> {
-    Some(match (name, keys) {
-        ("register", Some(keys)) => Arc::new(register::Register::with_keys(keys)),
-        ("append", Some(keys)) => Arc::new(append::Append::with_keys(keys)),
-        ("snapshot", _) => Arc::new(snapshot::Snapshot::small()),
+/// These have readers, keys that few clients can meet at, and checkers that are quick with long histories.
+const CONTENDED: &[&str] = &["register", "append", "set", "counter"];
+
+/// Whether clients of a workload can contend for few keys.
+pub(crate) fn suits_contention(name: &str) -> bool {
+    CONTENDED.contains(&name)
+}
+
+/// The same with this many keys at a time, where that can be chosen.
+pub(crate) fn with_keys(name: &str, keys: u64) -> Option<Arc<dyn Workload>> {
+    Some(match name {
+        "register" => Arc::new(register::Register::with_keys(keys)),
+        "append" => Arc::new(append::Append::with_keys(keys)),
         _ => return named(name),
     })
 }
 
-/// Words of a command.
+/// The same for a simulation, which checks everything after every step: less data, and only this many keys,
+/// if given and supported.
+pub(crate) fn simulated(name: &str, keys: Option<u64>) -> Option<Arc<dyn Workload>> {
+    match (name, keys) {
+        ("snapshot", _) => Some(Arc::new(snapshot::Snapshot::small())),
+        (_, Some(keys)) => with_keys(name, keys),
+        _ => named(name),
+    }
+}
+
+/// The words of a command.
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// The reads that show every key from 0 to `count`.
+/// The reads of every key from 0 to `count`.
 fn reads_of_keys(count: u64) -> Vec<(&'static str, Value)> {
     (0..count).map(|key| ("read", serde_json::json!([key, null]))).collect()
 }
 
-/// Takes messages, each in its parts, for a while or until `take` gives false. Then says `goodbye` and gives its reply;
-/// None if there is none, because the connection was cut: by others, or for want of a goodbye.
+/// Receives messages, each split into its parts, for a while or until `take` returns false. Then sends
+/// `goodbye` and returns its reply; None if the connection was cut, by others or because there is no goodbye.
 fn listen(
     connection: &mut Connection,
     duration: Duration,
@@ -182,7 +201,7 @@ fn listen(
             },
             Ok(Some(reply)) if is_ending => return Ok(Some(reply)),
             Ok(Some(reply)) => return Err(reply.unexpected()),
-            // What was told before was told.
+            // The messages received before count.
             Err(_) => return Ok(None),
             Ok(None) => {
                 let Some(command) = goodbye.take() else {

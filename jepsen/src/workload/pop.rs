@@ -1,10 +1,10 @@
-//! Sets that are filled and emptied: SADD and SPOP, which chooses by chance. Each element is taken at most once, and
-//! replicas that choose differently show at the next look at their contents.
+//! Sets that are filled and emptied: SADD and SPOP, which chooses at random. Each element is taken at most
+//! once, and replicas that choose differently are detected when their contents are compared.
 //!
-//! `add` has `[key, element]`, `pop` gives `[key, element or null]`, `read` gives `[key, [elements]]`.
+//! `add` has `[key, element]`, `pop` returns `[key, element or null]`, `read` returns `[key, [elements]]`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 
 use super::{Ended, Workload, reads_of_keys};
 use crate::{
-    check::Judgement,
+    check::{Judgement, by_key},
     client::{Connection, Failure},
     history::Operation,
 };
 
-/// How many sets are in use at a time, and how many operations are made up for all of them before the next.
+/// How many sets are in use at a time, and how many operations are generated for all of them before the next.
 const KEYS: u64 = 2;
 const GENERATION: u64 = 400;
 
@@ -55,18 +55,14 @@ impl Workload for Pop {
     }
 
     fn check(&self, operations: &[Operation], _: Instant) -> Judgement {
-        let mut keys: BTreeMap<String, Vec<&Operation>> = BTreeMap::new();
-        for operation in operations {
-            keys.entry(operation.input[0].to_string()).or_default().push(operation);
-        }
         let mut judgement = Judgement::default();
-        keys.values().for_each(|operations| check(operations, &mut judgement));
+        by_key(operations, 0).values().for_each(|operations| check(operations, &mut judgement));
         judgement
     }
 }
 
 /// Judges one key.
-fn check(operations: &[&Operation], judgement: &mut Judgement) {
+pub(super) fn check(operations: &[&Operation], judgement: &mut Judgement) {
     let of = |f: &'static str| operations.iter().copied().filter(move |operation| operation.f == f);
     let adds: HashMap<i64, &Operation> =
         of("add").filter_map(|add| Some((add.input[1].as_i64()?, add))).collect();
@@ -99,7 +95,7 @@ fn check(operations: &[&Operation], judgement: &mut Judgement) {
             add.is_ok() && add.end < read.start && !takers.contains_key(element) && !present.contains(element)
         };
         let missing: Vec<i64> = adds.iter().filter(is_missing).map(|(element, _)| *element).collect();
-        // An operation of unknown outcome may have taken one.
+        // An operation with an unknown outcome may have taken one.
         if missing.len() > unknown {
             let detail = format!("{missing:?} were added, and nobody has taken them");
             judgement.found("lost write", detail, &[read.start]);

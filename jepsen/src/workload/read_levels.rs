@@ -1,8 +1,8 @@
-//! Reads at every level: lists that grow by RPUSH, read by LRANGE on any node, linearizable, by lease, with a bounded
-//! age, stale, and stale after a token that another connection took on another node.
+//! Reads at every level: lists that grow by RPUSH, read by LRANGE on any node: linearizable, by lease, with
+//! bounded staleness, stale, and stale after a token that another connection took on another node.
 //!
-//! `append` has `{key, element}` and gives its `length` too; a read has `{key}`, with `ms` or `after`, and gives the
-//! `list`. Both give the `connection`, and the `token` if one was taken.
+//! `append` has `{key, element}` and returns its `length` too; a read has `{key}`, with `ms` or `after`, and
+//! returns the `list`. Both return the `connection`, and the `token` if one was taken.
 
 use std::{
     collections::VecDeque,
@@ -22,12 +22,13 @@ use crate::{
     history::Operation,
 };
 
-/// How many lists are in use at a time, and how many operations are made up for all of them before the next.
+/// How many lists are in use at a time, and how many operations are generated for all of them before the
+/// next.
 const KEYS: u64 = 3;
 const GENERATION: u64 = 300;
-/// The ages that are asked for: less than a round takes when a fault is on, and more.
+/// The bounds that are used: both less and more than a round trip takes during a fault.
 const BOUNDS_MS: &[u64] = &[20, 200, 1_000];
-/// The newest tokens are handed on.
+/// This many of the newest tokens are used by other clients.
 const TOKENS: usize = 8;
 
 #[derive(Default)]
@@ -37,7 +38,7 @@ pub(crate) struct ReadLevels {
 }
 
 impl ReadLevels {
-    /// Takes a token on a connection, for others. It changes nothing, so its failure is none.
+    /// Takes a token on a connection, for other clients. It changes nothing, so a failure is ignored.
     fn take_token(&self, connection: &mut Connection) -> Option<String> {
         let Ok(Reply::Text(token)) = connection.call(&["CLIENT", "CONSISTENCY", "TOKEN"]) else {
             return None;
@@ -71,7 +72,7 @@ impl ReadLevels {
     }
 }
 
-/// A read at a level of chance; after the token, if there is one.
+/// A read at a random level; after the token, if there is one.
 fn read_of(key: u64, random: &mut fastrand::Rng, token: Option<String>) -> (&'static str, Value) {
     match (random.u8(..6), token) {
         (0, _) => ("read-linearizable", json!({"key": key})),

@@ -1,4 +1,5 @@
-//! Registers: GET, SET, and compare-and-set by SET IFEQ (even values) and by WATCH, GET, MULTI, SET (odd values).
+//! Registers: GET, SET, and compare-and-set by SET IFEQ (even values) and by WATCH, GET, MULTI, SET (odd
+//! values).
 
 use std::{
     collections::HashMap,
@@ -18,16 +19,16 @@ use crate::{
     history::Operation,
 };
 
-/// How many keys are in use at a time if nothing else is said, and how many operations are made up for all of them
-/// before the next.
+/// The default number of keys in use at a time, and how many operations are generated for all of them before
+/// the next.
 const KEYS: u64 = 4;
 const GENERATION: u64 = 800;
 
 pub(crate) struct Register {
     keys: u64,
-    /// Operations made up; also the values that are written, so each is written once.
+    /// The number of operations generated; also the values written, so that each is written only once.
     count: AtomicU64,
-    /// What a key was, as far as known: for compare-and-set that has a chance.
+    /// The last known value of each key, so that compare-and-set can succeed.
     known: Mutex<HashMap<u64, i64>>,
 }
 
@@ -38,7 +39,7 @@ impl Default for Register {
 }
 
 impl Register {
-    /// So many keys are in use at a time.
+    /// With this many keys in use at a time.
     pub(crate) fn with_keys(keys: u64) -> Register {
         Register { keys, count: AtomicU64::default(), known: Mutex::default() }
     }
@@ -77,7 +78,7 @@ impl Workload for Register {
             "read" => {
                 let found = connection.call(&["GET", &key])?.number()?;
                 self.learn(number, found);
-                // Knossos takes null for a read that fits any value.
+                // For Knossos, null is a read that matches any value.
                 Ok(json!([number, found.map_or_else(|| ":missing".into(), Value::from)]))
             }
             "write" => {
@@ -110,7 +111,7 @@ impl Workload for Register {
     }
 }
 
-/// Both give the value that was found; if it is the one that was expected, it was replaced.
+/// Both return the value that was found; if it is the expected one, it was replaced.
 fn if_equal(connection: &mut Connection, key: &str, value: &Value) -> Outcome<Option<i64>> {
     let (old, new) = (value[1][0].to_string(), value[1][1].to_string());
     connection.call(&["SET", key, &new, "IFEQ", &old, "GET"])?.number()

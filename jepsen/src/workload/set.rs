@@ -1,4 +1,4 @@
-//! Sets that grow: SADD and SMEMBERS.
+//! Growing sets: SADD and SMEMBERS.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use crate::{
     history::Operation,
 };
 
-/// How many sets are in use at a time, and how many operations are made up for all of them before the next.
+/// How many sets are in use at a time, and how many operations are generated for all of them before the next.
 const KEYS: u64 = 2;
 const GENERATION: u64 = 400;
 

@@ -1,8 +1,9 @@
-//! Snapshots and checkpoints under load: megabytes in keys of every type, rewritten all the time, beside the transactions
-//! of `append`. Followers that fall behind get snapshots; nodes tell the digests of their states, as in the end of every
-//! run, and how many snapshots they have installed. A run in which none did proves nothing.
+//! Snapshots and checkpoints under load: megabytes in keys of every type, rewritten continuously, besides the
+//! transactions of `append`. Followers that fall behind get snapshots; nodes report the digests of their
+//! states, as at the end of every run, and how many snapshots they have installed. A run without any proves
+//! nothing.
 //!
-//! `bulk` has `{kind, key, seed}`; `status` gives counts of the node that is asked.
+//! `bulk` has `{kind, key, seed}`; `status` returns counts of the node that was asked.
 
 use std::{
     collections::HashMap,
@@ -21,11 +22,11 @@ use crate::{
 };
 
 const KINDS: &[&str] = &["string", "list", "set", "hash", "zset"];
-/// How many keys there are of each kind, and of how many parts of which size each consists: together 6 MB ...
+/// How many keys there are of each kind, and the number and size of the parts of each: 6 MB in all ...
 const LARGE: Size = Size { keys: 40, parts: 64, part_bytes: 480 };
 /// ... or 25 KB.
 const SMALL: Size = Size { keys: 8, parts: 10, part_bytes: 60 };
-/// What a node counts since its start.
+/// The counters of a node since its start.
 const COUNTS: &[&str] = &["snapshots_installed", "snapshots_sent", "checkpoints"];
 
 #[derive(Clone, Copy)]
@@ -48,13 +49,13 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// With kilobytes, where other things than size make many pages.
+    /// With kilobytes, for where other limits than size make many pages.
     pub(crate) fn small() -> Snapshot {
         Snapshot { size: SMALL, ..Snapshot::default() }
     }
 }
 
-/// Writes a key anew, with content that the seed makes.
+/// Rewrites a key, with content generated from the seed.
 fn bulk(connection: &mut Connection, value: &Value, size: Size) -> Outcome<()> {
     let (kind, seed) =
         (value["kind"].as_str().unwrap_or_default(), value["seed"].as_u64().unwrap_or_default());
@@ -73,7 +74,7 @@ fn bulk(connection: &mut Connection, value: &Value, size: Size) -> Outcome<()> {
     match kind {
         "string" => write.push(parts.by_ref().collect()),
         "list" | "set" => write.extend(parts),
-        // The names of fields and the scores.
+        // The fields of hashes, or the scores.
         _ => parts.enumerate().for_each(|(number, part)| write.extend([number.to_string(), part])),
     }
     let replies = connection.transaction(&[words(&["DEL", &key]), write])?;
@@ -138,7 +139,8 @@ impl Workload for Snapshot {
     }
 }
 
-/// A count is lost with its process. A snapshot is counted on both sides, so one of them is enough.
+/// A process loses its counts when it ends. A snapshot is counted on both sides, so one of the counts is
+/// enough.
 fn look_for_snapshots(operations: &[Operation], judgement: &mut Judgement) {
     let is_told = |counts: &[&str]| {
         let mut told = operations.iter().filter(|it| it.f == "status" && it.is_ok());

@@ -17,8 +17,8 @@ use std::{
 pub(crate) trait Disk: Send + Sync + 'static {
     /// Names and lengths of all files.
     fn list(&self) -> io::Result<Vec<(String, u64)>>;
-    /// Creates a file that reads as `bytes` zeros. Its space is reserved where the system can do so. Nothing is left of it if that
-    /// fails.
+    /// Creates a file that reads as `bytes` zeros. Its space is reserved where the system can do so. If that
+    /// fails, nothing of the file remains.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
@@ -28,10 +28,10 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
-    /// What a message to the operator calls the file.
+    /// The name of the file in messages to the operator.
     fn path(&self, name: &str) -> PathBuf;
-    /// How long the sync that comes takes in simulated time; a simulated disk's log has tasks in place of threads. None
-    /// for a disk that takes its time itself.
+    /// How long the next sync takes in simulated time; the log of a simulated disk has tasks instead of
+    /// threads. None for a disk that takes real time.
     fn simulated_sync(&self) -> Option<Duration> {
         None
     }
@@ -53,7 +53,7 @@ pub(super) struct RealDisk {
 }
 
 impl RealDisk {
-    /// Creates the directory when it is missing, durably.
+    /// Creates the directory if it is missing, durably.
     pub(super) fn new(dir: PathBuf) -> io::Result<RealDisk> {
         fs::create_dir_all(&dir)?;
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -76,7 +76,7 @@ pub(super) fn list(dir: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(files)
 }
 
-/// Has an empty file read as so many zeros.
+/// Makes an empty file read as this many zeros.
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     let length = i64::try_from(bytes).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open for the whole call, and fallocate touches no memory.
@@ -98,7 +98,7 @@ impl Disk for RealDisk {
         let path = self.dir.join(name);
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         if let Err(error) = reserve(&file, bytes) {
-            // Should it stay, whoever tries again is told.
+            // If the file remains, the next attempt reports that.
             let _ = fs::remove_file(path);
             return Err(error);
         }

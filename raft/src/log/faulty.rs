@@ -1,5 +1,5 @@
-//! A disk in memory that does what disks do in a power cut: it forgets what was not synced, write by write and
-//! sector by sector, and refuses when told to. Names are forgotten from the newest change backwards, as a
+//! A disk in memory that does what disks do in a power cut: it forgets what was not synced, write by write
+//! and sector by sector, and refuses when told to. Names are forgotten from the newest change backwards, as a
 //! journalling file system does. The simulation's nodes have their logs on it.
 
 use std::{
@@ -19,7 +19,7 @@ use super::disk::{Disk, DiskFile};
 
 const SECTOR_BYTES: usize = 512;
 const NEVER: u64 = u64::MAX;
-/// A file with less has no frames to spare.
+/// A smaller file has no frames to spare.
 #[cfg(feature = "simulation")]
 const FLIPPED_BYTES_MIN: usize = 4 << 10;
 
@@ -27,7 +27,7 @@ const FLIPPED_BYTES_MIN: usize = 4 << 10;
 pub(crate) struct FaultyDisk {
     directory: Arc<Mutex<Directory>>,
     faults: Arc<Faults>,
-    /// How long the sync that comes takes in simulated time.
+    /// How long the next sync takes in simulated time.
     pace: Option<Pace>,
 }
 
@@ -42,12 +42,12 @@ struct Directory {
 }
 
 struct Faults {
-    /// Counts down; the sync or write that finds 0 fails, as all that follow.
+    /// Counts down; the sync or write that finds 0 fails, and so do all that follow.
     syncs_left: AtomicU64,
     writes_left: AtomicU64,
     /// Syncs succeed and do nothing.
     lies: AtomicBool,
-    /// There is no space: writes end in the middle.
+    /// There is no space: writes stop half way.
     is_full: AtomicBool,
     /// Larger files find no space.
     file_bytes_max: AtomicU64,
@@ -100,7 +100,7 @@ impl FaultyDisk {
         FaultyDisk { pace: Some(pace), ..self }
     }
 
-    /// The same disk with these files, all durable. The present one works no more.
+    /// The same disk with these files, all durable. The present one no longer works.
     #[cfg(feature = "simulation")]
     pub(crate) fn with_files(&self, files: BTreeMap<String, Vec<u8>>) -> FaultyDisk {
         self.fail_after_syncs(0);
@@ -114,8 +114,8 @@ impl FaultyDisk {
         self.faults.lies.store(true, Ordering::SeqCst);
     }
 
-    /// Changes one bit of a file whose name ends so, in the first half of what is durable: a frame behind it says that it
-    /// was. False if there is no such file.
+    /// Flips one bit of a file whose name ends with `suffix`, in the first half of what is durable: a later
+    /// frame says that it was. False if there is no such file.
     #[cfg(feature = "simulation")]
     pub(crate) fn flip(&self, suffix: &str, rng: &mut fastrand::Rng) -> bool {
         let directory = self.directory.lock();
@@ -136,13 +136,13 @@ impl FaultyDisk {
         self.faults.syncs_left.store(syncs, Ordering::SeqCst);
     }
 
-    /// From now on there is no space, or there is some again.
+    /// From now on there is no space, or there is space again.
     #[cfg(test)]
     pub(crate) fn fill(&self, is_full: bool) {
         self.faults.is_full.store(is_full, Ordering::SeqCst);
     }
 
-    /// From now on there is space for no larger file.
+    /// From now on there is no space for larger files.
     #[cfg(test)]
     pub(crate) fn limit_files(&self, bytes_max: u64) {
         self.faults.file_bytes_max.store(bytes_max, Ordering::SeqCst);
@@ -152,7 +152,7 @@ impl FaultyDisk {
         self.faults.writes_left.store(writes, Ordering::SeqCst);
     }
 
-    /// What a power cut leaves, as a new disk. The present one works no more.
+    /// What a power cut leaves, as a new disk. The present one no longer works.
     pub(crate) fn crash(&self, rng: &mut fastrand::Rng) -> FaultyDisk {
         self.fail_after_syncs(0);
         self.fail_after_writes(0);
@@ -314,7 +314,7 @@ mod tests {
 
     use super::*;
 
-    /// A fault injector needs proof that it bites.
+    /// A fault injector needs proof that it injects faults.
     #[test]
     fn a_crash_forgets_and_tears_what_was_not_synced() {
         let mut rng = fastrand::Rng::with_seed(7);

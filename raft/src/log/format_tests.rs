@@ -1,11 +1,15 @@
-//! What the form of the log's files promises: content never passes for structure, earlier forms are read, and files have the
-//! size that they say.
+//! What the format of the log's files promises: content never passes for structure, earlier formats are read,
+//! and files have the size that they record.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use openraft::{EntryPayload, RaftLogReader, storage::RaftLogStorage};
+use openraft::{
+    EntryPayload, RaftLogReader,
+    storage::{IOFlushed, RaftLogStorage},
+    type_config::TypeConfigExt,
+};
 
 use super::{
     Log, LogConfig, LogError,
@@ -14,22 +18,25 @@ use super::{
     segment::{salt_of, segment_name},
     tests::{all, append},
 };
-use crate::types::{Entry, LogId, Payload};
+use crate::types::{Entry, LogId, Payload, TypeConfig};
 
 type Files = BTreeMap<String, Vec<u8>>;
 
 const SEGMENT_BYTES: u64 = 1 << 16;
 
-fn open_sized(files: Files, segment_bytes: u64) -> Result<(FaultyDisk, Log), LogError> {
-    let disk = FaultyDisk::with(files);
-    let config = LogConfig {
+fn config(segment_bytes: u64) -> LogConfig {
+    LogConfig {
         dir: "/log".into(),
         segment_bytes,
         cache_bytes: 0,
         spare_segments: 0,
         space: crate::space::unknown(),
-    };
-    let log = Log::open_on(Arc::new(disk.clone()), config, Arc::new(|why| panic!("{why}")))?;
+    }
+}
+
+fn open_sized(files: Files, segment_bytes: u64) -> Result<(FaultyDisk, Log), LogError> {
+    let disk = FaultyDisk::with(files);
+    let log = Log::open_on(Arc::new(disk.clone()), config(segment_bytes), Arc::new(|why| panic!("{why}")))?;
     Ok((disk, log))
 }
 
@@ -78,7 +85,7 @@ fn forged() -> Vec<u8> {
 async fn headers_in_the_content_of_a_torn_frame_are_not_believed() {
     let first = entry(1, b"written".to_vec());
     let mut files = written(Files::new(), SEGMENT_BYTES, std::slice::from_ref(&first)).await;
-    // Somebody has learnt everything but this directory's salt.
+    // A client has learnt everything but this directory's salt.
     let content = forged().repeat(20);
     files = written(files, SEGMENT_BYTES, &[entry(2, content)]).await;
     let segment = files.get_mut(&segment_name(1)).unwrap();
@@ -88,7 +95,7 @@ async fn headers_in_the_content_of_a_torn_frame_are_not_believed() {
     assert_eq!(entries_of(files, SEGMENT_BYTES).await.unwrap(), [first]);
 }
 
-/// The same log as the format before wrote it.
+/// The same log as written in format 1.
 fn in_format_1(mut files: Files) -> Files {
     files.retain(|name, _| salt_of(name).is_none());
     for (name, bytes) in &mut files {
@@ -143,6 +150,39 @@ async fn damage_in_the_last_segment_of_format_1_is_noticed_also_after_the_direct
     assert!(matches!(open(files), Err(LogError::Corrupted { .. })));
 }
 
+/// The power fails at every sync of the change to format 2, and the first content written looks like frames
+/// of format 1.
+#[tokio::test]
+async fn content_behind_a_torn_head_of_the_first_segment_of_format_2_is_not_believed() {
+    let entries: Vec<Entry> = (1..=5).map(|index| entry(index, vec![7; 900])).collect();
+    let old = in_format_1(written(Files::new(), SEGMENT_BYTES, &entries).await);
+    let mut header = vec![0; Format::One.header_bytes()];
+    frame::seal(&mut header, Format::One, 2, 1 << 63, (1 << 63) - 1);
+    let content = entry(6, header.repeat(100));
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut torn_heads = 0;
+    for round in 0..200 {
+        let disk = FaultyDisk::with(old.clone());
+        let log = Log::open_on(Arc::new(disk.clone()), config(SEGMENT_BYTES), Arc::new(|_| ())).unwrap();
+        disk.fail_after_syncs(round % 6);
+        let (done, durable) = TypeConfig::oneshot();
+        let accepted =
+            log.store(0).append(std::iter::once(content.clone()), IOFlushed::signal(done)).await.is_ok();
+        let is_durable = accepted && durable.await.is_ok_and(|result| result.is_ok());
+        log.close();
+        let files = disk.crash(&mut rng).files();
+        let new = files.get(&segment_name(2));
+        torn_heads += u32::from(new.is_some_and(|new| Format::at_front(new).is_none()));
+        let found = entries_of(files, SEGMENT_BYTES).await.unwrap();
+        assert!(
+            found.starts_with(&entries) && (!is_durable || found.len() == 6),
+            "round {round}: {}",
+            found.len()
+        );
+    }
+    assert!(torn_heads > 10, "{torn_heads}");
+}
+
 #[tokio::test]
 async fn a_full_segment_is_whole_however_large_segments_are_to_be_from_here_on() {
     let entries: Vec<Entry> = (1..=3).map(|index| entry(index, vec![7; 900])).collect();
@@ -155,7 +195,7 @@ async fn a_full_segment_is_whole_however_large_segments_are_to_be_from_here_on()
     let more: Vec<Entry> = (4..=6).map(|index| entry(index, vec![7; 850])).collect();
     let earlier = in_format_1(written(files.clone(), full, &more).await);
     assert_eq!(entries_of(earlier, 2 * full).await.unwrap().len(), 6);
-    // A file that lost its last frame is still found out.
+    // A file that lost its last frame is still detected.
     let mut cut = files;
     let frame_bytes = frame::FRAME_HEADER_BYTES + frame::RECORD_HEADER_BYTES + 1 + 900;
     cut.get_mut(&segment_name(1)).unwrap().truncate(full as usize - frame_bytes);
@@ -167,7 +207,8 @@ async fn a_tail_that_does_not_agree_with_the_checkpoint_is_cut() {
     let id = LogId::new_term_index;
     let entries: Vec<Entry> = (1..=10).map(|index| entry(index, vec![7; 100])).collect();
     for (applied, last, kept) in [
-        // The cut of entries 8 to 10 of term 1 was not durable when the checkpoint of the ninth of term 2 was.
+        // The truncation of entries 8 to 10 of term 1 was not durable when the checkpoint of the ninth of
+        // term 2 was.
         (id(2, 9), id(2, 9), 0),
         (id(1, 9), id(1, 10), 10),
         (id(2, 12), id(1, 10), 10),

@@ -1,16 +1,17 @@
-//! What stands in a segment: frames, and in each frame the records of one batch. Pure: no I/O, no state.
+//! The content of a segment: frames, and in each frame the records of one batch. Pure: no I/O, no state.
 //!
 //! ```text
 //! frame:  magic u32 | body bytes u32 | segment u64 | batch u64 | synced u64 | body CRC u32 | salt u64 | header CRC u32 | body
 //! record: payload bytes u32 | CRC u32 | group u32 | kind u8 | term u64 | index u64 | payload
 //! ```
 //!
-//! `synced` is the highest batch known to be durable when the frame was written: it tells damage (a bad frame at
-//! or below it) from a write that a crash cut short. A record has a CRC of its own, so that one entry can be read
-//! back without its frame. The magic's last byte is the format's version.
+//! `synced` is the highest batch known to be durable when the frame was written: it tells damage (a bad frame
+//! at or below it) from a write that a crash cut short. A record has a CRC of its own, so that one entry can
+//! be read back without its frame. The magic's last byte is the format's version.
 //!
-//! The salt is the directory's own and leaves it never: without it nobody can put bytes into a value that pass for a header
-//! when the frame around them is torn. Format 1 has no salt. A segment is of one format, that of its first frame.
+//! The salt belongs to the directory and never leaves it: without it nobody can put bytes into a value that
+//! pass for a header when the frame around them is torn. Format 1 has no salt. All frames of a segment have
+//! the format of its first.
 
 use thiserror::Error;
 
@@ -34,7 +35,7 @@ const RECORD_CRC_FROM: usize = 8;
 
 const MAGIC: [u8; 3] = [0xc7, b'K', b'v'];
 
-/// How the frames of a segment look.
+/// The format of a segment's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     One,
@@ -92,7 +93,7 @@ pub(super) enum BadFrame {
     BodyCrc,
 }
 
-/// Completes a frame whose body stands behind the space for its header.
+/// Completes a frame whose body follows the space for its header.
 pub(super) fn seal(frame: &mut [u8], format: Format, segment: u64, batch: u64, synced: u64) {
     assert!(synced < batch, "a frame cannot be durable before it is written");
     let (header, body) = frame.split_at_mut(format.header_bytes());
@@ -134,8 +135,8 @@ pub(super) fn header(bytes: &[u8], format: Format) -> Option<FrameHeader> {
     (crc == crc32fast::hash(covered) && parsed.synced < parsed.batch).then_some(parsed)
 }
 
-/// The frame at `at` in a segment's bytes, when it is undamaged, belongs to `segment`, and has the batch number
-/// `batch` (or any, for None). Returns its header and its body.
+/// The frame at `at` in a segment's bytes, when it is undamaged, belongs to `segment`, and has the batch
+/// number `batch` (or any, for None). Returns its header and its body.
 pub(super) fn frame(
     bytes: &[u8],
     at: usize,
@@ -158,7 +159,7 @@ pub(super) fn frame(
     Ok((header, body))
 }
 
-/// The highest `synced` of all undamaged headers of `segment` at or behind `from`, at any byte.
+/// The highest `synced` of all undamaged headers of `segment` at or after `from`, at any byte.
 pub(super) fn highest_synced(bytes: &[u8], from: usize, format: Format, segment: u64) -> Option<u64> {
     let end = bytes.iter().rposition(|byte| *byte != 0)? + 1;
     let mut highest = None;
@@ -176,7 +177,19 @@ pub(super) fn highest_synced(bytes: &[u8], from: usize, format: Format, segment:
     highest
 }
 
-/// What a record says.
+/// Where the next undamaged frame of `segment` begins, at or after `from`, at any byte.
+pub(super) fn next_frame(bytes: &[u8], from: usize, format: Format, segment: u64) -> Option<usize> {
+    let mut at = from;
+    loop {
+        at += bytes.get(at..)?.iter().position(|byte| *byte == MAGIC[0])?;
+        if frame(bytes, at, format, segment, None).is_ok() {
+            return Some(at);
+        }
+        at += 1;
+    }
+}
+
+/// What a record means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -268,9 +281,9 @@ pub(super) fn record(bytes: &[u8]) -> Result<Record<'_>, CodecError> {
     Ok(Record { group, kind, term, index, payload })
 }
 
-/// What a group's records so far come to, without its entries.
+/// The state that a group's records so far add up to, without its entries.
 ///
-/// The writer and the recovery keep it in step, by the same methods.
+/// The writer and the recovery maintain it with the same methods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct GroupState {
     /// The vote.
@@ -284,7 +297,7 @@ pub(super) struct GroupState {
 }
 
 impl GroupState {
-    /// Takes a purge. One that is not ahead changes nothing.
+    /// Takes a purge. One that is not ahead of the last changes nothing.
     pub(super) fn purge(&mut self, upto: LogId) {
         if self.purged.is_none_or(|purged| purged.index < upto.index) {
             self.purged = Some(upto);

@@ -1,4 +1,5 @@
-//! A log whose disk is full waits, and goes on with what it was about to write; nothing that was durable is touched.
+//! A log whose disk is full waits, then continues with what it was about to write; nothing that was durable
+//! is touched.
 
 use std::{
     sync::Arc,

@@ -1,6 +1,6 @@
 //! One group's log in memory: where each entry is, and the newest entries themselves.
 //!
-//! Pure bookkeeping, under one lock a group: no I/O, never blocks.
+//! Pure bookkeeping, under one lock per group: no I/O, never blocks.
 
 use std::{
     collections::VecDeque,
@@ -20,7 +20,7 @@ use crate::{
     types::{Entry, LogId, Vote},
 };
 
-/// What a cached entry costs over its payload, roughly.
+/// What a cached entry costs beyond its payload, roughly.
 const CACHED_ENTRY_BYTES: usize = 96;
 
 /// Where an entry is on disk.
@@ -40,7 +40,7 @@ pub(super) struct Position {
 pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) log: Mutex<GroupLog>,
-    /// What watches over what is applied, once there is something that applies.
+    /// Protects what is applied, once there is something that applies.
     pub(super) guard: OnceLock<Guard>,
 }
 
@@ -50,7 +50,7 @@ impl Group {
     }
 }
 
-/// Knows up to where the log is applied, and is told when it is to be cut below that.
+/// Knows how far the log is applied, and is called when the log is to be truncated below that.
 pub(super) struct Guard {
     pub(super) applied: Box<dyn Fn() -> u64 + Send + Sync>,
     pub(super) contradiction: fatal::Handler,
@@ -67,24 +67,24 @@ pub(crate) struct GroupLog {
     first: u64,
     positions: VecDeque<Position>,
     cached: VecDeque<Entry>,
-    /// The vote, as last given: it may not be durable yet.
+    /// The vote as last set: it may not be durable yet.
     pub(super) vote: Option<Vote>,
-    /// The last vote that is durable, and the last entry.
+    /// The last durable vote, and the last durable entry.
     pub(super) durable_vote: Option<Vote>,
     pub(super) durable: Option<LogId>,
-    /// The commit mark, as last given.
+    /// The commit mark as last set.
     pub(super) committed: Option<LogId>,
     /// The last entry purged.
     pub(super) purged: Option<LogId>,
 }
 
-/// A part of a read: what the cache had, and what must be read from disk before it.
+/// A part of a read: what the cache had, and what must be read from disk to precede it.
 pub(super) struct Found {
     /// The first index found.
     pub(super) first: u64,
     /// On disk, in order.
     pub(super) on_disk: Vec<Position>,
-    /// Behind those, from the cache.
+    /// After those, from the cache.
     pub(super) cached: Vec<Entry>,
 }
 
@@ -135,8 +135,8 @@ impl GroupLog {
         self.positions.push_back(position);
     }
 
-    /// Says where an entry is, which is durable. Ignored when the entry is gone, or another has taken its index: by Raft's log
-    /// matching one with the same index and term is the same entry.
+    /// Sets where an entry is, which is durable. Ignored if the entry is gone, or another has taken its
+    /// index: by Raft's log matching, one with the same index and term is the same entry.
     pub(super) fn place(&mut self, index: u64, term: u64, segment: u32, offset: u32) {
         let position = index.checked_sub(self.first).and_then(|at| self.positions.get_mut(at as usize));
         if let Some(position) = position.filter(|position| position.term == term) {
@@ -146,7 +146,8 @@ impl GroupLog {
         }
     }
 
-    /// Drops the oldest cached entries that are on disk, while the cache of all groups is above its bound.
+    /// Drops the oldest cached entries that are on disk, while the caches of all groups together exceed their
+    /// limit.
     pub(super) fn evict(&mut self, cache_used: &AtomicUsize, cache_bytes: usize) {
         while cache_used.load(Ordering::Relaxed) > cache_bytes {
             let at = self.positions.len() - self.cached.len();
@@ -165,7 +166,7 @@ impl GroupLog {
 
     /// Drops all entries after `last`.
     pub(super) fn truncate_after(&mut self, last: Option<LogId>, cache_used: &AtomicUsize) {
-        let end = last.map_or(0, |id| id.index + 1);
+        let end = last.map_or(0, |id| id.index.saturating_add(1));
         while self.end() > end && self.positions.pop_back().is_some() {
             if let Some(entry) = self.cached.pop_back() {
                 cache_used.fetch_sub(cost(&entry), Ordering::Relaxed);
@@ -216,7 +217,7 @@ impl GroupLog {
 
 #[cfg(feature = "simulation")]
 impl GroupLog {
-    /// Where the entries from `from` on stand, with the sums of those in memory.
+    /// The positions of the entries from `from` on, with the checksums of those in memory.
     pub(crate) fn peek(&self, from: u64) -> Vec<(crate::simulation::Position, Option<u32>)> {
         let cached_from = self.end() - self.cached.len() as u64;
         let sum = |index: u64| {

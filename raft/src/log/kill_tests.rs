@@ -1,5 +1,5 @@
-//! A process that appends, votes and purges is killed again and again. Whatever it was told to be durable is there
-//! after the next start, with the right content.
+//! A process that appends, votes and purges is killed again and again. Whatever was acknowledged to it as
+//! durable is there after the next start, with the right content.
 
 use std::{sync::Arc, time::Duration};
 

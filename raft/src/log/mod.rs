@@ -1,10 +1,10 @@
-//! The durable log: one for a node, shared by all its groups.
+//! The durable log: one per node, shared by all its groups.
 //!
-//! Everything that Raft must not forget (entries, votes, truncations, purges, commit marks) goes through one queue
-//! to one writer thread, which never reorders: one write and one fdatasync for all that waits. Files:
-//! `frame.rs` is the format, `disk.rs` the file layer, `segment.rs` prepares and recycles files, `group.rs` a
-//! group's log in memory, `queue.rs` and `writer.rs` the way to the disk, `recovery.rs` the way back, `offline.rs` a look
-//! without a change, `store.rs` openraft's traits.
+//! Everything that Raft must not forget (entries, votes, truncations, purges, commit marks) goes through one
+//! queue to one writer thread, which never reorders: one write and one fdatasync for everything that waits.
+//! Files: `frame.rs` is the format, `disk.rs` the file layer, `segment.rs` prepares and recycles files,
+//! `group.rs` a group's log in memory, `queue.rs` and `writer.rs` the way to the disk, `recovery.rs` the way
+//! back, `offline.rs` a read-only inspection, `salvage.rs` the same of a damaged log, `store.rs` openraft's traits.
 //!
 //! It does not lock its directory: `Node::start` does.
 
@@ -16,12 +16,15 @@ mod format_tests;
 mod frame;
 #[cfg(test)]
 mod full_disk_tests;
+#[cfg(test)]
+mod fuzz_tests;
 mod group;
 #[cfg(test)]
 mod kill_tests;
 mod offline;
 mod queue;
 mod recovery;
+mod salvage;
 mod segment;
 mod store;
 #[cfg(test)]
@@ -55,18 +58,18 @@ use self::{
 };
 pub(crate) use self::{
     disk::{Disk, DiskFile},
-    offline::look,
+    offline::{Listed, Listing, listing, look},
     store::LogStore,
 };
 use crate::{chance, machine::GroupId, space::Space};
 
-/// Told once, when the log or the pages cannot go on. The node's own logs the text and aborts the process.
+/// Called once, when the log or the pages cannot go on. The node's own logs the text and aborts the process.
 pub(crate) type Fatal = Arc<dyn Fn(String) + Send + Sync>;
 
 /// Positions in a segment have 32 bits, and a batch may need a larger segment than configured.
 const SEGMENT_BYTES_MAX: u64 = 2 << 30;
 
-/// How a log is kept.
+/// A log's configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct LogConfig {
     /// The log's own directory. Created when missing.
@@ -107,7 +110,7 @@ pub(crate) enum LogError {
     },
 }
 
-/// The log's figures. All but the last two only rise.
+/// The log's counters. All but the last two only grow.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LogStats {
     /// Syncs of segments.
@@ -135,7 +138,7 @@ struct Shared {
     cache_used: AtomicUsize,
     counters: Counters,
     started: Instant,
-    /// Tasks in place of threads.
+    /// Tasks instead of threads.
     is_simulated: bool,
 }
 
@@ -166,7 +169,7 @@ impl Log {
         Log::open_on(Arc::new(disk), config, fatal)
     }
 
-    /// The same on any disk.
+    /// As `open`, on any disk.
     pub(crate) fn open_on(disk: Arc<dyn Disk>, config: LogConfig, fatal: Fatal) -> Result<Log, LogError> {
         if config.segment_bytes == 0 || config.segment_bytes > SEGMENT_BYTES_MAX {
             return Err(LogError::Config(format!("a log segment must have 1 to {SEGMENT_BYTES_MAX} bytes")));
@@ -241,7 +244,7 @@ impl Log {
         LogStore { shared: self.shared.clone(), group: group.clone() }
     }
 
-    /// The figures of this moment.
+    /// The counters at this moment.
     pub(crate) fn stats(&self) -> LogStats {
         let counters = &self.shared.counters;
         let since_ns = counters.write_since_ns.load(Ordering::Relaxed);
@@ -255,12 +258,12 @@ impl Log {
         }
     }
 
-    /// Writes what waits, and stops. Blocks; later appends fail. Reads still work.
+    /// Writes what is queued, and stops. Blocks; later appends fail. Reads still work.
     pub(crate) fn close(&self) {
         self.shared.queue.close();
         self.shared.spares.stop();
         for thread in self.threads.lock().drain(..) {
-            // A panic of the writer has been told to the fatal handler already.
+            // A panic of the writer has already been reported to the fatal handler.
             let _ = thread.join();
         }
     }

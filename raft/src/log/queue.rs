@@ -1,8 +1,8 @@
 //! The one queue between the groups and the writer. Records are encoded straight into the batch that will be
 //! written, so that nothing is copied twice and no buffer is allocated in the steady state.
 //!
-//! Order is everything: a caller holds its group's lock from its change in memory to its push here, so that the
-//! log on disk says the same as the log in memory.
+//! Order is essential: a caller holds its group's lock from its change in memory to its push here, so that
+//! the log on disk matches the log in memory.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +21,7 @@ use crate::types::{LogId, TypeConfig, Vote};
 /// A batch that has reached this size takes no further record.
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
-/// How long marks that nobody waits for may wait for a batch to ride with.
+/// How long records that nobody waits for may wait for a batch to join.
 const LAZY_WAIT: Duration = Duration::from_millis(100);
 
 /// How many written batches' buffers are kept.
@@ -33,7 +33,7 @@ pub(super) struct Batch {
     pub(super) bytes: Vec<u8>,
     /// The entries among the records, in order.
     pub(super) entries: Vec<BatchEntry>,
-    /// What follows from the records, in order.
+    /// The effects of the records, in order.
     pub(super) changes: Vec<Change>,
     /// Whether somebody waits.
     pub(super) urgent: bool,
@@ -46,11 +46,11 @@ pub(super) struct BatchEntry {
     pub(super) offset: u32,
 }
 
-/// What follows from a batch's records.
+/// An effect of a batch's records.
 pub(super) enum Change {
     /// The next `count` of the batch's entries, beginning with index `first`.
     Append { group: Arc<Group>, first: u64, count: u64 },
-    /// Entries are durable now.
+    /// Entries are now durable.
     Flushed(IOFlushed<TypeConfig>),
     /// A vote, and who waits for it.
     Vote { group: Arc<Group>, vote: Vote, done: oneshot::Sender<()> },
@@ -66,7 +66,7 @@ pub(super) enum Change {
 pub(super) struct Queue {
     state: Mutex<State>,
     ready: Condvar,
-    /// The same for a writer that is a task.
+    /// The same, for a writer that is a task.
     news: Notify,
 }
 
@@ -101,8 +101,8 @@ impl Queue {
         Ok(Pusher { state, queue: self })
     }
 
-    /// The next batch to write. Waits for one; lazy records wait a moment for company. None when the queue is
-    /// closed and empty.
+    /// The next batch to write. Waits for one; records that nobody waits for are held back a moment for
+    /// others to join. None when the queue is closed and empty.
     pub(super) fn next(&self) -> Option<Batch> {
         let mut state = self.state.lock();
         let mut lazy_deadline = None;
@@ -121,7 +121,7 @@ impl Queue {
         }
     }
 
-    /// The same for a writer that is a task, whose time is tokio's.
+    /// As `next`, for a writer that is a task and runs on tokio's time.
     pub(super) async fn next_simulated(&self) -> Option<Batch> {
         let mut lazy_deadline = None;
         loop {
@@ -141,7 +141,7 @@ impl Queue {
         }
     }
 
-    /// Gives a written batch's buffer back.
+    /// Returns a written batch's buffer for reuse.
     pub(super) fn recycle(&self, mut buffer: Vec<u8>) {
         buffer.clear();
         let mut state = self.state.lock();
@@ -150,7 +150,7 @@ impl Queue {
         }
     }
 
-    /// Takes nothing more; what waits is still written.
+    /// Takes nothing more; what is queued is still written.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
         self.ready.notify_all();
@@ -162,7 +162,7 @@ impl Queue {
         self.state.lock().closed
     }
 
-    /// Takes nothing more, and forgets what waits: nobody is told that it is durable.
+    /// Takes nothing more, and drops what is queued: nobody is told that it is durable.
     pub(super) fn fail(&self, failure: String) {
         let mut state = self.state.lock();
         state.failure.get_or_insert(failure);
@@ -176,7 +176,7 @@ impl Queue {
 enum Due {
     /// Somebody waits for it.
     Now,
-    /// Nobody waits, so it may wait for company.
+    /// Nobody waits, so it may wait for more.
     Soon,
     Empty,
     /// Nothing will come any more.
@@ -195,7 +195,7 @@ impl State {
 }
 
 impl Pusher<'_> {
-    /// The batch that takes the next record. What is pushed together may go to several batches.
+    /// The batch that takes the next record. Records that are pushed together may go to several batches.
     pub(super) fn batch(&mut self) -> &mut Batch {
         if self.state.batches.back().is_none_or(|batch| batch.bytes.len() >= BATCH_BYTES_MAX) {
             let mut bytes = self.state.free.pop().unwrap_or_default();

@@ -1,16 +1,18 @@
-//! Opening a log: reads all segments in order, follows the chain of frames to its end, and decides whether what
-//! stands behind the end is a write that a crash cut short, or damage.
+//! Opening a log: reads all segments in order, follows the chain of frames to its end, and decides whether
+//! what lies beyond the end is a write that a crash cut short, or damage.
 //!
-//! The rule: the chain ends at the first frame that is not the one expected. When any undamaged header behind it,
-//! in its segment or a later one, says that the expected batch was durable, something durable is gone: that is
-//! `LogError::Corrupted`, and nothing on disk is touched. Else nobody was told that it was durable, and the tail
-//! is zeroed, so that it can never be taken for what is written there later.
+//! The rule: the chain ends at the first frame that is not the one expected. If any undamaged header beyond
+//! it, in its segment or a later one, says that the expected batch was durable, something durable is gone:
+//! that is `LogError::Corrupted`, and nothing on disk is touched. Otherwise nobody was told that it was
+//! durable, and the tail is zeroed, so that it can never be taken for what is written there later.
 //!
-//! A header behind the end may be the content of a value that somebody wrote, in the body of a torn frame. So only those count
-//! that have the directory's salt, which is on no other disk. In a segment of format 1, which has none, all count.
+//! A header beyond the end may be the content of a value that a client wrote, in the body of a torn frame. So
+//! only headers with the directory's salt count, which is on no other disk. In a segment of format 1, which
+//! has no salt, all count.
 //!
-//! A file that ends where a frame goes on, or begins no other, lost its end, if one of its frames says that an earlier
-//! one of them was durable: so was the file's whole size then, and no crash shortens it.
+//! A file that ends within a frame, or is too short although no other frame begins, has lost its end, if one
+//! of its frames says that an earlier one of them was durable: the file's whole size was durable then, and no
+//! crash shortens it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -42,25 +44,26 @@ pub(super) struct Recovered {
     pub(super) states: BTreeMap<GroupId, GroupState>,
     pub(super) logs: BTreeMap<GroupId, GroupLog>,
     pub(super) spares: Vec<Spare>,
-    /// The newest segment by its marker; None while there was never a second one.
+    /// The newest segment according to its marker; None if there never was a second one.
     pub(super) marked: Option<u64>,
-    /// The directory's salt; None when there is none yet.
+    /// The directory's salt; None if it has none yet.
     pub(super) salt: Option<u64>,
-    /// Whether its file is there.
+    /// Whether the salt's file is there.
     pub(super) is_salt_marked: bool,
     /// The format of the last segment; None without segments.
     pub(super) last_format: Option<Format>,
-    /// How large segments are now.
+    /// The configured size of segments.
     segment_bytes: u64,
-    /// How large the files are that are whole segments by their names, and how many have that size.
+    /// The sizes of the files with names of whole segments, and how many files have each.
     sizes: BTreeMap<u64, usize>,
-    /// The size of the segment that is replayed, by its own word.
+    /// The size that the segment being replayed gives for itself.
     told_bytes: Option<u64>,
     /// Entries that the oldest segment says exist before it, by group: purges must cover them.
     before_oldest: HashMap<GroupId, u64>,
 }
 
-/// Whether a segment that should have `whole_bytes`, and whose chain of frames ends at `offset`, lost the end of its file.
+/// Whether a segment that should have `whole_bytes`, and whose chain of frames ends at `offset`, lost the end
+/// of its file.
 fn is_cut_short(content: &[u8], offset: usize, bad: &BadFrame, format: Format, whole_bytes: u64) -> bool {
     let rest = &content[offset..];
     matches!(bad, BadFrame::Length)
@@ -74,11 +77,11 @@ struct End {
     offset: usize,
     /// Why there is no frame.
     reason: String,
-    /// The highest batch that anything behind this place says is durable.
+    /// The highest batch that any header beyond this place says is durable.
     synced_behind: u64,
 }
 
-/// Reads the log, cuts its torn tail, and removes what means nothing.
+/// Reads the log, cuts off its torn tail, and removes meaningless files.
 pub(super) fn recover(disk: &dyn Disk, config: &LogConfig) -> Result<Recovered, LogError> {
     let io = |context: &str| {
         let context = context.to_owned();
@@ -147,7 +150,7 @@ impl Recovered {
             let file = disk.open(&segment::segment_name(number)).map_err(io)?;
             let mut content = vec![0; usize::try_from(bytes).expect("a segment fits memory")];
             file.read_at(&mut content, 0).map_err(io)?;
-            // Only the oldest segment can begin with any batch, and only when it is not the very first.
+            // Only the oldest segment can begin with any batch, and only if it is not the very first.
             let expected = if Some(number) == oldest && number > 1 { None } else { Some(self.batch + 1) };
             let format = self.format_of(&content);
             let begins = frame::frame(&content, 0, format, number, expected);
@@ -170,8 +173,8 @@ impl Recovered {
         Ok(end)
     }
 
-    /// The format of a segment. Its first frame has no content of clients, so that its salt can be believed where there is no
-    /// other word.
+    /// The format of a segment. Its first frame has no content of clients, so that its salt can be trusted
+    /// where nothing else tells the salt.
     fn format_of(&mut self, content: &[u8]) -> Format {
         match (Format::at_front(content), self.salt) {
             (Some(Format::One), _) | (None, None) => Format::One,
@@ -180,8 +183,8 @@ impl Recovered {
         }
     }
 
-    /// The highest batch that anything at or behind `from` says is durable. A segment whose first frame is lost may be the last
-    /// one of format 1.
+    /// The highest batch that any header at or beyond `from` says is durable. A segment whose first frame is
+    /// lost may be the last one of format 1.
     fn synced_behind(&self, content: &[u8], from: usize, format: Format, number: u64) -> u64 {
         let may_be_old = from == 0 && !matches!(self.last_format, Some(Format::Two { .. }));
         let formats = [Some(format), may_be_old.then_some(Format::One)];
@@ -189,8 +192,8 @@ impl Recovered {
         synced.filter_map(|format| frame::highest_synced(content, from, format, number)).max().unwrap_or(0)
     }
 
-    /// How large the file of the segment that is replayed should be. One of format 1 does not say: another one of its size
-    /// says that segments had that size.
+    /// How large the file of the segment being replayed should be. A segment of format 1 does not say:
+    /// another one of the same size shows that segments had that size.
     fn whole_bytes(&self, bytes: u64) -> u64 {
         let is_usual = self.sizes.get(&bytes).is_some_and(|count| *count > 1);
         self.told_bytes.unwrap_or(if is_usual { bytes } else { self.segment_bytes })
@@ -208,7 +211,7 @@ impl Recovered {
     ) -> Result<End, LogError> {
         let bytes = content.len() as u64;
         self.segments.insert(number, Segment { file, bytes, last_indexes: HashMap::new() });
-        // The first batch here, and up to which one frames here say that batches were durable.
+        // The first batch here, and the highest batch that frames here say was durable.
         let (mut offset, mut first, mut synced) = (0, None, 0);
         let format = self.format_of(content);
         self.told_bytes = None;
@@ -268,6 +271,9 @@ impl Recovered {
         let invalid = |error: codec::CodecError| error.to_string();
         match record.kind {
             Kind::Entry => {
+                if record.index == u64::MAX {
+                    return Err("there is no index after that of the entry".to_owned());
+                }
                 if !log.continues_with(record.index) {
                     return Err(format!(
                         "entry {} of group {group} does not follow the last one",
@@ -311,7 +317,8 @@ impl Recovered {
         Ok(())
     }
 
-    /// Takes a group's state as the head of a segment tells it: what came before, or what must follow from it.
+    /// Takes a group's state from the head of a segment: at the head of the oldest it stands for what came
+    /// before, elsewhere it must follow from that.
     fn take_state(&mut self, record: &Record<'_>, is_oldest_head: bool) -> Result<(), String> {
         let group = record.group;
         let state = self.states.entry(group).or_default();
@@ -332,7 +339,7 @@ impl Recovered {
         Ok(())
     }
 
-    /// Judges what stands behind the chain's end, and removes it if a crash can have left it.
+    /// Judges what lies beyond the chain's end, and removes it if a crash can have left it.
     fn cut(&mut self, disk: &dyn Disk, end: End) -> Result<(), LogError> {
         if end.synced_behind > self.batch {
             let detail = format!(
@@ -346,7 +353,7 @@ impl Recovered {
         let io = |context: &'static str| {
             move |source| LogError::Io { context: format!("{context} log segment {}", end.segment), source }
         };
-        // What is kept; a segment without a single frame is not.
+        // The newest segment that is kept; one without a single frame is not.
         let newest = if end.offset > 0 { end.segment } else { end.segment - 1 };
         if let Some(marked) = self.marked.filter(|marked| *marked > newest) {
             segment::mark_newest(disk, Some(marked), newest).map_err(io("mark"))?;
@@ -373,7 +380,7 @@ impl Recovered {
             tail.fill(0);
             last.file.write_at(&tail, end.offset as u64).map_err(io("cut the tail of"))?;
         }
-        // A segment without a single frame is begun anew, with a frame of states.
+        // A segment without a single frame is created anew, with a frame of states.
         if end.offset == 0 {
             self.segments.remove(&end.segment);
             disk.remove(&segment::segment_name(end.segment)).map_err(io("remove the empty"))?;

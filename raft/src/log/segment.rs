@@ -1,11 +1,12 @@
 //! Segment files: their names, and the thread that prepares spare ones and recycles retired ones.
 //!
 //! A spare is full of written, synced zeros: writing into it changes no metadata, so that fdatasync costs a
-//! fraction of what it costs on a growing file. A file carries a spare's name only once its zeros are durable; the
-//! names ending in `.tmp` mean nothing and are removed when the log is opened.
+//! fraction of what it costs on a growing file. A file has a spare's name only once its zeros are durable;
+//! files whose names end in `.tmp` mean nothing and are removed when the log is opened.
 //!
-//! Nothing here is needed for correctness. When preparing fails, it stops with a warning, and the writer creates
-//! its segments itself. Where there is little room on the disk, nothing is prepared, and at most one segment is recycled.
+//! Nothing here is needed for correctness. If preparing fails, it stops with a warning, and the writer
+//! creates its segments itself. Where the disk has little room, nothing is prepared, and at most one segment
+//! is recycled.
 
 use std::{
     collections::VecDeque,
@@ -25,10 +26,10 @@ use crate::space::{Space, is_full};
 /// How much is zeroed between two syncs, so that the log's own fdatasync never waits for a whole segment.
 const ZERO_CHUNK_BYTES: u64 = 1 << 20;
 
-/// Zeroing rests this many times as long as each chunk took: the disk belongs to the log.
+/// Zeroing pauses this many times as long as each chunk took: the disk belongs to the log.
 const ZERO_REST: u32 = 3;
 
-/// How often it is looked whether there is room again.
+/// How often to check whether there is room again.
 const ROOM_LOOK: Duration = Duration::from_secs(1);
 
 /// The file name of a segment.
@@ -42,29 +43,30 @@ pub(super) fn segment_of(name: &str) -> Option<u64> {
     (segment_name(number) == name).then_some(number)
 }
 
-/// The name of the empty file that says which segment was the newest: the loss of that one leaves no gap.
+/// The name of the empty file that tells which segment is the newest, as the loss of that one leaves no gap.
 pub(super) fn marker_name(newest: u64) -> String {
     format!("newest-{newest}")
 }
 
-/// The newest segment by the name of a marker.
+/// The newest segment according to the name of a marker.
 pub(super) fn newest_of(name: &str) -> Option<u64> {
     let number = name.strip_prefix("newest-")?.parse().ok()?;
     (marker_name(number) == name).then_some(number)
 }
 
-/// The name of the empty file that says which salt the frames of this directory have.
+/// The name of the empty file that tells which salt the frames of this directory have.
 pub(super) fn salt_name(salt: u64) -> String {
     format!("salt-{salt:016x}")
 }
 
-/// The salt by the name of that file.
+/// The salt according to the name of that file.
 pub(super) fn salt_of(name: &str) -> Option<u64> {
     let salt = u64::from_str_radix(name.strip_prefix("salt-")?, 16).ok()?;
     (salt_name(salt) == name).then_some(salt)
 }
 
-/// Moves the marker. When that is durable does not matter: it must not be ahead of the segments' names.
+/// Moves the marker. When that becomes durable does not matter, as long as it is not ahead of the segments'
+/// names.
 pub(super) fn mark_newest(disk: &dyn Disk, before: Option<u64>, newest: u64) -> io::Result<()> {
     match before {
         Some(before) if before == newest => Ok(()),
@@ -78,7 +80,7 @@ pub(super) fn is_spare(name: &str) -> bool {
     name.starts_with("spare-") && !is_temporary(name)
 }
 
-/// Whether a file means nothing after a restart.
+/// Whether a file is meaningless after a restart.
 pub(super) fn is_temporary(name: &str) -> bool {
     name.ends_with(".tmp")
 }
@@ -89,7 +91,7 @@ pub(super) struct Spare {
     pub(super) file: Arc<dyn DiskFile>,
 }
 
-/// A segment that is not needed any more, under a temporary name.
+/// A segment that is no longer needed, under a temporary name.
 pub(super) struct Retired {
     pub(super) name: String,
     pub(super) file: Arc<dyn DiskFile>,
@@ -165,7 +167,7 @@ impl Spares {
         }
     }
 
-    /// Removes what was handed over, where nothing is recycled.
+    /// Removes retired segments where nothing is recycled.
     pub(super) fn remove_retired(&self) -> io::Result<()> {
         let retired = std::mem::take(&mut self.state.lock().retired);
         retired.into_iter().try_for_each(|retired| self.perform(Job::Remove(retired)))
@@ -219,7 +221,7 @@ impl Spares {
             Ok(true) => {}
             Ok(false) => return self.disk.remove(&temporary),
             Err(error) => {
-                // Of no use to anybody, and it has space.
+                // Useless, and it takes up space.
                 let _ = self.disk.remove(&temporary);
                 return Err(error);
             }
@@ -229,7 +231,7 @@ impl Spares {
         Ok(())
     }
 
-    /// Writes and syncs zeros. False when it was stopped before the end.
+    /// Writes and syncs zeros. False if it was stopped before the end.
     fn zero(&self, file: &dyn DiskFile) -> io::Result<bool> {
         let zeros = vec![0; ZERO_CHUNK_BYTES.min(self.segment_bytes) as usize];
         let mut offset = 0;

@@ -1,5 +1,5 @@
-//! openraft's view of one group's log. Appends only enqueue; reads come from memory, or from the segments on a
-//! thread that may block.
+//! openraft's view of one group's log. Appends only enqueue; reads come from memory, or from the segments on
+//! a thread that may block.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -39,9 +39,9 @@ const PREAD_BYTES_MAX: u64 = 4 << 20;
 /// A stream of entries, read in steps.
 struct Steps {
     store: LogStore,
-    /// What has not been read.
+    /// What has not been read yet.
     range: Range<u64>,
-    /// What has been read and not been given.
+    /// What has been read and not yet returned.
     ready: VecDeque<Entry>,
 }
 
@@ -50,7 +50,7 @@ impl Steps {
         if self.ready.is_empty() && !self.range.is_empty() {
             self.ready = self.store.read(self.range.clone(), READ_BYTES_MAX).await?.into();
             if let (Some(first), Some(last)) = (self.ready.front(), self.ready.back()) {
-                // Also at its beginning: who applies what follows would not notice.
+                // A gap at the beginning counts too: whoever applies what follows would not notice it.
                 if first.log_id.index != self.range.start {
                     let text = format!("entries from {} to {} were purged", self.range.start, first.log_id);
                     return Err(io::Error::other(text));
@@ -72,8 +72,9 @@ pub(crate) struct LogStore {
 }
 
 impl LogStore {
-    /// Drops what a checkpoint shows to be lost: entries that do not agree with the last one in it. Openraft cuts such a tail
-    /// before it applies what takes its place, but the checkpoint of that can be durable before the cut is.
+    /// Drops entries that a checkpoint shows to be superseded: those that do not agree with the last entry in
+    /// it. openraft truncates such a tail before it applies what replaces it, but the checkpoint of the
+    /// replacement can be durable before the truncation is.
     pub(crate) async fn agree_with(&mut self, applied: LogId) -> io::Result<()> {
         let (last, term) = {
             let log = self.group.log.lock();
@@ -85,17 +86,18 @@ impl LogStore {
             return Ok(());
         }
         tracing::warn!(%applied, ?last, "the end of the log does not agree with the checkpoint, and is cut");
-        // Above it nothing can be committed that follows another entry there; up to it the checkpoint has everything.
+        // Nothing after it can be committed that follows another entry at this index; up to it the checkpoint
+        // has everything.
         self.truncate_after(Some(applied)).await?;
         self.purge(applied).await
     }
 
-    /// The vote as last given, which may not be durable yet: never an earlier one than anybody was told.
+    /// The vote as last set, which may not be durable yet: never an earlier one than anybody was told.
     pub(crate) fn vote(&self) -> Option<Vote> {
         self.group.log.lock().vote
     }
 
-    /// Has the log watched: it is never cut below what is applied.
+    /// Sets the guard: the log is never truncated below what is applied.
     pub(crate) fn guard(
         &self,
         applied: impl Fn() -> u64 + Send + Sync + 'static,
@@ -104,7 +106,7 @@ impl LogStore {
         self.group.guard.get_or_init(|| Guard { applied: Box::new(applied), contradiction });
     }
 
-    /// Whether the log may be cut behind this entry.
+    /// Whether the log may be truncated after this entry.
     fn check_cut(&self, last: Option<LogId>) -> io::Result<()> {
         let Some(guard) = self.group.guard.get().filter(|_| !safeguard::is_off(Safeguard::AppliedStays))
         else {
@@ -120,19 +122,19 @@ impl LogStore {
         Err(io::Error::other(why))
     }
 
-    /// The term of an entry, if it is known: that of the last purged one is.
+    /// The term of an entry, if it is known. That of the last purged one is.
     pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
         let log = self.group.log.lock();
         let purged = log.purged.filter(|purged| purged.index == index);
         log.term_at(index).or(purged.map(|purged| purged.leader_id.term))
     }
 
-    /// The last entry that is on the disk for good; the purged one's id when there are no entries.
+    /// The last durable entry; the purged one's id if there are no entries.
     pub(crate) fn durable_entry(&self) -> Option<LogId> {
         self.group.log.lock().durable
     }
 
-    /// The last vote that is on the disk for good.
+    /// The last durable vote.
     pub(crate) fn durable_vote(&self) -> Option<Vote> {
         self.group.log.lock().durable_vote
     }
@@ -297,7 +299,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let change = Change::TruncateAfter { group: self.group.clone(), last: last_log_id };
         let write = |out: &mut Vec<u8>| codec::put_log_id_option(out, last_log_id.as_ref());
         self.push_lazy(Kind::TruncateAfter, None, write, change)?;
-        // Soon: a checkpoint of what takes the place of these entries must not be durable long before.
+        // Written soon: a checkpoint of what replaces these entries must not be durable long before.
         self.shared.queue.pusher()?.batch().urgent = true;
         log.truncate_after(last_log_id, &self.shared.cache_used);
         Ok(())
@@ -326,7 +328,7 @@ fn half_open(range: &impl RangeBounds<u64>) -> Range<u64> {
     start..end
 }
 
-/// Reads entries back from their segments, neighbours together, and checks that each is what it should be.
+/// Reads entries back from their segments, adjacent ones together, and checks that each is what it should be.
 pub(super) fn read_positions(
     files: &HashMap<u64, Arc<dyn DiskFile>>,
     group: u32,

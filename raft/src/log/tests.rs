@@ -212,8 +212,8 @@ fn after_a_failed_write_or_sync_nothing_is_acknowledged() {
     }
 }
 
-/// One segment: the head, then a frame an entry. Returns the frames' ranges too.
-fn image() -> (BTreeMap<String, Vec<u8>>, Vec<std::ops::Range<usize>>) {
+/// One segment: the head, then one frame per entry. Also returns the frames' ranges.
+pub(super) fn image() -> (BTreeMap<String, Vec<u8>>, Vec<std::ops::Range<usize>>) {
     let disk = FaultyDisk::new();
     let config = LogConfig { spare_segments: 0, ..config(4096, 0) };
     let log = Log::open_on(Arc::new(disk.clone()), config, no_fatal()).unwrap();
@@ -243,7 +243,7 @@ fn open_image(files: &BTreeMap<String, Vec<u8>>) -> Result<(FaultyDisk, Log), Lo
     Ok((disk, log))
 }
 
-/// The image opens with entries up to `last`, goes on, and opens again.
+/// The image opens with entries up to `last`, takes more, and opens again.
 fn opens_with(files: &BTreeMap<String, Vec<u8>>, last: u64, what: &str) {
     let (disk, log) = open_image(files).unwrap_or_else(|error| panic!("{what}: {error}"));
     let mut store = log.store(0);
@@ -313,7 +313,7 @@ fn a_lost_write_below_the_durable_end_is_refused() {
 }
 
 /// Several segments, the oldest purged away, and the marker of the newest.
-fn long_image() -> BTreeMap<String, Vec<u8>> {
+pub(super) fn long_image() -> BTreeMap<String, Vec<u8>> {
     let disk = FaultyDisk::new();
     let config = LogConfig { spare_segments: 0, ..config(4096, 0) };
     let log = Log::open_on(Arc::new(disk.clone()), config, no_fatal()).unwrap();
@@ -373,7 +373,7 @@ fn stale_content_of_a_recycled_segment_is_not_read() {
     assert_eq!(block_on(all(&log.store(0))).len(), 20);
 }
 
-/// What a group's log is, for comparison.
+/// The state of a group's log, for comparison.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
     entries: BTreeMap<u64, Entry>,
@@ -443,7 +443,7 @@ async fn step(
     }
 }
 
-/// After any power cut the log is what it was after some step at or behind the last acknowledged one: nothing
+/// After any power cut the log is what it was after some step at or after the last acknowledged one: nothing
 /// acknowledged is lost, nothing is reordered, and no later crash brings back what a crash removed.
 #[test]
 fn a_power_cut_loses_nothing_acknowledged() {
@@ -475,7 +475,7 @@ fn a_power_cut_loses_nothing_acknowledged() {
                     }
                 }
                 if rng.u8(..4) == 0 {
-                    // An orderly end keeps everything.
+                    // An orderly close keeps everything.
                     log.close();
                     durable = history.len() - 1;
                 }

@@ -1,12 +1,12 @@
-//! The writer: the only thread that writes to segments. Takes a batch, writes it as one frame, syncs, then tells
-//! everybody who waits, in order.
+//! The writer: the only thread that writes to segments. Takes a batch, writes it as one frame, syncs, then
+//! tells all who wait, in order.
 //!
-//! The first failure is the last: the queue refuses everything from then on, nobody is told that anything more is
-//! durable, and the fatal handler is called, which in a node ends the process. A second fsync after a failed one
-//! may succeed without having written anything.
+//! The first failure is final: the queue refuses everything from then on, nothing more is reported as
+//! durable, and the fatal handler is called, which in a node ends the process. A second fsync after a failed
+//! one may succeed without having written anything.
 //!
-//! A full disk is no failure as long as nothing was synced: what found no space is written again when there is some, the same
-//! bytes at the same place.
+//! A full disk is not a failure as long as nothing was synced: what found no space is written again when
+//! there is some, the same bytes at the same place.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,7 +33,7 @@ use crate::{
     space::is_full,
 };
 
-/// Where there is no room for a whole segment, one of this size will do, if a batch is not larger.
+/// Where there is no room for a whole segment, one of this size is used, unless a batch is larger.
 const SMALL_SEGMENT_BYTES: u64 = 1 << 20;
 
 /// What the writer and its watchers count.
@@ -58,9 +58,10 @@ pub(super) struct Segment {
 /// The writer's state.
 ///
 /// Invariants:
-/// - Segment numbers and batch numbers have no gaps; a segment's frames stand back to back from its beginning.
+/// - Segment numbers and batch numbers have no gaps; a segment's frames follow one another without gaps from
+///   its beginning.
 /// - Every segment begins with a frame of all groups' states.
-/// - A segment is retired only when purges that are durable cover all its entries, oldest first.
+/// - A segment is retired only when durable purges cover all its entries, oldest first.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) fatal: Fatal,
@@ -74,9 +75,9 @@ pub(super) struct Writer {
     pub(super) synced: u64,
     /// Each group's state after the last batch written.
     pub(super) states: BTreeMap<GroupId, GroupState>,
-    /// The newest segment by its marker.
+    /// The newest segment according to its marker.
     pub(super) marked: Option<u64>,
-    /// How frames are written.
+    /// The format of new frames.
     pub(super) format: Format,
     /// Whether the last segment is of another format, so that nothing more is written to it.
     pub(super) must_roll: bool,
@@ -96,7 +97,7 @@ impl Writer {
         self.end(result);
     }
 
-    /// The same as a task on a simulated disk: time passes between a write and its sync.
+    /// As `run`, as a task on a simulated disk: time passes between a write and its sync.
     pub(super) async fn run_simulated(mut self) {
         let mut result = self.retire_purged();
         while result.is_ok()
@@ -123,20 +124,20 @@ impl Writer {
         let Err(error) = result else { return };
         self.shared.queue.fail(error.to_string());
         if is_full(&error) && (self.shared.queue.is_closed() || self.shared.config.space.is_over()) {
-            // Who waits is told nothing, and nothing is damaged: a torn frame is one that nobody was told of.
+            // Nobody who waits is told anything, and nothing is damaged: a torn frame was never acknowledged.
             tracing::warn!("the log is closed while the disk is full; what was to be written at last is not");
             return;
         }
         (self.fatal)(format!("cannot write the log: {error}"));
     }
 
-    /// Writes what nothing was synced of, as soon as there is space for it.
+    /// Performs a write of which nothing was synced, as soon as there is space for it.
     fn patiently<T>(&self, bytes: u64, write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let shared = &*self.shared;
         shared.config.space.patiently(bytes, || shared.queue.is_closed(), write)
     }
 
-    /// Writes a batch's frame; gives its offset.
+    /// Writes a batch's frame; returns its offset.
     fn write(&mut self, batch: &mut Batch) -> io::Result<u64> {
         let since_ns = self.shared.started.elapsed().as_nanos() as u64;
         self.shared.counters.write_since_ns.store(since_ns + 1, Ordering::Relaxed);
@@ -146,7 +147,7 @@ impl Writer {
         Ok(frame_offset)
     }
 
-    /// Makes a batch that is written durable, and tells who waits.
+    /// Makes a written batch durable, and tells those who wait.
     fn settle(&mut self, mut batch: Batch, frame_offset: u64) -> io::Result<()> {
         self.sync()?;
         self.shared.counters.write_since_ns.store(0, Ordering::Relaxed);
@@ -182,12 +183,17 @@ impl Writer {
         self.segments.insert(number, created);
         self.shared.counters.segments.store(self.segments.len() as u64, Ordering::Relaxed);
         self.offset = 0;
-        self.must_roll = false;
-        self.write_frame(&mut head)
+        self.write_frame(&mut head)?;
+        if std::mem::take(&mut self.must_roll) {
+            // A recovery that finds the first segment of a new format without a whole head must be sure that
+            // no content follows it: content could be taken for frames of the old format.
+            self.sync()?;
+        }
+        Ok(())
     }
 
-    /// A segment that reads as zeros, its name durable: a spare, or a fresh file when there is none or it would
-    /// be too small.
+    /// A segment that reads as zeros, its name durable: a spare, or a fresh file when there is none or it
+    /// would be too small.
     fn create_segment(&self, number: u64, bytes_min: u64) -> io::Result<Segment> {
         let shared = &*self.shared;
         let name = segment_name(number);
@@ -204,7 +210,7 @@ impl Writer {
         Ok(Segment { file, bytes, last_indexes: HashMap::new() })
     }
 
-    /// A fresh file of at least `bytes_min`, and how large it is.
+    /// A fresh file of at least `bytes_min`, and its size.
     fn create_file(&self, name: &str, bytes_min: u64) -> io::Result<(Arc<dyn DiskFile>, u64)> {
         let (disk, whole) = (&*self.shared.disk, bytes_min.max(self.shared.config.segment_bytes));
         match disk.create(name, whole) {
@@ -237,7 +243,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Carries a durable batch's changes over into the states, and tells who waits. True when one was a purge.
+    /// Applies a durable batch's changes to the states, and tells those who wait. True if one was a purge.
     fn announce(&mut self, batch: Batch, frame_offset: u64) -> bool {
         let shared = self.shared.clone();
         let (number, segment) = self.segments.iter_mut().next_back().expect("make_room leaves a segment");
@@ -264,7 +270,7 @@ impl Writer {
                 Change::Vote { group, vote, done } => {
                     self.states.entry(group.id).or_default().vote = Some(vote);
                     group.log.lock().durable_vote = Some(vote);
-                    // Who waited may have gone; the vote is durable all the same.
+                    // The waiter may be gone; the vote is durable all the same.
                     let _ = done.send(());
                 }
                 Change::TruncateAfter { group, last } => {

@@ -11,14 +11,18 @@ use tokio::{
 
 use crate::GroupId;
 
-/// The bytes of a frame before its body, the length itself not counted.
+/// The bytes of a frame before its body, without the length itself.
 const HEAD_BYTES: usize = 13;
 
-/// The largest frame accepted: the largest proposal and some.
+/// The largest frame accepted: the largest proposal and some overhead.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 
 /// Frames up to this size are merged into one write.
 const MERGE_BYTES_MAX: usize = 64 * 1024;
+
+/// The most space that is made for a frame before more than as much has arrived: whoever reaches the port can
+/// claim the largest frame with four bytes.
+const CLAIM_BYTES_MAX: usize = 1 << 20;
 
 /// What a frame asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +42,7 @@ pub(crate) enum Kind {
     SnapshotBegin = 8,
     SnapshotPages = 9,
     SnapshotEnd = 10,
-    /// A packet of proposals for the leader.
+    /// A batch of proposals for the leader.
     Forward = 11,
     /// The leader's confirmed read index.
     ReadIndex = 12,
@@ -48,7 +52,7 @@ pub(crate) enum Kind {
     FetchPages = 14,
     /// A leader asks for the peer's vote.
     Confirm = 15,
-    /// Whether the other side is there at all.
+    /// Asks whether the other side is there at all.
     Ping = 16,
     /// What members tell each other twice a second.
     Report = 17,
@@ -75,7 +79,7 @@ impl Kind {
         Kind::Report,
     ];
 
-    /// Whether what it asks or how it is answered can take a connection for long.
+    /// Whether its request or its answer can occupy a connection for long.
     pub(crate) fn may_be_huge(self) -> bool {
         match self {
             Kind::Stream
@@ -152,7 +156,7 @@ pub(crate) async fn read(reader: &mut (impl AsyncRead + Unpin), buffer: &mut Byt
                 })?;
                 return Ok(Frame { kind, id, group, body });
             }
-            buffer.reserve(4 + len - buffer.len());
+            buffer.reserve((4 + len - buffer.len()).min(buffer.len().max(CLAIM_BYTES_MAX)));
         } else {
             buffer.reserve(64 * 1024);
         }
@@ -162,7 +166,7 @@ pub(crate) async fn read(reader: &mut (impl AsyncRead + Unpin), buffer: &mut Byt
     }
 }
 
-/// The whole frames that bytes begin with, each with its kind.
+/// The whole frames at the front of some bytes, each with its kind.
 #[cfg(feature = "simulation")]
 pub(crate) fn split(mut bytes: &[u8]) -> impl Iterator<Item = (Kind, &[u8])> {
     std::iter::from_fn(move || {

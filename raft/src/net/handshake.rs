@@ -1,17 +1,20 @@
-//! The first frame in each direction of a connection: who is there, of which cluster, with which disk, and
-//! what time the log has. Refuses what would be unsafe to talk to.
+//! The first frame in each direction of a connection: who is there, of which cluster, with which disk, and at
+//! what log time. Refuses what would be unsafe to talk to.
 
 use crate::{
     NodeId,
     codec::{CodecError, Reader, put_bool, put_str, put_u32, put_u64},
-    lives::Lives,
-    witness::{Begun, Held},
+    identity::{
+        lives::Lives,
+        witness::{Begun, Held},
+    },
 };
 
-/// The peer protocol that this version speaks. A later one that can still speak this one says so (`protocol_oldest`).
+/// The peer protocol of this version. A later version that can still speak this one says so
+/// (`protocol_oldest`).
 pub(crate) const PROTOCOL_VERSION: u32 = 4;
 
-/// The oldest that it can speak: to a peer of protocol 3 nothing is reported (`report.rs`).
+/// The oldest that this version can speak. A peer of protocol 3 gets no reports (`report.rs`).
 pub(crate) const PROTOCOL_OLDEST: u32 = 3;
 
 /// The first protocol with reports.
@@ -26,30 +29,31 @@ pub(crate) struct Hello {
     /// Empty while the node is not part of a cluster.
     pub cluster_id: String,
     pub node_id: NodeId,
-    /// Whom the caller wants to reach; the callee repeats its own.
+    /// The node that the greeting is for.
     pub to: NodeId,
-    /// The data directory's own id: another one under the same node id means that a disk was lost.
+    /// The data directory's own id: a different one under the same node id means that a disk was lost.
     pub disk_id: String,
     /// The log clock, estimated, if this node has seen it move since it started.
     pub clock_ms: Option<u64>,
-    /// From the callee: why it refuses the connection; empty when it does not.
+    /// From the callee: why it refuses the connection; empty if it does not.
     pub refusal: String,
     /// The clusters that this one was recovered from.
     pub former_clusters: Vec<String>,
     /// The oldest protocol that this node can speak.
     pub protocol_oldest: u32,
-    /// Whether this node has a log: then it is, or was, part of a cluster.
+    /// Whether this node has a log: if so, it is, or was, part of a cluster.
     pub has_log: bool,
-    /// The ids that this node was told to form a cluster of; empty when it was told none.
+    /// The ids of the members of the cluster that this node was told to form; empty if it was told none.
     pub first_members: Vec<NodeId>,
-    /// The level by which this node applies entries, 0 before the first, and the highest that it knows.
+    /// The level at which this node applies entries, 0 before the first, and the highest that it knows.
     pub apply_level: u32,
     pub apply_level_max: u32,
-    /// The life of the disk, and with what it has begun.
+    /// The life of the disk, and what it began with.
     pub begun: Begun,
     /// Where peers reach this node; empty if it does not say.
     pub address: String,
-    /// From the callee that refuses: how it knows that the caller's disk went back to an older copy; empty if it did not.
+    /// From the callee that refuses: its evidence that the caller's disk went back to an older copy; empty if
+    /// it did not.
     pub went_back: String,
 }
 
@@ -83,8 +87,8 @@ impl Hello {
         out
     }
 
-    /// Trailing bytes are of a later version and ignored; earlier ones end before the former clusters, behind them, or before
-    /// the life of the disk.
+    /// Trailing bytes are from a later version and ignored; earlier versions end before the former clusters,
+    /// after them, or before the life of the disk.
     pub(crate) fn decode(body: &[u8]) -> Result<Hello, CodecError> {
         let mut reader = Reader::new(body);
         if reader.u32()? != MAGIC {
@@ -162,8 +166,8 @@ fn begun(reader: &mut Reader<'_>) -> Result<Begun, CodecError> {
     Ok(Begun { lives, boot, with })
 }
 
-/// Why `ours` must not talk to `theirs`; None when it may. `known_disk` is the disk id that the membership
-/// has for their node id.
+/// Why `ours` must not talk to `theirs`; None if it may. `known_disk` is the disk id that the membership has
+/// for their node id.
 pub(crate) fn objection(ours: &Hello, theirs: &Hello, known_disk: Option<&str>) -> Option<String> {
     if theirs.protocol_version < ours.protocol_oldest || ours.protocol_version < theirs.protocol_oldest {
         return Some(format!(
@@ -191,7 +195,7 @@ pub(crate) fn objection(ours: &Hello, theirs: &Hello, known_disk: Option<&str>) 
     outgrown(ours, theirs).or_else(|| outgrown(theirs, ours))
 }
 
-/// Why `node` cannot follow the other: its version does not know the rules by which that one applies entries.
+/// Why `node` cannot follow the other: its version does not know the level at which that one applies entries.
 pub(crate) fn outgrown(node: &Hello, by: &Hello) -> Option<String> {
     (node.apply_level_max < by.apply_level).then(|| {
         format!(

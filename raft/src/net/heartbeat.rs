@@ -1,9 +1,11 @@
-//! Heartbeats over long links. openraft gives a heartbeat the time of one interval and then sends the next: over a longer way
-//! no answer would ever come in time, and a leader that all follow would know of nobody. Here an answer is waited for as long as
-//! an election time-out, and one that comes later than openraft waits stands for the answer to the heartbeat under way then.
+//! Heartbeats over long links. openraft gives a heartbeat the time of one interval and then sends the next:
+//! over a longer round trip no answer would ever come in time, and a leader that everybody follows would know
+//! of no follower. So an answer is awaited for as long as an election timeout, and one that comes after
+//! openraft has stopped waiting counts as the answer to the heartbeat under way then.
 //!
-//! openraft so dates what it knows of the peer later than it was, by that time at most: the peer followed when it answered.
-//! Nothing that a client may see depends on it (`confirm.rs`); a leader that is cut off knows it that much later.
+//! openraft thus dates what it knows of the peer later than it was, by that time at most: the peer followed
+//! when it answered. Nothing that a client may see depends on it (`confirm.rs`); a leader that is cut off
+//! notices it that much later.
 
 use std::sync::Arc;
 
@@ -12,19 +14,20 @@ use parking_lot::Mutex;
 
 use super::messages::AppendResult;
 
-/// The last answer that nobody waited for any more, from one peer to one leader.
+/// The last answer of one peer to one leader that came when nobody waited for it any more.
 #[derive(Clone, Default)]
 pub(crate) struct LateAnswer(Arc<Mutex<Option<AppendResult>>>);
 
 impl LateAnswer {
-    /// An answer has come after openraft's time. A conflict is with what that heartbeat said, and is told to nobody else.
+    /// An answer has come after openraft's time. A conflict concerns only what that heartbeat said, and is
+    /// dropped.
     pub(crate) fn came(&self, result: AppendResult) {
         if matches!(result, Ok(_) | Err(StreamAppendError::HigherVote(_))) {
             *self.0.lock() = Some(result);
         }
     }
 
-    /// It counts once.
+    /// Takes it: it counts once.
     pub(crate) fn take(&self) -> Option<AppendResult> {
         self.0.lock().take()
     }

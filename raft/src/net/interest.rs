@@ -1,5 +1,5 @@
-//! Whether followers wait to hear of commits. They do while they serve clients of their own, whose writes and reads
-//! they send to the leader: the leader remembers the last of those for a while.
+//! Whether followers are waiting to hear of commits. They are while they serve clients of their own, whose
+//! writes and reads they send to the leader: the leader remembers the latest of those for a while.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -8,13 +8,13 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-/// How long a follower that has asked for something is taken to serve clients.
+/// How long a follower that has asked for something is assumed to serve clients.
 const MEMORY: Duration = Duration::from_millis(100);
 
-/// Kept by the leader, over all followers.
+/// Kept by the leader, for all followers together.
 pub(crate) struct Interest {
     started: Instant,
-    /// Milliseconds since `started`; 0 when nobody ever asked.
+    /// Milliseconds since `started`; 0 if nobody ever asked.
     until_ms: AtomicU64,
     news: Notify,
 }
@@ -24,7 +24,7 @@ impl Interest {
         Interest { started: Instant::now(), until_ms: AtomicU64::new(0), news: Notify::new() }
     }
 
-    /// A follower has asked for something that it answers when it has applied it.
+    /// A follower has asked for something that it answers once it has applied it.
     pub(crate) fn shown(&self) {
         let until = self.started.elapsed() + MEMORY;
         self.until_ms.store(until.as_millis() as u64, Ordering::Relaxed);
@@ -35,7 +35,7 @@ impl Interest {
         (self.started.elapsed().as_millis() as u64) < self.until_ms.load(Ordering::Relaxed)
     }
 
-    /// Returns when it is shown the next time.
+    /// Returns when interest is next shown.
     pub(crate) async fn next(&self) {
         self.news.notified().await;
     }

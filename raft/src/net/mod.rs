@@ -1,5 +1,5 @@
-//! The peer network: length-prefixed binary frames, two connections from each node to each peer for its own
-//! requests, with the answers coming back on them.
+//! The peer network: length-prefixed binary frames. Each node has two connections to each peer for its own
+//! requests, and the answers come back on them.
 
 pub(crate) mod frame;
 pub(crate) mod handshake;

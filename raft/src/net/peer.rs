@@ -1,5 +1,5 @@
-//! A node's own connections to one peer, made when first needed, and anew after an error: one for what may be huge, and
-//! one for the rest, so that no heartbeat, vote or read waits behind a value of 100 MB.
+//! A node's own connections to one peer, made when first needed, and again after an error: one for what may
+//! be huge, and one for the rest, so that no heartbeat, vote or read waits behind a value of 100 MB.
 
 use std::{
     collections::BTreeMap,
@@ -29,13 +29,16 @@ use crate::{GroupId, NodeId, sparse::Sparse};
 
 /// What a peer connection needs to know of its node.
 pub(crate) trait Greeter: Send + Sync + 'static {
-    /// What this node says to `to`.
+    /// This node's greeting to `to`.
     fn hello(&self, to: NodeId) -> Hello;
-    /// Judges the other side's answer, which may be a refusal, and learns from it. Err is the reason not to talk to it.
+    /// Judges the other side's answer, which may be a refusal, and learns from it. Err is the reason not to
+    /// talk to it.
     fn greeted<'a>(&'a self, answer: &'a Hello) -> BoxFuture<'a, Result<(), String>>;
-    /// Changes when somebody who was welcome may not be any more.
+    /// Changes when a peer that was welcome may not be any more.
     fn judgement(&self) -> u64;
-    /// Why not to talk to the one who said this.
+    /// What to tell a peer whose disk is an older copy, in a second greeting, before the connection is closed.
+    fn parting(&self, answer: &Hello) -> Option<Hello>;
+    /// Why not to talk to the sender of this greeting.
     fn objection(&self, theirs: &Hello) -> Option<String>;
     /// How long the other side took to answer the greeting.
     fn measured(&self, id: NodeId, round_trip: Duration);
@@ -44,7 +47,7 @@ pub(crate) trait Greeter: Send + Sync + 'static {
 /// How long making a connection may take, greetings included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A connection on which an answer is due and nothing has come for this long is asked whether it is alive, ...
+/// A connection on which an answer is due is asked whether it is alive after this much silence, ...
 const PING_AFTER: Duration = Duration::from_millis(500);
 
 /// ... and is closed when nothing comes for this long after that.
@@ -57,10 +60,10 @@ pub(crate) struct Peer {
     next_id: AtomicU64,
 }
 
-/// How it is reached.
+/// How a peer is reached.
 struct Remote {
     id: NodeId,
-    /// Where it may be, the likeliest first.
+    /// The addresses to try, the likeliest first.
     places: Mutex<Vec<String>>,
     transport: Arc<dyn Transport>,
     greeter: Arc<dyn Greeter>,
@@ -74,7 +77,7 @@ struct Reports {
     is_away: bool,
 }
 
-/// A connection, and what it was made on the strength of.
+/// A connection, and the grounds on which it was made.
 struct Greeted {
     link: Link,
     answer: Hello,
@@ -89,7 +92,7 @@ pub(crate) struct Link {
     closed: Arc<AtomicBool>,
 }
 
-/// A call under way. When it ends, also because its caller gave it up, nobody waits for its answer any more.
+/// A call under way. When it ends, even because its caller gave it up, its answer is no longer expected.
 struct Expected<'a> {
     link: &'a Link,
     id: u64,
@@ -101,12 +104,12 @@ impl Drop for Expected<'_> {
     }
 }
 
-/// Who waits for answers. Emptied when the connection closes, which ends every wait.
+/// Those who wait for answers. Emptied when the connection closes, which ends every wait.
 #[derive(Default)]
 struct Waiting {
     calls: BTreeMap<u64, oneshot::Sender<Bytes>>,
     streams: BTreeMap<u64, mpsc::UnboundedSender<Bytes>>,
-    /// Whether something was asked since anything was last heard: by calls that were given up, too.
+    /// Whether something was asked since anything was last heard, including by calls that were given up.
     is_owed: bool,
     closed: bool,
 }
@@ -145,8 +148,8 @@ impl Peer {
         self.remote.id
     }
 
-    /// Where it is to be looked for, the likeliest place first; what comes again is left out. Asked for with each message, so it
-    /// allocates only when something has changed.
+    /// Sets the addresses to try, the likeliest first; repetitions are left out. Called for each message, so
+    /// it allocates only when something has changed.
     pub(crate) fn set_places(&self, mut places: [Option<&str>; 3]) {
         for at in 1..places.len() {
             if places[..at].contains(&places[at]) {
@@ -159,12 +162,12 @@ impl Peer {
         }
     }
 
-    /// The connection for what is small, made now if there is none.
+    /// The connection for small messages, made now if there is none.
     pub(crate) async fn link(&self) -> io::Result<Link> {
         self.lane(false).await
     }
 
-    /// Makes a connection for nothing but the greetings.
+    /// Makes a connection only to exchange greetings.
     pub(crate) async fn greet_anew(&self) -> io::Result<()> {
         let greeted = self.link().await.map(|_| ());
         // Whoever connects holds it, and what it makes then is of no use.
@@ -189,7 +192,8 @@ impl Peer {
             return Ok(present);
         }
         let remote = self.remote.clone();
-        // It goes on when the caller gives up: a question may have less time than a distant peer's greeting takes.
+        // It continues when the caller gives up: a request may have less time than a distant peer's greeting
+        // takes.
         let connecting = tokio::spawn(async move {
             let new = remote.connect(is_bulk).await?;
             Ok(link.insert(new).link.clone())
@@ -197,7 +201,7 @@ impl Peer {
         connecting.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// The connection that is there, if the peer is still welcome.
+    /// The present connection, if the peer is still welcome.
     fn present(&self, lane: &mut Option<Greeted>) -> Option<Link> {
         let greeted = lane.as_mut()?;
         let judgement = self.remote.greeter.judgement();
@@ -207,7 +211,7 @@ impl Peer {
             greeted.judgement = judgement;
             return Some(greeted.link.clone());
         }
-        // Calls under way are answered; nothing else goes over it.
+        // Calls under way are still answered; nothing else uses it.
         greeted.link.end_streams();
         *lane = None;
         None
@@ -224,7 +228,7 @@ impl Peer {
         self.call_once_connected(kind, group, body, timeout, || true).await
     }
 
-    /// As [`Peer::call`]; when the connection is there, `begin` says whether to send at all.
+    /// As [`Peer::call`]; once connected, `begin` decides whether to send at all.
     pub(crate) async fn call_once_connected(
         &self,
         kind: Kind,
@@ -311,7 +315,14 @@ impl Remote {
                 answer.node_id, self.id
             )));
         }
-        self.greeter.greeted(&answer).await.map_err(io::Error::other)?;
+        if let Err(why) = self.greeter.greeted(&answer).await {
+            if let Some(said) = self.greeter.parting(&answer) {
+                // It may know nobody whom it could ask. An error means that it has gone.
+                let _ = connection.write_all(&frame::encode(Kind::Hello, 0, 0, &said.encode())).await;
+                let _ = connection.flush().await;
+            }
+            return Err(io::Error::other(why));
+        }
         self.greeter.measured(self.id, round_trip);
         Ok(Greeted { link: Link::start(connection, buffer, is_bulk), answer, judgement })
     }
@@ -350,7 +361,7 @@ impl Link {
         Ok(())
     }
 
-    /// The answers to the frames of a stream come on the receiver, which ends with the connection.
+    /// The answers to a stream's frames arrive on the receiver, which ends with the connection.
     pub(crate) fn expect_stream(&self, id: u64) -> io::Result<mpsc::UnboundedReceiver<Bytes>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut waiting = self.waiting.lock();
@@ -365,7 +376,7 @@ impl Link {
         self.waiting.lock().streams.clear();
     }
 
-    /// Nobody waits for this id any more.
+    /// Stops expecting answers for this id.
     pub(crate) fn forget(&self, id: u64) {
         let mut waiting = self.waiting.lock();
         waiting.calls.remove(&id);
@@ -373,10 +384,10 @@ impl Link {
     }
 }
 
-/// Gives answers to those who wait, until the connection is lost or, where `pings` can be sent, silent though it was asked
-/// something: also when those who asked have given up, as heartbeats do before the next one is due.
-/// TCP alone would wait for a peer that is gone without a word for a quarter of an hour, and go on with one that is back after
-/// as long as it was away.
+/// Hands answers to those who wait, until the connection is lost or, where `pings` can be sent, silent
+/// although an answer is due; it is due even if those who asked have given up, as heartbeats do before the
+/// next one is due. TCP alone would wait for a quarter of an hour for a peer that vanished silently, and
+/// resume with one that has come back only after as long as it was away.
 async fn read_answers(
     mut reader: impl AsyncRead + Unpin,
     mut buffer: BytesMut,
@@ -422,7 +433,7 @@ fn closed() -> io::Error {
 }
 
 impl Waiting {
-    /// A receiver that is gone has lost interest.
+    /// A receiver that is gone no longer waits for it.
     fn answer(&mut self, answer: frame::Frame) {
         if answer.kind == Kind::Stream {
             if let Some(stream) = self.streams.get(&answer.id) {

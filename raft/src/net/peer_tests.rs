@@ -45,6 +45,10 @@ impl Greeter for Polite {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    fn parting(&self, _: &Hello) -> Option<Hello> {
+        None
+    }
+
     fn judgement(&self) -> u64 {
         self.has_changed.load(Ordering::Relaxed).into()
     }
@@ -56,7 +60,7 @@ impl Greeter for Polite {
     fn measured(&self, _: NodeId, _: Duration) {}
 }
 
-/// A peer that answers votes, and takes its time to read anything else.
+/// A peer that answers votes, and is slow to read anything else.
 struct Busy;
 
 async fn busy(mut stream: tokio::io::DuplexStream) -> io::Result<()> {
@@ -100,7 +104,7 @@ async fn a_vote_does_not_wait_behind_a_huge_value() {
     assert!(matches!(forwarded.await.unwrap(), Err(CallError::Lost(_))));
 }
 
-/// A peer to which a connection takes its time; then it is [`Busy`].
+/// A peer that is slow to connect to; then it is [`Busy`].
 struct Distant(Duration);
 
 impl Transport for Distant {
@@ -177,4 +181,20 @@ async fn a_link_is_given_up_though_nobody_waits_when_it_is_looked_at() {
         tokio::time::sleep(rests).await;
     }
     assert_eq!(connections.load(Ordering::Relaxed), 2, "after four seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_given_up_leave_nothing_behind() {
+    let peer = Peer::new(2, String::new(), Arc::new(Silent::default()), Arc::<Polite>::default());
+    let link = peer.link().await.unwrap();
+    for number in 0..100 {
+        let long = peer.call(Kind::ReadIndex, 0, b"", Duration::from_secs(3_600));
+        // Given up by its caller, or at the end of its time.
+        let given_up = tokio::time::timeout(Duration::from_micros(10), long).await;
+        assert!(given_up.is_err());
+        if number % 10 == 0 {
+            assert!(peer.call(Kind::ReadIndex, 0, b"", Duration::from_micros(10)).await.is_err());
+        }
+        assert_eq!(link.waiting.lock().calls.len(), 0);
+    }
 }

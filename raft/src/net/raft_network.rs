@@ -1,7 +1,8 @@
 //! openraft's network traits over [`Peer`]: encode, call, decode.
 //!
-//! Replication is a stream with many requests in flight, bounded in number and bytes; heartbeats have a client
-//! of their own, are single calls, and go over another connection, so that they never queue behind entries.
+//! Replication is a stream with many requests in flight, bounded in number and bytes; heartbeats have a
+//! client of their own, are single calls, and use another connection, so that they never queue behind
+//! entries.
 
 use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
 
@@ -19,7 +20,10 @@ use openraft::{
     },
     type_config::alias::SnapshotOf,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     frame::{self, Kind},
@@ -32,12 +36,12 @@ use crate::{
     GroupId,
     clock::Clock,
     codec::CodecError,
-    snapshot::{SnapshotData, SnapshotSender},
-    timing::Timing,
+    elections::{rivals::Rivals, timing::Timing},
+    snapshot::{content::SnapshotData, transfer::SnapshotSender},
     types::{MemberNode, TypeConfig, Vote},
 };
 
-/// Append requests sent and not answered, on one stream.
+/// The most append requests on one stream that are sent and not answered.
 const IN_FLIGHT_MAX: usize = 64;
 /// Their bytes; one request is always allowed.
 const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
@@ -49,7 +53,7 @@ type RpcError = RPCError<TypeConfig>;
 /// How long a commit index may wait for entries to travel with.
 const HOLD: Duration = Duration::from_millis(1);
 
-/// How much longer while answers are due: over a long link some always are.
+/// How much longer while answers are outstanding: over a long link some always are.
 const HOLD_BUSY: Duration = Duration::from_millis(4);
 
 /// Finds the peer of a node id, and keeps it.
@@ -65,6 +69,7 @@ pub(crate) struct Factory {
     pub interest: Arc<Interest>,
     pub clock: Arc<Clock>,
     pub timing: Arc<Timing>,
+    pub rivals: Arc<Rivals>,
 }
 
 /// One group's client of one peer.
@@ -76,7 +81,8 @@ pub(crate) struct Client {
     interest: Arc<Interest>,
     clock: Arc<Clock>,
     timing: Arc<Timing>,
-    /// Of a client for heartbeats.
+    rivals: Arc<Rivals>,
+    /// Only in a client for heartbeats.
     late: Option<LateAnswer>,
 }
 
@@ -89,6 +95,7 @@ impl Factory {
             interest: self.interest.clone(),
             clock: self.clock.clone(),
             timing: self.timing.clone(),
+            rivals: self.rivals.clone(),
             late: heartbeat.then(LateAnswer::default),
         }
     }
@@ -121,7 +128,7 @@ impl From<CallError> for RpcError {
 }
 
 impl Client {
-    /// Sends a heartbeat. Its answer, or else the last one that came late.
+    /// Sends a heartbeat. Returns its answer, or else the last one that came late.
     async fn heartbeat(
         self,
         request: AppendRequest,
@@ -130,7 +137,7 @@ impl Client {
     ) -> Result<AppendResult, RpcError> {
         let (sender, answer) = oneshot::channel();
         let came_late = late.clone();
-        // It goes on when its time is up.
+        // It continues when its time is up.
         tokio::spawn(async move {
             let answer = self.ask_follower(request).await;
             if let Err(Ok(result)) = sender.send(answer) {
@@ -139,7 +146,7 @@ impl Client {
         });
         match tokio::time::timeout(ttl, answer).await {
             Ok(Ok(answer)) => {
-                // What came late before says nothing any more.
+                // An earlier late answer no longer matters.
                 late.take();
                 answer
             }
@@ -155,14 +162,14 @@ impl Client {
         let answer = self.peer.call(Kind::Append, self.group, &body, limit).await?;
         let response = messages::append_response(&answer).map_err(malformed)?;
         let last = request.entries.last().map(|entry| entry.log_id);
-        // A conflict without a previous log id is not something a follower may say.
+        // A follower cannot report a conflict where there is no previous log id.
         if response.is_conflict() && request.prev_log_id.is_none() {
             return Err(unreachable("the peer's answer contradicts the request"));
         }
         Ok(response.into_stream_result(request.prev_log_id, last.or(request.prev_log_id)))
     }
 
-    /// The answer to a request for a vote, and the time by the one who gives it.
+    /// Decodes the answer to a request for a vote, and learns the clock of the node that gives it.
     fn voted(&self, answer: &[u8]) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let (response, clock_ms) = messages::vote_response(answer).map_err(malformed)?;
         if clock_ms > 0 {
@@ -171,7 +178,7 @@ impl Client {
         Ok(response)
     }
 
-    /// Asks for as long as openraft listens.
+    /// Calls for as long as openraft listens.
     async fn call(&self, kind: Kind, body: &[u8], option: &RPCOption) -> Result<Bytes, RpcError> {
         Ok(self.peer.call(kind, self.group, body, option.hard_ttl()).await?)
     }
@@ -189,7 +196,7 @@ struct Replication<S> {
     in_flight_bytes: usize,
     /// A request without entries, which only carries a commit index: see `take`.
     held: Option<AppendRequest>,
-    /// When `held` is sent at the latest, while nothing is in flight; a little later else.
+    /// When `held` is sent at the latest, while nothing is in flight; otherwise a little later.
     held_until: tokio::time::Instant,
     interest: Arc<Interest>,
     requests_ended: bool,
@@ -199,7 +206,7 @@ struct Replication<S> {
 impl<S> Drop for Replication<S> {
     fn drop(&mut self) {
         self.link.forget(self.id);
-        // A closed connection ends the stream on the other side too.
+        // If the connection is closed, the stream ends on the other side too.
         let _ = self.link.send(frame::encode(Kind::StreamEnd, self.id, self.group, &[]));
     }
 }
@@ -246,10 +253,10 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
             && (self.in_flight.is_empty() || self.in_flight_bytes < IN_FLIGHT_BYTES_MAX)
     }
 
-    /// Takes the next request. One without entries only tells the peer what is committed. It is held: the next
-    /// one with entries, which carries the same commit index or a later one, takes its place. Its own answer is
-    /// not missed, since openraft counts a request as answered when a later one is. The peer waits for it only
-    /// while it serves clients of its own, and even then not for long.
+    /// Takes the next request. One without entries only tells the peer what is committed. It is held: the
+    /// next one with entries, which carries the same commit index or a later one, replaces it. Its own answer
+    /// is not missed, since openraft counts a request as answered when a later one is. The peer waits for it
+    /// only while it serves clients of its own, and even then not for long.
     fn take(&mut self, request: AppendRequest) -> Result<(), RpcError> {
         if request.entries.is_empty() && (!self.in_flight.is_empty() || !self.interest.is_there()) {
             self.held = Some(request);
@@ -367,8 +374,8 @@ impl NetStreamAppend<TypeConfig> for Client {
                 Ok(Box::pin(results) as BoxStream<'s, _>)
             });
         }
-        // Connecting waits for the first request: it is there that openraft waits after an error, and a peer
-        // that refuses connections would be asked without a pause.
+        // Connecting waits for the first request, as that is what openraft delays after an error: otherwise a
+        // peer that refuses connections would be asked without a pause.
         let results = stream::once(async move {
             let first = input.next().await;
             match Replication::open(client, first, input).await {
@@ -396,9 +403,14 @@ impl NetVote<TypeConfig> for Client {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let asked = Instant::now();
         let mut body = Vec::new();
         messages::put_vote_request(&mut body, &request);
-        self.voted(&self.call(Kind::PreVote, &body, &option).await?)
+        let response = self.voted(&self.call(Kind::PreVote, &body, &option).await?)?;
+        if response.vote_granted && self.rivals.is_outdone(&request, asked) {
+            return Err(unreachable("this node gives way to another one that asked at the same time"));
+        }
+        Ok(response)
     }
 }
 

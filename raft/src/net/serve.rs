@@ -1,5 +1,5 @@
-//! The other end of peers' connections: greets, then answers each frame. A malformed frame closes the
-//! connection; nothing that a peer sends can do more.
+//! The receiving end of peers' connections: answers the greeting, then each frame. A malformed frame closes
+//! the connection; nothing that a peer sends can do more.
 
 use std::{collections::BTreeMap, future::Future, io, sync::Arc, time::Duration};
 
@@ -23,27 +23,29 @@ use super::{
 };
 use crate::{GroupId, NodeId, sparse::Sparse};
 
-/// Append requests of one stream that wait to be looked at.
+/// How many append requests of one stream may wait to be looked at.
 const STREAM_QUEUE: usize = 64;
 
-/// How long a connection is kept on which a request is not even looked at, because the log does not write: longer than its peer
-/// takes to give it up and to make another one. A full disk may stay so for hours.
+/// How long a connection is kept when a request is not even looked at because the log does not write: longer
+/// than its peer takes to give it up and to make another one. A full disk may stay full for hours.
 const STUCK_MAX: Duration = Duration::from_secs(10);
 
-/// Whom and why this node has refused, for the log.
+/// Which peers this node has refused, and why, for the log.
 type Refusals = Mutex<Sparse<(NodeId, String)>>;
 
 /// What a node does with what its peers send.
 pub(crate) trait Handler: Send + Sync + 'static {
     /// Judges and answers a greeting; the answer holds the refusal.
     fn greet(&self, hello: &Hello) -> Hello;
-    /// The peer has read the answer and goes on: it has no objection either. Err closes the connection.
+    /// The peer has read the answer and continues: it has no objection either. Err closes the connection.
     fn accepted(&self, hello: &Hello) -> impl Future<Output = Result<(), String>> + Send;
-    /// Changes when somebody who was welcome may not be any more.
+    /// The peer has read the answer and objects to this node's disk.
+    fn parted(&self, hello: &Hello);
+    /// Changes when a peer that was welcome may not be any more.
     fn judgement(&self) -> u64;
-    /// Why not to listen any more to the one who said this.
+    /// Why not to listen any longer to the sender of this greeting.
     fn objection(&self, hello: &Hello) -> Option<String>;
-    /// Answers a leader that asks for this node's vote, at once.
+    /// Answers, at once, a leader that asks for this node's vote.
     fn confirm(&self, group: GroupId) -> Vec<u8>;
     /// Answers a call. Err closes the connection.
     fn call(
@@ -113,7 +115,7 @@ async fn serve_connection<H: Handler>(
     connection.write_all(&frame::encode(Kind::Hello, first.id, first.group, &answer.encode())).await?;
     if !answer.refusal.is_empty() {
         connection.flush().await?;
-        // It may ask again and again.
+        // Logged sparsely, as the peer may ask again and again.
         let times = refusals.lock().say((hello.node_id, answer.refusal.clone()));
         if let Some(times) = times {
             tracing::warn!(peer = hello.node_id, why = answer.refusal, times, "refused a peer");
@@ -121,6 +123,10 @@ async fn serve_connection<H: Handler>(
         return Ok(());
     }
     let second = frame::read(&mut connection, &mut buffer).await?;
+    if second.kind == Kind::Hello {
+        handler.parted(&Hello::decode(&second.body).map_err(invalid)?);
+        return Ok(());
+    }
     handler.accepted(&hello).await.map_err(io::Error::other)?;
     let (mut reader, writer) = tokio::io::split(connection);
     let (frames, outgoing) = mpsc::unbounded_channel();
@@ -135,7 +141,7 @@ async fn serve_connection<H: Handler>(
     loop {
         tokio::select! {
             biased;
-            // First, or they would pile up behind frames that keep coming.
+            // First, or ended tasks would pile up behind frames that keep coming.
             Some(ended) = tasks.join_next() => {
                 ended.map_err(io::Error::other)?.map_err(invalid)?;
             }
@@ -179,14 +185,15 @@ async fn serve_frame<H: Handler>(
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
-        // No task of their own: they wait for nothing. The writing side ends with the connection.
+        // Without tasks of their own: they wait for nothing. Sending fails only when the connection has
+        // ended.
         Kind::Ping => drop(frames.send(frame::encode(kind, id, group, &[]))),
         Kind::Confirm => drop(frames.send(frame::encode(kind, id, group, &handler.confirm(group)))),
         kind => {
             let (handler, frames) = (handler.clone(), frames.clone());
             tasks.spawn(async move {
                 let answer = handler.call(kind, group, body).await?;
-                // The writing side ends with the connection.
+                // Fails only when the connection has ended.
                 let _ = frames.send(frame::encode(kind, id, group, &answer));
                 Ok(())
             });

@@ -29,14 +29,15 @@ pub trait Transport: Send + Sync + 'static {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>>;
 }
 
-/// What was sent and is not acknowledged for this long ends a connection, on both sides. Without it the system goes on sending
-/// for a quarter of an hour, at longer and longer intervals: after a cut of five minutes nothing passes for two minutes more.
+/// A connection ends, on both sides, when what was sent is not acknowledged for this long. Without this the
+/// system keeps retransmitting for a quarter of an hour, at longer and longer intervals: after a cut of five
+/// minutes nothing passes for two minutes more.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(4);
 
-/// A silent connection is asked whether it is alive after this long, and then as often: three times in vain end it.
+/// A silent connection is probed after this long, and then at this interval: three unanswered probes end it.
 const KEEPALIVE: Duration = Duration::from_secs(1);
 
-/// How long one of the addresses that a name stands for may take to connect.
+/// How long connecting to one of a name's addresses may take.
 const RESOLVED_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// TCP with Nagle's algorithm off, and with ends that notice each other's silence within seconds.
@@ -60,7 +61,8 @@ impl Transport for Tcp {
 
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
         Box::pin(async move {
-            // A name is resolved anew each time, and may stand for several addresses, of which one may lead nowhere.
+            // A name is resolved anew each time, and may have several addresses, of which one may lead
+            // nowhere.
             let mut error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
             for resolved in tokio::net::lookup_host(address).await? {
                 match tokio::time::timeout(RESOLVED_TIMEOUT, TcpStream::connect(resolved)).await {

@@ -1,5 +1,5 @@
-//! Copies of what a data directory holds, inside the directory itself: there is room where the data are, and whoever
-//! may write the data may write the copy.
+//! Copies of what a data directory holds, inside the directory itself: there is room where the data are, and
+//! whoever may write the data may write the copy.
 
 use std::{
     fs::{self, File},
@@ -10,10 +10,10 @@ use std::{
 use super::RecoverError;
 use crate::space;
 
-/// What is left free beside a copy, for the log that grows.
+/// What is left free besides a copy, for the log that grows.
 const MARGIN_BYTES: u64 = 128 << 20;
 
-/// The begin of the name of a copy of the old state.
+/// How the name of a copy of the old state begins.
 const BACKUP: &str = "before-recovery-";
 
 /// Removes a directory that may be missing.
@@ -24,7 +24,7 @@ pub(super) fn remove(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Copies a file, or a directory with all below it, durably. Gives the bytes copied.
+/// Copies a file, or a directory with everything below it, durably. Returns the bytes copied.
 pub(super) fn copy(from: &Path, to: &Path) -> io::Result<u64> {
     if !from.is_dir() {
         let bytes = fs::copy(from, to)?;
@@ -41,7 +41,7 @@ pub(super) fn copy(from: &Path, to: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// The bytes of a file, or of all below a directory; 0 for what is missing.
+/// The bytes of a file, or of everything below a directory; 0 for what is missing.
 pub(super) fn size(path: &Path) -> io::Result<u64> {
     let metadata = match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -57,7 +57,7 @@ pub(super) fn size(path: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Refuses when `dir` has no room for `bytes` and a margin.
+/// Refuses if `dir` has no room for `bytes` and a margin.
 pub(super) fn check_room(dir: &Path, bytes: u64) -> Result<(), RecoverError> {
     let needed = bytes.saturating_add(MARGIN_BYTES);
     let room = space::room(dir);
@@ -65,7 +65,7 @@ pub(super) fn check_room(dir: &Path, bytes: u64) -> Result<(), RecoverError> {
     if free >= needed { Ok(()) } else { Err(RecoverError::NoRoom { dir: dir.to_owned(), needed, free }) }
 }
 
-/// What the state of a node consists of, by name.
+/// The parts of a node's state, by name.
 fn parts(dir: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -78,8 +78,8 @@ fn parts(dir: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Copies the state of the node in `dir` into a new directory in it, which is a complete data directory itself. After a
-/// crash the copy is there under its name, and whole, or not there under it.
+/// Copies the state of the node in `dir` into a new directory in it, which is itself a complete data
+/// directory. After a crash the copy is whole under its name, or not there under it.
 pub(super) fn back_up(dir: &Path) -> Result<PathBuf, RecoverError> {
     let failed = |source| super::io(format!("cannot copy the state of {}", dir.display()))(source);
     let parts = parts(dir).map_err(failed)?;

@@ -1,19 +1,19 @@
-//! Which of the survivors may be made a new cluster. Pure.
+//! Which of the survivors may become a new cluster. Pure.
 
 use std::collections::BTreeSet;
 
 use super::{RecoverError, Survivor};
 use crate::NodeId;
 
-/// The place of the survivor with the longest log of those that can be used: by the last term, then by the last index, as
-/// in Raft's elections. Of equal ones the first.
+/// The place of the survivor with the longest log among those that can be used: by the last term, then by the
+/// last index, as in Raft's elections. Of equal ones the first.
 pub fn longest(survivors: &[Survivor]) -> Option<usize> {
     let usable = survivors.iter().enumerate().filter(|(_, survivor)| survivor.unusable().is_none());
     usable.rev().max_by_key(|(_, survivor)| survivor.last).map(|(place, _)| place)
 }
 
-/// Whether the survivors are a majority of the voters by the last membership that one of them knows: then nothing is lost,
-/// and they only have to be started.
+/// Whether the survivors are a majority of the voters by the last membership that one of them knows: then
+/// nothing is lost, and they only have to be started.
 pub fn surviving_majority(survivors: &[Survivor]) -> bool {
     let Some(longest) = longest(survivors) else { return false };
     let there: BTreeSet<NodeId> = survivors
@@ -25,7 +25,7 @@ pub fn surviving_majority(survivors: &[Survivor]) -> bool {
     !voters.is_empty() && voters.iter().all(|voters| voters.intersection(&there).count() > voters.len() / 2)
 }
 
-/// Refuses to make the one at `chosen` a new cluster when that would lose more than it must.
+/// Refuses to make the survivor at `chosen` a new cluster if that would lose more than it must.
 pub fn check(survivors: &[Survivor], chosen: usize, although_shorter: bool) -> Result<(), RecoverError> {
     let refused = |text: String| Err(RecoverError::Refused(text));
     let one = &survivors[chosen];

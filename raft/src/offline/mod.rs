@@ -1,10 +1,12 @@
-//! Recovery from a lost majority: looks at the data directories of nodes that are stopped, and makes one of them the
-//! only member of a new cluster. Never used by a running node.
+//! What is done with the data directories of stopped nodes, and never by a running one: showing a log entry by
+//! entry (`history.rs`), and recovery from a lost majority, which makes one of them the only member of a new
+//! cluster.
 //!
-//! `survivor.rs` looks and changes nothing, `judge.rs` says which directory may be chosen, `copy.rs` keeps the old
-//! state, `rewrite.rs` makes the new one.
+//! For that `survivor.rs` inspects and changes nothing, `judge.rs` says which directory may be chosen,
+//! `copy.rs` keeps the old state, `rewrite.rs` makes the new one.
 
 mod copy;
+mod history;
 mod judge;
 mod rewrite;
 mod survivor;
@@ -16,18 +18,19 @@ use thiserror::Error;
 use crate::StartError;
 
 pub use self::{
+    history::{History, PastContent, PastEntry, Voted},
     judge::{check, longest, surviving_majority},
     rewrite::{INDEXES_SKIPPED, NewCluster, found_cluster},
     survivor::{Checkpoint, LogEnd, Survivor},
 };
 
-/// Why a directory cannot be looked at, or cannot be made a new cluster.
+/// Why a directory cannot be inspected, or cannot be made a new cluster.
 #[derive(Debug, Error)]
 pub enum RecoverError {
     /// Another process holds it, or it cannot be read.
     #[error(transparent)]
     Directory(#[from] StartError),
-    /// It is no node's.
+    /// It does not belong to a node.
     #[error("{} is not the data directory of a node: there is no identity.json", .0.display())]
     NotData(PathBuf),
     /// Its log is damaged.

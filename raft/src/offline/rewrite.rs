@@ -1,10 +1,10 @@
 //! Makes a data directory the only member of a new cluster.
 //!
-//! The steps, each durable before the next: the old state is copied; the identity file gets a note of the recovery, with
-//! which no node starts; the log gets a vote for this node in a higher term, and entries of that term to its end, the
-//! last of them the new membership, all marked as committed; the identity file gets the new cluster's id and loses the
-//! note. A crash before the note leaves the old cluster's node; after it, the next recovery of the directory goes on
-//! where this one was.
+//! The steps, each durable before the next: the old state is copied; the identity file gets a note of the
+//! recovery, with which no node starts; the log gets a vote for this node in a higher term, and entries of
+//! that term to its end, the last of them the new membership, all marked as committed; the identity file gets
+//! the new cluster's id and loses the note. A crash before the note leaves the old cluster's node; after it,
+//! the next recovery of the directory continues where this one stopped.
 
 use std::path::PathBuf;
 
@@ -18,20 +18,20 @@ use super::{RecoverError, Survivor, copy, io};
 use crate::{
     NodeId,
     codec::Membership,
-    core::GROUP,
-    directory::{self, Content, Unfinished},
+    identity::directory::{self, Content, Unfinished},
     log::{Log, LogConfig, LogStore},
-    types::{Entry, LogId, TypeConfig, Vote},
+    types::{Entry, GROUP, LogId, TypeConfig, Vote},
 };
 
-/// Indexes that are left out between the old log and the new one, filled with empty entries. What was made of an index
-/// that was lost (a lock's token, a position in the change feed) is not made again, unless more than this many were lost.
+/// Indexes that are skipped between the old log and the new one, filled with empty entries. What was derived
+/// from an index that was lost (a lock's token, a position in the change feed) is not issued again, unless
+/// more than this many were lost.
 pub const INDEXES_SKIPPED: u64 = 100_000;
 
 /// Entries in one append.
 const APPEND_ENTRIES: u64 = 10_000;
 
-/// What came of it.
+/// The outcome of a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewCluster {
     /// Its id.
@@ -44,8 +44,8 @@ pub struct NewCluster {
     pub backup: PathBuf,
 }
 
-/// Makes the survivor a cluster of its own, or finishes what an earlier call has begun. `term_max` is the highest term that
-/// any survivor knows.
+/// Makes the survivor a cluster of its own, or finishes what an earlier call began. `term_max` is the highest
+/// term that any survivor knows.
 pub async fn found_cluster(survivor: Survivor, term_max: u64) -> Result<NewCluster, RecoverError> {
     let mut content = survivor.content.clone();
     let unfinished = match content.unfinished.clone() {
@@ -91,7 +91,7 @@ fn begin(survivor: &Survivor, term_max: u64, backup: PathBuf) -> Unfinished {
     }
 }
 
-/// Brings the log to its new end, from wherever it is between the old one and that.
+/// Extends the log to its new end, from wherever it is between the old one and that.
 async fn extend_log(survivor: &Survivor, unfinished: &Unfinished) -> Result<(), RecoverError> {
     let config = LogConfig {
         dir: survivor.dir.join("log"),
@@ -100,7 +100,7 @@ async fn extend_log(survivor: &Survivor, unfinished: &Unfinished) -> Result<(), 
         spare_segments: 0,
         space: crate::space::unknown(),
     };
-    // A failed write is told to whoever waits for it.
+    // A failed write is reported to whoever waits for it.
     let log = Log::open(config, std::sync::Arc::new(|_| ()))
         .map_err(|error| RecoverError::Damaged { dir: survivor.dir.clone(), detail: error.to_string() })?;
     let extended = extend(&mut log.store(GROUP), survivor.node_id, unfinished).await;
@@ -118,7 +118,7 @@ async fn extend(store: &mut LogStore, node_id: NodeId, unfinished: &Unfinished) 
     let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
     let mut last = index(store.get_log_state().await?.last_log_id);
     if last < base.index {
-        // A checkpoint that was received is ahead of the log.
+        // A received checkpoint is ahead of the log.
         store.purge(base).await?;
         last = base.index;
     }
@@ -134,7 +134,7 @@ async fn extend(store: &mut LogStore, node_id: NodeId, unfinished: &Unfinished) 
         crash_point("appended");
     }
     store.save_committed(Some(LogId::new_term_index(unfinished.term, end))).await?;
-    // What waits for nobody is durable with the next that somebody waits for.
+    // Records that nobody waits for become durable with the next one that somebody waits for.
     store.save_vote(&vote).await
 }
 
@@ -150,7 +150,8 @@ fn entry(index: u64, end: u64, node_id: NodeId, unfinished: &Unfinished) -> Entr
     Entry { log_id: LogId::new_term_index(unfinished.term, index), payload }
 }
 
-/// In debug builds, ends the process after the named step if the environment says so: what tests call a crash.
+/// In debug builds, ends the process after the named step if the environment says so: what tests call a
+/// crash.
 fn crash_point(step: &str) {
     if cfg!(debug_assertions) && std::env::var("KVORUM_TEST_CRASH_AFTER").is_ok_and(|name| name == step) {
         std::process::abort();

@@ -1,5 +1,5 @@
-//! What the data directory of a stopped node holds. Looking changes no byte of it; the pages are read from a copy,
-//! because sled writes to what it opens.
+//! What the data directory of a stopped node holds. Inspecting it changes no byte; the pages are read from a
+//! copy, because sled writes to what it opens.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,13 +11,14 @@ use std::{
 use super::{RecoverError, copy, io};
 use crate::{
     NodeId,
-    checkpoint::Head,
-    core::GROUP,
-    directory::{self, Content},
-    identity::DISK_ENDPOINT,
+    identity::{
+        DISK_ENDPOINT,
+        directory::{self, Content},
+    },
     log::{self, LogError},
     pages::{PageStore, PagesError},
-    types::{LogId, MemberNode, StoredMembership},
+    snapshot::head::Head,
+    types::{GROUP, LogId, MemberNode, StoredMembership},
 };
 
 /// The copy of the pages that is read, inside the data directory.
@@ -26,7 +27,7 @@ const COPY: &str = "recover.tmp";
 const CACHE_BYTES: usize = 8 << 20;
 const SCAN_BYTES: usize = 4 << 20;
 
-/// The end of a log. The greater one has more: first the term counts, then the index, as in Raft's elections.
+/// The end of a log. The greater one has more: by term, then by index, as in Raft's elections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LogEnd {
     /// The last entry's term.
@@ -36,7 +37,7 @@ pub struct LogEnd {
 }
 
 impl LogEnd {
-    fn of(id: Option<LogId>) -> LogEnd {
+    pub(super) fn of(id: Option<LogId>) -> LogEnd {
         id.map_or(LogEnd::default(), |id| LogEnd { term: id.leader_id.term, index: id.index })
     }
 }
@@ -68,13 +69,13 @@ pub struct Survivor {
     pub cluster_id: Option<String>,
     /// The highest term it has voted in or followed.
     pub term: u64,
-    /// Whom it has voted for in that term, or whom it followed.
+    /// The node that it has voted for in that term, or that it followed.
     pub voted_for: Option<NodeId>,
     /// The last entry that it has.
     pub last: LogEnd,
     /// The highest index that it knows to be committed.
     pub committed_index: u64,
-    /// The highest index that is not in the log any more, but in the checkpoint.
+    /// The highest index that is no longer in the log, but in the checkpoint.
     pub purged_index: u64,
     /// The last checkpoint.
     pub checkpoint: Checkpoint,
@@ -86,13 +87,13 @@ pub struct Survivor {
     pub is_unfinished: bool,
     pub(super) content: Content,
     pub(super) segment_bytes: u64,
-    /// This node, as it stands in the membership.
+    /// This node, as stored in the membership.
     pub(super) member: MemberNode,
     _lock: File,
 }
 
 impl Survivor {
-    /// Locks the directory and looks at it. Refuses one that is in use, and one with a damaged log.
+    /// Locks the directory and inspects it. Refuses one that is in use, and one with a damaged log.
     pub async fn open(dir: &Path) -> Result<Survivor, RecoverError> {
         if !dir.join("identity.json").exists() {
             return Err(RecoverError::NotData(dir.to_owned()));
@@ -139,7 +140,7 @@ impl Survivor {
         })
     }
 
-    /// Why nothing can be recovered from it; None when something can.
+    /// Why nothing can be recovered from it; None if something can.
     pub fn unusable(&self) -> Option<String> {
         if self.last.index == 0 {
             return Some("it has never been a member of a cluster, and has no data".into());
@@ -162,7 +163,7 @@ impl Survivor {
     }
 }
 
-/// How a node stands in a membership that it is not part of. It publishes its addresses when it runs.
+/// The entry for a node in a membership that it is not part of. It publishes its addresses when it runs.
 fn this_node(content: &Content) -> MemberNode {
     let peer = content.peers.get(&content.node_id).cloned().unwrap_or_default();
     let endpoints = BTreeMap::from([(DISK_ENDPOINT.to_owned(), content.disk_id.clone())]);
@@ -202,7 +203,7 @@ async fn look_at_pages(dir: &Path) -> Result<(Checkpoint, Option<Head>), Recover
 async fn read_pages(dir: &Path) -> Result<(Option<Head>, u64), String> {
     let text = |error: PagesError| error.to_string();
     let path = dir.to_owned();
-    // A failed write is one to a copy.
+    // A failed write can only be one to a copy.
     let opened = tokio::task::spawn_blocking(move || PageStore::open(&path, CACHE_BYTES, Arc::new(|_| ())));
     let store = opened.await.map_err(|error| error.to_string())?.map_err(text)?;
     let Some(head) = store.head(GROUP).await.map_err(text)? else { return Ok((None, 0)) };

@@ -1,9 +1,9 @@
-//! Directories of pages as wholes: created, replaced, set aside; each durable when the function returns, and each
-//! either done or not done after a crash, once `settle` has run.
+//! Whole directories of pages: created, replaced, set aside. Each change is durable when the function
+//! returns, and after a crash either done or not done, once `settle` has run.
 //!
-//! Names beside `<dir>`: `<dir>.new` is being created and means nothing; `<dir>.old` is being replaced, and is the
-//! live one while `<dir>` is missing; `<dir>.unreadable-<n>` are for the operator. A snapshot is staged in a
-//! directory of the caller's choice, which means nothing after a crash.
+//! Names beside `<dir>`: `<dir>.new` is being created and means nothing; `<dir>.old` is being replaced, and
+//! is the live one while `<dir>` is missing; `<dir>.unreadable-<n>` are for the operator. A snapshot is
+//! staged in a directory of the caller's choice, which means nothing after a crash.
 
 use std::{
     ffi::OsString,
@@ -41,7 +41,7 @@ fn remove_if_present(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Finishes or undoes what a crash interrupted. To be called before `dir` is opened.
+/// Finishes or undoes what a crash interrupted. Must be called before `dir` is opened.
 pub(super) fn settle(dir: &Path) -> io::Result<()> {
     let old = beside(dir, ".old");
     if old.exists() {
@@ -68,9 +68,9 @@ pub(super) fn create(dir: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> 
     sync_parent(dir)
 }
 
-/// Puts the directory `staged` in the place of `live`, which may be missing. Both must be closed, and must have the
-/// same parent. After a crash `live` is the old or the new one when it is opened; when this returns Ok it is the
-/// new one for good. While it is not known to be, nothing may be purged that only the new one makes superfluous.
+/// Puts the directory `staged` in the place of `live`, which may be missing. Both must be closed, and must
+/// have the same parent. After a crash `live` is the old or the new one when it is opened; once this returns
+/// Ok it is the new one for good. Until then nothing may be purged that only the new one makes superfluous.
 pub(crate) fn replace(live: &Path, staged: &Path) -> io::Result<()> {
     sync_tree(staged)?;
     let old = beside(live, ".old");
@@ -90,7 +90,7 @@ pub(crate) fn set_aside(dir: &Path) -> io::Result<PathBuf> {
     let free = (1_u32..).map(|n| beside(dir, &format!(".unreadable-{n}"))).find(|path| !path.exists());
     let aside = free.expect("there are fewer than 4 Gi directories");
     match fs::rename(dir, &aside) {
-        // It was done before, and what should have followed was not.
+        // It was renamed before, and what should have followed did not happen.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         renamed => renamed?,
     }

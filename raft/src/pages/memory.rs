@@ -1,5 +1,5 @@
-//! Page stores in memory, for the simulation: the same messages, answered by a task. A commit takes simulated time and
-//! is all or nothing, as sled's is in `worker.rs`; what dies with a node is what was staged.
+//! Page stores in memory, for the simulation: the same messages, answered by a task. A commit takes simulated
+//! time and is all or nothing, as with sled in `worker.rs`; what dies with a node is what was staged.
 
 use std::{
     collections::BTreeMap,
@@ -74,7 +74,7 @@ impl MemoryPages {
 async fn answer_all(store: Arc<MemoryPages>, dir: Dir, mut inbox: mpsc::Receiver<Request>) {
     let mut staged = Staged::new();
     while let Some(request) = inbox.recv().await {
-        // Who asked may have gone.
+        // The requester may be gone.
         match request {
             Request::Head { group, answer } => {
                 let _ = answer.send(Ok(dir.lock().entry(group).or_default().head()));

@@ -1,9 +1,10 @@
 //! Keeps sled from deleting its own metadata when it is opened.
 //!
-//! Opening merges the snapshot and the logs of `metadata/` into a new snapshot, named after the newest log, removes
-//! the old files and starts an empty log. A process that dies before the last step leaves a snapshot without a log.
-//! Then the next opening gives its new snapshot the name of the old one, and removes the old one: the new one. What
-//! is written from then on is all that the opening after that finds. An empty log beside the snapshot prevents it.
+//! Opening merges the snapshot and the logs of `metadata/` into a new snapshot, named after the newest log,
+//! removes the old files and starts an empty log. A process that dies before the last step leaves a snapshot
+//! without a log. The next opening then gives its new snapshot the name of the old one, and removes the old
+//! one, which is the new one. The opening after that finds only what was written since. An empty log beside
+//! the snapshot prevents this.
 
 use std::{
     fs::{self, File},
@@ -11,7 +12,7 @@ use std::{
     path::Path,
 };
 
-/// Adds the empty log if it is missing. To be called before sled opens `dir`, which may be missing too.
+/// Adds the empty log if it is missing. Must be called before sled opens `dir`, which may be missing too.
 pub(super) fn complete(dir: &Path) -> io::Result<()> {
     let metadata = dir.join("metadata");
     let (mut snapshot, mut log) = (None, None);
@@ -34,7 +35,7 @@ pub(super) fn complete(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// The number of a file's name, which is hexadecimal.
+/// The hexadecimal number in a file's name.
 fn number(name: &str, prefix: &str) -> Option<u64> {
     u64::from_str_radix(name.strip_prefix(prefix)?, 16).ok()
 }

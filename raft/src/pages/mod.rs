@@ -1,12 +1,12 @@
 //! The checkpointed pages, in sled. A handle sends messages to one thread, the only one that touches sled.
 //!
 //! Writes are staged in memory and reach sled only in `commit`, all between two flushes. This is what makes a
-//! commit atomic: sled makes durable at a flush whatever was written before, not more and not less, and it also
+//! commit atomic: at a flush sled makes durable whatever was written before, no more and no less, and it also
 //! flushes when it is closed.
 //!
-//! Files: `worker.rs` is the thread and the format, `panics.rs` what becomes of it when sled panics, `dirs.rs`
-//! creates, replaces and sets aside directories, `metadata_log.rs` mends what a crash left in one, `need.rs` says how much space
-//! a commit takes.
+//! Files: `worker.rs` is the thread and the format, `panics.rs` handles panics of sled, `dirs.rs` creates,
+//! replaces and sets aside directories, `metadata_log.rs` repairs what a crash left in one, `need.rs` tells
+//! how much space a commit takes.
 
 mod dirs;
 #[cfg(feature = "simulation")]
@@ -40,11 +40,11 @@ use crate::{
     space::{self, Space},
 };
 
-/// How many messages may wait for the thread.
+/// The most messages that may wait for the thread.
 const QUEUE_MAX: usize = 16;
 
-/// How long a read may take before the directory counts as unreadable: on some damage sled searches for ever. A
-/// read in good order takes milliseconds, behind a commit in the queue as long as the commit.
+/// How long a read may take before the directory counts as unreadable: on some damage sled searches for ever.
+/// A healthy read takes milliseconds, or, behind a commit in the queue, as long as the commit.
 const READ_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 6 } else { 120 });
 
 /// How long opening may take.
@@ -53,18 +53,19 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 6
 /// A page's id and its content.
 pub(crate) type Page = (Vec<u8>, Vec<u8>);
 
-/// Why pages cannot be had. After any of them but `Full` the handle is of no more use.
+/// Why pages cannot be had. After any of these but `Full` the handle is useless.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum PagesError {
-    /// sled cannot open the directory, or what it returns is not what was committed. `set_aside` it, and get the
-    /// pages from elsewhere.
+    /// sled cannot open the directory, or what it returns is not what was committed. `set_aside` it, and get
+    /// the pages from elsewhere.
     #[error("the pages are unreadable: {0}")]
     Unreadable(String),
-    /// A write failed, after which the fatal handler was called; or the store is closed; or the directory is in
-    /// use. Says nothing against the pages.
+    /// A write failed, after which the fatal handler was called; or the store is closed; or the directory is
+    /// in use. Says nothing against the pages.
     #[error("the pages cannot be written: {0}")]
     Failed(String),
-    /// The disk has no room. Nothing was written, what is staged stays so, and the handle is as good as before.
+    /// The disk has no room. Nothing was written, what is staged stays staged, and the handle is as good as
+    /// before.
     #[error("the disk has no room for the pages: {0}")]
     Full(String),
 }
@@ -79,13 +80,13 @@ pub(crate) struct PageStore {
 }
 
 impl PageStore {
-    /// Opens a directory on a disk of which nothing is known.
+    /// Opens a directory on a disk whose space is not known.
     pub(crate) fn open(dir: &Path, cache_bytes: usize, fatal: Fatal) -> Result<PageStore, PagesError> {
         PageStore::open_in(dir, cache_bytes, fatal, space::unknown())
     }
 
-    /// Opens the directory, or creates it, after finishing or undoing what a crash interrupted. Blocks: also on
-    /// sled's own call of the `sync` program. `fatal` is told when a write fails.
+    /// Opens the directory, or creates it, after finishing or undoing what a crash interrupted. Blocks, also
+    /// on sled's own call of the `sync` program. `fatal` is called when a write fails.
     pub(crate) fn open_in(
         dir: &Path,
         cache_bytes: usize,
@@ -105,7 +106,7 @@ impl PageStore {
                 let (poisoner, opened_sender, fatal) = told;
                 let error = PagesError::Unreadable(format!("sled panicked: {panic}"));
                 poisoner.send_replace(Some(error.clone()));
-                // Nobody listens once it is open.
+                // Nobody receives this once the store is open.
                 let _ = opened_sender.send(Err(error));
                 if in_commit.get() {
                     fatal(format!("cannot commit pages: sled panicked: {panic}"));
@@ -133,12 +134,12 @@ impl PageStore {
         &self.dir
     }
 
-    /// What the group's last commit gave as the head; None when there was none.
+    /// The head given in the group's last commit; None if there was none.
     pub(crate) async fn head(&self, group: GroupId) -> Result<Option<Vec<u8>>, PagesError> {
         Ok(self.head_and_tally(group).await?.map(|(head, _)| head))
     }
 
-    /// The same, with the sum of the pages of that commit.
+    /// The same, with the tally of that commit's pages.
     pub(crate) async fn head_and_tally(
         &self,
         group: GroupId,
@@ -149,8 +150,8 @@ impl PageStore {
     /// Committed pages with an id greater than `after` (or from the first), in ascending order, about
     /// `bytes_max` bytes of them, at least one if there is one. None means the end.
     ///
-    /// A scan from the first page to the end, with no commit in between, also verifies that no page is missing,
-    /// superfluous or older than the last commit.
+    /// A scan from the first page to the end, with no commit in between, also verifies that no page is
+    /// missing, superfluous or older than the last commit.
     pub(crate) async fn scan(
         &self,
         group: GroupId,
@@ -160,26 +161,26 @@ impl PageStore {
         self.ask_in_time(|answer| Request::Scan { group, after, bytes_max, answer }).await
     }
 
-    /// Stages pages for the group's next commit; a later write of a page replaces an earlier one. Waits only for
-    /// room in the queue: a failure is the commit's.
+    /// Stages pages for the group's next commit; a later write of a page replaces an earlier one. Waits only
+    /// for room in the queue: a failure is reported by the commit.
     pub(crate) async fn write(&self, group: GroupId, pages: Vec<PageWrite>) -> Result<(), PagesError> {
         self.send(Request::Write { group, pages }).await
     }
 
-    /// Makes what is staged for the group durable, and the head, all or nothing. `head` may be empty. After `Full` it may be
-    /// tried again, also with more.
+    /// Makes what is staged for the group durable together with the head, all or nothing. `head` may be
+    /// empty. After `Full` it may be tried again, also with more staged.
     pub(crate) async fn commit(&self, group: GroupId, head: Vec<u8>) -> Result<(), PagesError> {
         self.ask(|answer| Request::Commit { group, head, answer }).await
     }
 
-    /// Writes what is staged for the group without committing it, to bound memory. Only for a directory that is
-    /// being filled and that nobody uses before its commit: a crash leaves any part of it.
+    /// Writes what is staged for the group without committing it, to bound memory. Only for a directory that
+    /// is being filled and that nobody uses before its commit: a crash leaves any part of it.
     pub(crate) async fn spill(&self, group: GroupId) -> Result<(), PagesError> {
         self.ask(|answer| Request::Spill { group, answer }).await
     }
 
-    /// Closes the directory. What is staged is forgotten; a commit under way is finished. Blocks. After an error
-    /// it stays open for as long as the process lives, which does not keep it from being renamed.
+    /// Closes the directory. What is staged is dropped; a commit under way is finished. Blocks. After an
+    /// error it stays open for as long as the process lives, which does not keep it from being renamed.
     pub(crate) fn close(&self) {
         drop(self.requests.lock().take());
         let Some(thread) = self.thread.lock().take() else { return };
@@ -220,7 +221,7 @@ impl PageStore {
     }
 }
 
-/// Waits for the error after which nothing more is done: a thread that has met it may not answer.
+/// Waits for the error after which nothing more is done: a thread that has met it may never answer.
 async fn poisoned(poison: &mut watch::Receiver<Option<PagesError>>) -> PagesError {
     let error = poison.wait_for(Option::is_some).await;
     error.ok().and_then(|error| error.clone()).unwrap_or_else(closed)

@@ -1,5 +1,5 @@
-//! How much space a commit takes before it gives back what it replaces. sled writes a leaf anew as a whole, into a slot whose
-//! size is one of a few, and keeps the old one until all is durable.
+//! How much space a commit takes before it frees what it replaces. sled rewrites a leaf as a whole, into a
+//! slot of one of a few sizes, and keeps the old one until everything is durable.
 
 use std::path::Path;
 
@@ -9,28 +9,28 @@ use super::{
 };
 use crate::space::occupied;
 
-/// What is wanted free in any case: sled's own records, and names.
+/// What must be free in any case: for sled's own records, and names.
 const LEAST_BYTES: u64 = 1 << 20;
 
-/// A record of a leaf in sled's log, about.
+/// The approximate size of a leaf's record in sled's log.
 const RECORD_BYTES: u64 = 64;
 
-/// A slot is at most half as large again as what is in it.
+/// A slot is at most half as large again as its content.
 fn in_slots(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 2)
 }
 
-/// Opening a directory writes sled's records anew.
+/// Opening a directory rewrites sled's records.
 pub(super) fn of_opening(dir: &Path) -> u64 {
     LEAST_BYTES + 2 * occupied(&dir.join("metadata"))
 }
 
-/// What a commit of what is staged takes.
+/// The space that a commit of what is staged takes.
 pub(super) struct Need {
     /// What is staged, in bytes and pages.
     staged: u64,
     pages: u64,
-    /// What the whole directory occupies, and a page in it.
+    /// What the whole directory occupies, and an average page in it.
     present: u64,
     page: u64,
     /// For sled's records.
@@ -45,12 +45,14 @@ impl Need {
         Need { staged, pages, present, page, records: of_opening(dir) + RECORD_BYTES * pages }
     }
 
-    /// All that is there may be written anew, and not more; and with each page no more than its leaf has.
+    /// An upper bound: at most all that is present is rewritten, and with each page no more than its leaf
+    /// holds.
     pub(super) fn at_most(&self) -> u64 {
         in_slots(self.staged + self.present.min(self.pages.saturating_mul(self.beside()))) + self.records
     }
 
-    /// What is staged is written, and what shares leaves with it: at both ends of what lies together.
+    /// A closer bound: what is staged is written, and what shares leaves with it, at both ends of each run of
+    /// neighbours.
     pub(super) fn closely(&self, group: &Group) -> Result<u64, PagesError> {
         let bytes = in_slots(self.staged + beside(group)?) + self.records;
         Ok(bytes.min(self.at_most()))
@@ -65,7 +67,7 @@ impl Need {
 /// The bytes of the pages that are not staged and may share a leaf with one that is.
 fn beside(group: &Group) -> Result<u64, PagesError> {
     let mut bytes = 0;
-    // What lies behind the last page that was looked at.
+    // What follows the last page that was looked at.
     let mut behind: Option<(Option<Vec<u8>>, u64)> = None;
     for id in group.staged.keys() {
         let (is_gap, is_known) = match &behind {

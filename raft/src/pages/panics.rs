@@ -1,8 +1,8 @@
 //! What happens when sled panics: the panic is reported before it unwinds.
 //!
-//! Whoever waits must not wait for the end of the unwinding: out of a failed open, sled waits, while it unwinds,
-//! for a thread that it has not started yet. That thread of ours then stands still for ever and leaks what it
-//! holds. This does little harm: its directory can be renamed, and another opened in its place.
+//! Nobody must wait for the end of the unwinding: after a failed open, sled waits, while it unwinds, for a
+//! thread that it has not started yet. Our thread then hangs for ever and leaks what it holds. This does
+//! little harm: its directory can be renamed, and another opened in its place.
 
 use std::{cell::RefCell, panic, sync::Once};
 
@@ -14,7 +14,7 @@ thread_local! {
 
 static HOOK: Once = Once::new();
 
-/// From here on the first panic on this thread is reported when it begins. Other threads are not concerned.
+/// From here on the first panic on this thread is reported as it begins. Other threads are not affected.
 pub(super) fn report_first(report: impl FnOnce(String) + 'static) {
     HOOK.call_once(|| {
         let previous = panic::take_hook();

@@ -50,7 +50,7 @@ fn pages(list: &[(&[u8], &[u8])]) -> Vec<Page> {
     list.iter().map(|(id, content)| (id.to_vec(), content.to_vec())).collect()
 }
 
-/// What does not become smaller when it is compressed.
+/// Content that does not compress.
 fn noise(bytes: usize, seed: u32) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed.into());
     (0..bytes).map(|_| random.u8(..)).collect()
@@ -142,7 +142,7 @@ fn only_what_is_committed_is_seen_and_survives() {
     });
 }
 
-/// Random commits against a map, with reopenings. The store opens sled anew by itself, too: a few commits write
+/// Random commits against a map, with reopenings. The store also reopens sled by itself: a few commits write
 /// several times its cache.
 #[test]
 fn many_commits_of_many_pages_match_a_map() {
@@ -178,7 +178,7 @@ fn many_commits_of_many_pages_match_a_map() {
     }
 }
 
-/// A snapshot that is received is spilled on the way, and has its head at the end: the store opens sled anew before.
+/// A received snapshot is spilled on the way, and gets its head at the end: the store reopens sled before.
 #[test]
 fn pages_larger_than_memory_are_spilled_before_they_are_committed() {
     let parent = TempDir::new().unwrap();
@@ -261,7 +261,7 @@ fn a_staged_directory_takes_the_place_of_the_live_one() {
     });
 }
 
-/// A directory in use is neither opened twice nor called unreadable, which would have it set aside.
+/// A directory in use is neither opened twice nor called unreadable, which would set it aside.
 #[test]
 fn a_directory_in_use_is_waited_for_and_then_refused() {
     let parent = TempDir::new().unwrap();

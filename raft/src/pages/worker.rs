@@ -1,8 +1,9 @@
 //! The thread that owns sled, and what it keeps in it.
 //!
-//! Each group has a tree. Key `[0]` holds the head record, `[1] + id` a page: the CRC-32 of id and content, then
-//! the content. The head record counts the pages and sums a digest of each, because sled ends its recovery
-//! silently at a damaged metadata frame: all CRCs of pages would match, and some pages would be old.
+//! Each group has a tree. Key `[0]` holds the head record, `[1] + id` a page: the CRC-32 of id and content,
+//! then the content. The head record counts the pages and sums up a digest of each, because sled silently
+//! ends its recovery at a damaged metadata frame: the CRCs of all pages would match, and some pages would be
+//! old.
 
 use std::{
     cell::Cell,
@@ -33,29 +34,29 @@ use crate::{
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// Keys in a leaf: pages are large, so a leaf is few of them.
+/// Keys per leaf: pages are large, so a leaf holds few.
 pub(super) const LEAF_FANOUT: usize = 4;
 
 const ZSTD_LEVEL: i32 = 1;
 
-/// A hundred years: sled's own flusher never runs. With None instead, every drop of a tree or an iterator flushes,
-/// and after one flush has failed, on a damaged directory, the next waits for it for ever.
+/// A hundred years: sled's own flusher never runs. With None instead, every drop of a tree or an iterator
+/// flushes, and after a flush has failed, on a damaged directory, the next one waits for it for ever.
 const FLUSH_EVERY_MS: usize = 100 * 365 * 24 * 3600 * 1000;
 
-/// sled never gives back the memory of a leaf that it has written (its own list of things to do says so), so it is
-/// opened anew after a commit when it has written this many times its cache.
+/// sled never frees the memory of a leaf that it has written (its own to-do list says so), so it is reopened
+/// after a commit once it has written this many times its cache.
 const REOPEN_CACHES: usize = 4;
 
 const HEAD_VERSION: u8 = 1;
 const HEAD_KEY: [u8; 1] = [0];
-/// Stands in every tree; below all pages.
+/// Present in every tree, before all pages.
 const MADE_KEY: [u8; 2] = [0, 0];
 const PAGE_PREFIX: u8 = 1;
 
 /// sled locks all leaves of a batch together.
 const BATCH_PAGES_MAX: usize = 64;
 
-/// How many unfinished scans of a group are followed.
+/// How many unfinished scans of a group are tracked.
 const SCANS_MAX: usize = 16;
 
 type Db = sled::Db<LEAF_FANOUT>;
@@ -64,7 +65,7 @@ type Tree = sled::Tree<LEAF_FANOUT>;
 /// Where an answer goes.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, PagesError>>;
 
-/// What the thread is asked.
+/// A request to the thread.
 pub(super) enum Request {
     Head { group: GroupId, answer: Answer<Option<(Vec<u8>, Tally)>> },
     Scan { group: GroupId, after: Option<Vec<u8>>, bytes_max: usize, answer: Answer<Vec<Page>> },
@@ -73,7 +74,7 @@ pub(super) enum Request {
     Spill { group: GroupId, answer: Answer<()> },
 }
 
-/// The sum of all pages of a group: two groups with the same have the same pages.
+/// The sum over all pages of a group: two groups with equal tallies have the same pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) pages: u64,
@@ -81,7 +82,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// The sum of one group's pages and this one.
+    /// This tally with a page added.
     #[cfg(feature = "simulation")]
     pub(super) fn with(mut self, id: &[u8], content: &[u8]) -> Tally {
         self.add(id, page_crc(id, content));
@@ -130,15 +131,15 @@ fn page_key(id: &[u8]) -> Vec<u8> {
 /// A group's tree and what is staged for it.
 pub(super) struct Group {
     tree: Tree,
-    /// The sum of the pages in the tree.
+    /// The tally of the pages in the tree.
     pub(super) tally: Tally,
-    /// The sum at the last commit: pages that were spilled since are not in it.
+    /// The tally at the last commit: pages that were spilled since are not in it.
     committed: Tally,
     /// The head as given; None before the first commit.
     head: Option<Vec<u8>>,
     /// Pages for the next commit.
     pub(super) staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-    /// The sums of scans from the first page, by the last id given.
+    /// The tallies of scans from the first page, by the last id returned.
     scans: HashMap<Vec<u8>, Tally>,
 }
 
@@ -154,11 +155,11 @@ struct Closed {
 ///
 /// Invariants:
 /// - Between two requests nothing in sled is dirty: closing flushes.
-/// - After an error sled is not called again, and not dropped either: when its last flush fails, it aborts.
+/// - After an error sled is not called again, and not dropped either: if its last flush fails, it aborts.
 pub(super) struct Worker {
     dir: PathBuf,
     cache_bytes: usize,
-    /// None only while it is opened anew, and for ever when that failed.
+    /// None only while sled is being reopened, and for ever if that failed.
     db: Option<Db>,
     /// Page bytes written since it was opened.
     written_bytes: usize,
@@ -173,7 +174,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Opens the directory, or creates it. Without room that may fail, and is tried all the same.
+    /// Opens the directory, or creates it. Without room that may fail, but it is tried all the same.
     pub(super) fn open(
         dir: &Path,
         cache_bytes: usize,
@@ -218,7 +219,7 @@ impl Worker {
     }
 
     fn answer(&mut self, request: Request) {
-        // Who asked may have gone.
+        // The requester may be gone.
         match request {
             Request::Head { group, answer } => {
                 let _ = answer.send(
@@ -242,14 +243,14 @@ impl Worker {
         }
     }
 
-    /// Opens sled anew when it has written much. Everything is durable, so nothing but memory is lost; a directory
-    /// that cannot be opened again is found now, and not when all nodes start after a power cut.
+    /// Reopens sled when it has written much. Everything is durable, so nothing but memory is lost; and a
+    /// directory that cannot be opened again is found now, not when all nodes start after a power cut.
     fn free_memory(&mut self) {
         if self.written_bytes < REOPEN_CACHES * self.cache_bytes || self.poison.borrow().is_some() {
             return;
         }
         if !self.space.has_free(need::of_opening(&self.dir)) {
-            // After a later commit: memory is worth less than a node.
+            // Left to a later commit: memory is worth less than a node.
             return;
         }
         if let Err(error) = self.reopen() {
@@ -274,7 +275,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The group, its tree opened.
+    /// The group, with its tree open.
     fn group(&mut self, id: GroupId) -> Result<&mut Group, PagesError> {
         if let Some(error) = &*self.poison.borrow() {
             return Err(error.clone());
@@ -298,14 +299,15 @@ impl Worker {
         result.inspect_err(|error| poison(&self.poison, error))
     }
 
-    /// Stages something. When that is impossible, the commit will say so.
+    /// Stages something. If that is impossible, the commit will report it.
     fn stage(&mut self, id: GroupId, stage: impl FnOnce(&mut Group)) {
         if let Ok(group) = self.group(id) {
             stage(group);
         }
     }
 
-    /// Has the disk have room for what is staged. sled does not survive a write that fails, and neither does the node.
+    /// Makes sure that the disk has room for what is staged. Neither sled nor the node survives a failed
+    /// write.
     fn reserve(&mut self, id: GroupId) -> Result<(), PagesError> {
         let (space, dir) = (self.space.clone(), self.dir.clone());
         if !space.is_known() {
@@ -319,7 +321,7 @@ impl Worker {
         if space.make_room(bytes) { Ok(()) } else { Err(PagesError::Full(format!("it takes {bytes} bytes"))) }
     }
 
-    /// Writes what is staged, and the head if there is one, as one.
+    /// Writes what is staged, and the head if there is one, as a unit.
     fn flush(&mut self, id: GroupId, head: Option<Vec<u8>>) -> Result<(), PagesError> {
         if let Err(full @ PagesError::Full(_)) = self.reserve(id) {
             return Err(full);
@@ -343,7 +345,8 @@ impl Worker {
 }
 
 /// Opens sled, and waits a while for its lock on the directory. A closed store can hold it a moment longer: a
-/// process that another thread is just starting has all descriptors of this one until it executes its program.
+/// process that another thread is just starting has all descriptors of this one until it executes its
+/// program.
 fn open_when_free(path: &Path, cache_bytes: usize) -> io::Result<Db> {
     let config = sled::Config::new().path(path).zstd_compression_level(ZSTD_LEVEL);
     let config = config.flush_every_ms(Some(FLUSH_EVERY_MS)).cache_capacity_bytes(cache_bytes);
@@ -363,8 +366,8 @@ fn poison(poison: &watch::Sender<Option<PagesError>>, error: &PagesError) {
     poison.send_replace(Some(error.clone()));
 }
 
-/// A directory that somebody uses, on a full disk, or that this process may not change, is not a damaged one, and must
-/// not be set aside.
+/// A directory that is in use, is on a full disk, or may not be changed by this process is not damaged, and
+/// must not be set aside.
 fn sled_error(error: io::Error) -> PagesError {
     let is_harmless = matches!(
         error.kind(),
@@ -383,8 +386,8 @@ fn sled_error(error: io::Error) -> PagesError {
 impl Group {
     fn open(db: &Db, id: GroupId) -> Result<Group, PagesError> {
         let tree = db.open_tree(format!("group-{id}")).map_err(sled_error)?;
-        // sled makes the name of a new tree durable without the tree, and then cannot open the directory: an empty
-        // tree must not be flushed.
+        // sled makes the name of a new tree durable without the tree, and then cannot open the directory: an
+        // empty tree must not be flushed.
         if tree.get(MADE_KEY).map_err(sled_error)?.is_none() {
             tree.insert(MADE_KEY, []).map_err(sled_error)?;
             tree.flush().map_err(sled_error)?;
@@ -436,7 +439,7 @@ impl Group {
         Ok(pages)
     }
 
-    /// The pages behind this one that may share a leaf with it: the first one's id, and the bytes of all.
+    /// The pages after this one that may share a leaf with it: the id of the first, and the bytes of all.
     pub(super) fn behind(&self, id: &[u8]) -> Result<(Option<Vec<u8>>, u64), PagesError> {
         let start = [&page_key(id)[..], &[0]].concat();
         let (mut first, mut bytes) = (None, 0);
@@ -454,7 +457,7 @@ impl Group {
         pages.map(|item| item.map(|(_, value)| value.len() as u64).map_err(sled_error)).sum()
     }
 
-    /// What of it is not in sled, and what sled must still say when it is opened again.
+    /// What of it is not in sled, and what sled must still hold when it is reopened.
     fn close(self) -> Closed {
         Closed { tally: self.tally, committed: self.committed, head: self.head, staged: self.staged }
     }
@@ -477,7 +480,7 @@ impl Group {
                     bytes += content.len();
                     batch.insert(key, [&crc.to_le_bytes(), &content[..]].concat());
                 }
-                // Not by a batch, which leaves empty leaves behind.
+                // Not in a batch, which leaves empty leaves behind.
                 None => drop(self.tree.remove(key).map_err(sled_error)?),
             }
             if at % BATCH_PAGES_MAX == BATCH_PAGES_MAX - 1 {

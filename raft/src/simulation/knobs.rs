@@ -1,5 +1,5 @@
-//! Sizes that are constants in a server. A simulation makes them small, so that few bytes go where otherwise many must
-//! come together. In a process that turns none all have their usual values.
+//! Sizes that are constants in a server. A simulation makes them small, so that few bytes reach what
+//! otherwise takes many. In a process that turns none, all have their usual values.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,7 +12,7 @@ impl Knob {
         Knob(AtomicUsize::new(0))
     }
 
-    /// Has it another value, in this process and for good; zero for the usual one.
+    /// Sets another value, in this process and for good; zero for the usual one.
     pub fn turn(&self, value: usize) {
         self.0.store(value, Ordering::Relaxed);
     }
@@ -32,9 +32,13 @@ pub static SNAPSHOT_CHUNK_BYTES: Knob = Knob::new();
 pub static HASH_BITS: Knob = Knob::new();
 /// How many elements a packed form has at most.
 pub static PACKED_MAX: Knob = Knob::new();
+/// How many items a page of keys or elements has before it is split.
+pub static PAGE_ITEMS_MAX: Knob = Knob::new();
+/// How many bytes a page of a list has at most.
+pub static LIST_PAGE_BYTES_MAX: Knob = Knob::new();
 
-/// What is left of a hash: with few bits equal hashes, which are rare among people and common among attackers, are common.
-/// The highest bits stay, which order pages and cursors.
+/// What is left of a hash: with few bits, equal hashes are common, which otherwise are rare by chance and
+/// common under attack. The highest bits stay, which order pages and cursors.
 pub fn cut_hash(hash: u64) -> u64 {
     match HASH_BITS.or(64) {
         bits @ 1..64 => hash >> (64 - bits) << (64 - bits),

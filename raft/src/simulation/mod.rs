@@ -1,5 +1,5 @@
-//! What a simulation holds of its nodes: their disks, which outlive them, and a look inside, for invariants that no
-//! client can see. `kvorum-jepsen sim` is the simulation.
+//! What a simulation keeps of its nodes: their disks, which outlive them, and a view inside, for invariants
+//! that no client can see. `kvorum-jepsen sim` is the simulation.
 
 mod duplicates;
 mod endpoint;
@@ -18,8 +18,8 @@ pub use self::{
 use crate::{Machine, Node, Platform, fatal, transport::Transport};
 
 impl Platform {
-    /// A simulated machine. `wall_us` is its wall clock; `fatal` is told when the node must end and the node goes on, so
-    /// that from then on nothing of it may reach the network or the disk.
+    /// A simulated machine. `wall_us` is its wall clock; `fatal` is called when the node must end and the
+    /// node goes on, so that from then on nothing of it may reach the network or the disk.
     pub fn simulated(
         transport: Arc<dyn Transport>,
         storage: Storage,
@@ -32,19 +32,19 @@ impl Platform {
         Platform { transport, wall, fatal, contradiction, space: Arc::default(), storage: Some(storage) }
     }
 
-    /// Tells why the cluster contradicts the node, instead of ending the process.
+    /// Reports why the cluster contradicts the node, instead of ending the process.
     pub fn told_of_contradictions(self, told: impl Fn(String) + Send + Sync + 'static) -> Platform {
         Platform { contradiction: Arc::new(told), ..self }
     }
 }
 
 impl<M: Machine> Node<M> {
-    /// Makes as if this node had applied something else than it has.
+    /// Makes this node appear to have applied something else than it has.
     pub fn mislead(&self) {
         self.core.applier.mislead();
     }
 
-    /// The sums of all pages at its last checkpoints, with their indexes.
+    /// The digests of all pages at its last checkpoints, with their indexes.
     pub fn states(&self) -> Vec<(u64, u64)> {
         self.core.checkpointer.states().iter().map(|mark| (mark.index, mark.hash)).collect()
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use openraft::{ServerState, async_runtime::watch::WatchReceiver};
 
-use crate::{Machine, Node, NodeId, core::GROUP};
+use crate::{Machine, Node, NodeId, types::GROUP};
 
-/// Where an entry stands in the log.
+/// The place of an entry in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)]
 pub struct Position {
@@ -56,8 +56,13 @@ impl<M: Machine> Node<M> {
         }
     }
 
-    /// The terms of the entries of its log from an index on, in order, with their indexes and sums of their content
-    /// where it is in memory.
+    /// Whether this id was removed from the cluster: it is never given again.
+    pub fn has_retired(&self, id: NodeId) -> bool {
+        self.core.applier.paused(|_, progress| progress.retired.contains(&id))
+    }
+
+    /// The terms of the entries of its log from an index on, in order, with their indexes and checksums of
+    /// their content where it is in memory.
     pub fn peek_log(&self, from: u64) -> Vec<(Position, Option<u32>)> {
         self.core.log.store(GROUP).group.log.lock().peek(from)
     }

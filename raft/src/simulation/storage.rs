@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// The longest sync of a disk that is well, in milliseconds.
+/// The longest sync of a healthy disk, in milliseconds.
 pub const SYNC_MS_MAX: u64 = 8;
 
 /// A disk for the log and the pages of one node. Clones are the same disk.
@@ -60,7 +60,7 @@ impl Storage {
         self.sync_ms_max.store(sync_ms_max, Ordering::Relaxed);
     }
 
-    /// The next sync of the log fails, and all that follow.
+    /// The next sync of the log fails, and so do all that follow.
     pub fn fail_syncs(&self) {
         self.log.lock().fail_after_syncs(0);
     }
@@ -82,7 +82,7 @@ impl Storage {
         *log = left;
     }
 
-    /// Changes one bit of the log of a node that does not run. False if there is no log yet.
+    /// Flips one bit of the log of a node that does not run. False if there is no log yet.
     pub fn flip_bit(&self) -> bool {
         self.log.lock().flip(".log", &mut self.chance.lock())
     }

@@ -1,15 +1,18 @@
-//! Room on this node's disk: how much there is, and what follows when there is little.
+//! Room on this node's disk: how much there is, and what happens when there is little.
 //!
-//! A full disk must not end a node, nor keep anybody from making room. So a reserve is set aside (`reserve.rs`), and what grows
-//! is refused before it is needed (`raft/src/room.rs` asks the others too). From the reserve come what frees space, changes of the
-//! membership, and what consensus itself writes. Who finds no space all the same takes some of the reserve and tries again, or
-//! waits; nothing that was synced is ever written a second time.
+//! A full disk must not end a node, nor keep anybody from making room. So a reserve is set aside
+//! (`reserve.rs`), and growth is refused before the reserve is needed (`room.rs` also asks the
+//! others). The reserve is for what frees space, for changes of the membership, and for what consensus itself
+//! writes. A writer that finds no space all the same takes some of the reserve and tries again, or waits;
+//! nothing that was synced is ever written a second time.
 //!
-//! What counts is free space and reserve together: it does not matter which of them holds it. The state changes with what this
-//! node creates, and is looked at several times a second for what others do.
+//! What counts is free space and reserve together, whichever of them holds it. The state changes with what
+//! this node creates, and is checked several times a second for what others do.
 
 mod probe;
 mod reserve;
+pub(crate) mod room;
+pub(crate) mod room_watch;
 
 use std::{
     io,
@@ -31,24 +34,25 @@ use self::{
 };
 use crate::{Disk, DiskState, NodeConfig, sparse::Sparse};
 
-/// By default the reserve, and what is left free beside it, are at most such a part of the file system.
+/// By default the reserve, and what is left free beside it, are at most one part in this many of the file
+/// system.
 const RESERVE_PART: u64 = 8;
 const MARGIN_PART: u64 = 16;
 
-/// How long the reserve leaves what it gave up: a checkpoint may take its time.
+/// How long the reserve does not take back what it gave up: a checkpoint may take its time.
 const LENT_FOR: Duration = Duration::from_secs(10);
 
-/// How long whoever found no space waits until it tries again.
+/// How long a writer that found no space waits before it tries again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// How much is to be kept.
+/// How much is to be kept free.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     /// The reserve; None for what fits the file system.
     reserve: Option<u64>,
-    /// What it is by default where the file system is large.
+    /// The default reserve where the file system is large.
     usual: u64,
-    /// What is left free beside the reserve: a segment of the log.
+    /// What is left free beside the reserve: one segment of the log.
     margin: u64,
     /// How long what was given up is left to whoever needed it.
     lent_for: Duration,
@@ -56,21 +60,21 @@ struct Plan {
 
 type Probe = Box<dyn Fn() -> io::Result<Room> + Send + Sync>;
 
-/// A node's room.
+/// The room on a node's disk.
 pub(crate) struct Space {
-    /// Nothing is known of the disk of a simulation, or of a copy: there all is well.
+    /// None where nothing is known of the disk, as in a simulation or for a copy: there all is well.
     place: Option<Place>,
-    /// Held while the disk is asked.
+    /// Held while the disk is queried.
     reserve: Mutex<Reserve>,
-    /// Never held while the disk is asked.
+    /// Never held while the disk is queried.
     state: Mutex<State>,
-    /// Whether the log has no space for what it is to write.
+    /// Whether the log has no space for what it has to write.
     log_waits: AtomicBool,
-    /// Whether the last checkpoint had no space.
+    /// Whether the last checkpoint found no space.
     checkpoint_waits: AtomicBool,
     /// The node is stopping: nobody waits for space any more.
     is_over: AtomicBool,
-    /// Set with every change of the state.
+    /// Notified at every change of the state.
     changed: Notify,
 }
 
@@ -80,7 +84,7 @@ struct Place {
     probe: Probe,
 }
 
-/// As it was last measured.
+/// As last measured.
 #[derive(Default)]
 struct State {
     room: Room,
@@ -131,7 +135,7 @@ impl Plan {
     fn judge(&self, before: DiskState, total: u64, kept: u64) -> DiskState {
         let (reserve, margin) = (self.reserve(total), self.margin(total));
         let room = kept.saturating_sub(reserve);
-        // A state is left only with some more than it was entered with.
+        // A state is left only with some more room than it was entered with.
         let is_below =
             |state: DiskState, mark: u64| room < if before >= state { mark + mark / 2 } else { mark };
         if kept < reserve / 4 {
@@ -147,7 +151,7 @@ impl Plan {
 }
 
 impl Space {
-    /// The room of a node's directory. Nothing is touched yet.
+    /// The room of a node's directory. Touches nothing yet.
     pub(crate) fn of(config: &NodeConfig) -> Space {
         let plan = Plan {
             reserve: config.disk_reserve_bytes,
@@ -163,7 +167,7 @@ impl Space {
         Space { place: Some(Place { dir, plan, probe }), ..Space::default() }
     }
 
-    /// Takes what the directory has of a reserve, which is locked for this process. Blocks.
+    /// Takes over the reserve in the directory, which is locked for this process. Blocks.
     pub(crate) fn open(&self) {
         let Some(place) = &self.place else { return };
         match Reserve::open(&place.dir) {
@@ -173,12 +177,12 @@ impl Space {
         self.look();
     }
 
-    /// Whether there is anything to look at.
+    /// Whether anything is known of the disk.
     pub(crate) fn is_known(&self) -> bool {
         self.place.is_some()
     }
 
-    /// Looks how much room there is, and sees to the reserve. Blocks.
+    /// Measures how much room there is, and adjusts the reserve. Blocks.
     pub(crate) fn look(&self) {
         let Some(place) = &self.place else { return };
         let mut reserve = self.reserve.lock();
@@ -197,7 +201,7 @@ impl Space {
         match changed {
             Ok(true) => {}
             Ok(false) => {
-                // Not again at once.
+                // Not tried again at once.
                 self.state.lock().lent = Some(Instant::now());
                 self.say("this file system sets no space aside, or not enough: others can take the reserve")
             }
@@ -207,7 +211,7 @@ impl Space {
         self.judge(place);
     }
 
-    /// None if the file system does not say.
+    /// None if the file system does not tell.
     fn measure(&self, place: &Place, reserve: &Reserve) -> Option<Room> {
         match (place.probe)() {
             Ok(room) => {
@@ -265,7 +269,7 @@ impl Space {
         }
     }
 
-    /// Gives up some of the reserve. False when there is none. Blocks.
+    /// Gives up some of the reserve. False if there is none. Blocks.
     fn release(&self, bytes: u64) -> bool {
         let Some(place) = &self.place else { return false };
         let mut reserve = self.reserve.lock();
@@ -279,13 +283,17 @@ impl Space {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "the reserve could not be given up");
+                // It is tried again at every write that finds no room.
+                let text = "the reserve could not be given up";
+                if let Some(times) = self.state.lock().said.say(text) {
+                    tracing::warn!(%error, times, "{text}");
+                }
                 false
             }
         }
     }
 
-    /// Sees to it that so much is free, from the reserve if need be. False if it cannot be had. Blocks.
+    /// Makes sure that this much is free, from the reserve if need be. False if it cannot be had. Blocks.
     pub(crate) fn make_room(&self, bytes: u64) -> bool {
         let Some(place) = &self.place else { return true };
         let missing = {
@@ -300,13 +308,14 @@ impl Space {
         missing == 0 || self.release(missing) && self.has_free(bytes)
     }
 
-    /// Whether so much is free beside the reserve. Blocks.
+    /// Whether this much is free beside the reserve. Blocks.
     pub(crate) fn has_free(&self, bytes: u64) -> bool {
         let Some(place) = &self.place else { return true };
         self.measure(place, &self.reserve.lock()).is_none_or(|room| room.free >= bytes)
     }
 
-    /// Writes something small, from the reserve if there is no other space. `write` must do no harm when it is repeated. Blocks.
+    /// Writes something small, from the reserve if there is no other space. `write` must be safe to repeat.
+    /// Blocks.
     pub(crate) fn with_room<T>(&self, mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {
             match write() {
@@ -316,9 +325,9 @@ impl Space {
         }
     }
 
-    /// Writes what the log cannot do without: from the reserve, or as soon as there is space. Gives up when `is_closed`, or when
-    /// the node stops. `write` takes about so many bytes, and must do no harm when it is repeated: nothing of it was synced.
-    /// Blocks.
+    /// Writes what the log cannot do without: from the reserve, or as soon as there is space. Gives up when
+    /// `is_closed`, or when the node stops. `write` takes about `bytes` bytes, and must be safe to repeat:
+    /// nothing of it was synced. Blocks.
     pub(crate) fn patiently<T>(
         &self,
         bytes: u64,
@@ -340,7 +349,7 @@ impl Space {
         result
     }
 
-    /// From here on nobody waits for space: who waits would keep the node from stopping.
+    /// From here on nobody waits for space: a waiter would keep the node from stopping.
     pub(crate) fn give_up(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
@@ -362,7 +371,7 @@ impl Space {
         self.log_waits.load(Ordering::Relaxed)
     }
 
-    /// Says whether the last checkpoint had no space.
+    /// Sets whether the last checkpoint found no space.
     pub(crate) fn set_checkpoint_waits(&self, waits: bool) {
         let is_news = self.checkpoint_waits.swap(waits, Ordering::Relaxed) != waits;
         if let (true, Some(place)) = (is_news, &self.place) {
@@ -370,22 +379,22 @@ impl Space {
         }
     }
 
-    /// Whether the last checkpoint had no space.
+    /// Whether the last checkpoint found no space.
     pub(crate) fn checkpoint_waits(&self) -> bool {
         self.checkpoint_waits.load(Ordering::Relaxed)
     }
 
-    /// Whether there is so little room that nothing is kept that only saves time.
+    /// Whether room is so short that nothing is kept that only saves time.
     pub(crate) fn is_tight(&self) -> bool {
         self.place.is_some() && self.state.lock().level > DiskState::Ample
     }
 
-    /// Returns at the next change of the state. For one who waits.
+    /// Returns at the next change of the state. Serves one waiter.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// How it stands.
+    /// The state of the disk.
     pub(crate) fn disk(&self) -> Disk {
         let state = self.state.lock();
         let Some(place) = &self.place else { return Disk::default() };
@@ -403,7 +412,7 @@ impl Space {
         let Some(place) = &self.place else { return u64::MAX };
         let state = self.state.lock();
         if state.room.total == 0 {
-            // It does not tell.
+            // The file system does not tell.
             return u64::MAX;
         }
         if state.level >= DiskState::Short {
@@ -419,7 +428,7 @@ impl Space {
     }
 }
 
-/// Room of which nothing is known.
+/// The room of a disk of which nothing is known.
 pub(crate) fn unknown() -> Arc<Space> {
     Arc::default()
 }

@@ -1,4 +1,4 @@
-//! What a file system says of its space.
+//! What a file system reports of its space.
 
 use std::{
     ffi::CString,
@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-/// Fewer names than these are as bad as no space: nothing can be created.
+/// Fewer free names than this are as bad as no space: nothing can be created.
 const NAMES_MIN: u64 = 16;
 
 /// The space of a file system, in bytes.
@@ -30,7 +30,7 @@ pub(crate) fn room(dir: &Path) -> io::Result<Room> {
     // SAFETY: the call has succeeded, so it is written.
     let stat = unsafe { stat.assume_init() };
     if stat.f_blocks == 0 {
-        // Some file systems tell nothing, and are not full for it.
+        // Some file systems report nothing, and are not full for it.
         return Err(io::ErrorKind::Unsupported.into());
     }
     let has_names = stat.f_files == 0 || stat.f_favail >= NAMES_MIN;
@@ -38,14 +38,14 @@ pub(crate) fn room(dir: &Path) -> io::Result<Room> {
     Ok(Room { total: stat.f_blocks.saturating_mul(stat.f_frsize), free })
 }
 
-/// What a file, or all below a directory, occupies; 0 for what is missing or goes away meanwhile.
+/// What a file, or everything below a directory, occupies; 0 for what is missing or disappears meanwhile.
 pub(crate) fn occupied(path: &Path) -> u64 {
     let Ok(metadata) = path.symlink_metadata() else { return 0 };
     let inside = std::fs::read_dir(path).into_iter().flatten().flatten();
     metadata.blocks() * 512 + inside.map(|entry| occupied(&entry.path())).sum::<u64>()
 }
 
-/// Whether this is how a full disk, or a quota that is used up, shows.
+/// Whether this is how a full disk, or an exhausted quota, shows.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

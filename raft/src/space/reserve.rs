@@ -1,5 +1,5 @@
-//! The reserve: a file whose only use is the space that it occupies. It is made smaller when something must be written and
-//! there is no other space, and takes that space again when there is some.
+//! The reserve: a file whose only use is the space that it occupies. It is shrunk when something must be
+//! written and there is no other space, and takes that space back when there is some.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,7 +11,7 @@ use std::{
 /// The file's name in a data directory.
 const FILE: &str = "reserve";
 
-/// What is given up is a whole number of these: a part of a file system's block would stay taken.
+/// Space is given up in whole multiples of this: a part of a file system's block would stay taken.
 pub(super) const STEP_BYTES: u64 = 1 << 20;
 
 /// The unit of `st_blocks`.
@@ -25,8 +25,8 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// Opens the file, or creates it, which takes no space. What it holds is what is really occupied: a copy of it may be all
-    /// holes.
+    /// Opens the file, or creates it, which takes no space. What it holds is what is really occupied: a copy
+    /// of it may be all holes.
     pub(super) fn open(dir: &Path) -> io::Result<Reserve> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(dir.join(FILE))?;
         let held_bytes = occupied(&file)?.min(file.metadata()?.len());
@@ -37,19 +37,19 @@ impl Reserve {
         self.held_bytes
     }
 
-    /// Gives up at least so much of it, or all that there is. Gives how much that was.
+    /// Gives up at least this much of it, or all that there is. Returns how much that was.
     pub(super) fn shrink(&mut self, bytes: u64) -> io::Result<u64> {
         let Some(file) = self.file.as_ref().filter(|_| self.held_bytes > 0) else { return Ok(0) };
         let left = self.held_bytes.saturating_sub(bytes) / STEP_BYTES * STEP_BYTES;
         file.set_len(left)?;
         let given = self.held_bytes - left;
         self.held_bytes = left;
-        // Some file systems free the space with their next commit only.
+        // Some file systems free the space only with their next commit.
         file.sync_all()?;
         Ok(given)
     }
 
-    /// Takes so much more. False where the file system cannot set space aside, or has not so much.
+    /// Takes this much more. False if the file system cannot set space aside, or does not have that much.
     pub(super) fn grow(&mut self, bytes: u64) -> io::Result<bool> {
         let Some(file) = &self.file else { return Ok(false) };
         let offset = |bytes: u64| i64::try_from(bytes).map_err(io::Error::other);

@@ -1,4 +1,4 @@
-//! The reserve is taken when nothing else is left, and taken back when there is room; states follow.
+//! The reserve is used when nothing else is left, and refilled when there is room; states follow.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -8,8 +8,8 @@ use super::*;
 
 const MB: u64 = 1 << 20;
 
-/// A file system of 400 MB with a reserve of 8 and a margin of 4, whose free space the test sets. What the reserve holds counts
-/// as used.
+/// A file system of 400 MB with a reserve of 8 and a margin of 4, whose free space the test sets. What the
+/// reserve holds counts as used.
 pub(crate) struct Small {
     pub(crate) space: Arc<Space>,
     pub(crate) unused: Arc<AtomicU64>,
@@ -103,7 +103,7 @@ fn the_log_waits_until_there_is_space_or_it_is_closed() {
     assert!(is_full(&given_up.unwrap_err()) && !small.space.log_waits());
     small.space.give_up();
     assert!(small.space.patiently(1, || false, || Err::<(), _>(full())).is_err(), "the node stops");
-    // Nothing but a lack of space is tried again.
+    // Only a lack of space is tried again.
     let other = small.space.patiently(1, || false, || Err::<(), _>(io::ErrorKind::NotFound.into()));
     assert_eq!(other.unwrap_err().kind(), io::ErrorKind::NotFound);
 }

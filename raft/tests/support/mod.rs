@@ -23,8 +23,9 @@ pub struct Cluster {
     pub level_max: u32,
     /// Nodes that the cluster contradicted, and how.
     pub contradicted: Arc<Mutex<BTreeMap<NodeId, String>>>,
+    /// Changes the configuration of nodes that are started from here on.
+    pub tune: fn(&mut NodeConfig),
     dir: TempDir,
-    tune: fn(&mut NodeConfig),
 }
 
 pub fn name(id: NodeId) -> String {

@@ -1,0 +1,183 @@
+//! One log entry being applied: its requests in order, each with what is due before and after it.
+
+use tokio::sync::oneshot;
+
+use super::waits;
+use crate::{
+    commands::Call,
+    effects::{Changes, Class, Ended},
+    error::{Error, Result},
+    proposal::{self, Answer, Pipeline, Request, Requests, Step, Watched},
+    resp::Reply,
+    store::{Caller, Chance, Ctx, DATABASES_MAX, Fate, State, Ticket, View, level},
+};
+
+/// How many expired keys one batch removes before its calls run. The rest wait for the next batch, which
+/// `next_deadline_ms` asks for; no command sees them in the meantime.
+const REAPED_MAX: usize = 1_000;
+
+/// The feed's name for changes to claims made by time or by the end of a wait rather than by a command.
+const SETTLED: &str = "settled";
+
+/// A batch being applied.
+pub(super) struct Applying<'a> {
+    pub(super) state: &'a mut State,
+    /// The batch's changes; None if nobody wants them.
+    pub(super) changes: Option<&'a mut Changes>,
+    /// Randomness for the next request; determined by the log index and the request's position in the batch.
+    pub(super) seed: u64,
+    /// The exactly-once session of the proposing client, if it is in one.
+    pub(super) caller: Option<Caller>,
+    /// The waits for keys that ended.
+    pub(super) ended: Vec<Ended>,
+}
+
+impl<'a> Applying<'a> {
+    pub(super) fn new(state: &'a mut State, changes: Option<&'a mut Changes>, seed: u64) -> Applying<'a> {
+        Applying { state, changes, seed, caller: None, ended: Vec::new() }
+    }
+
+    pub(super) fn reap(&mut self) {
+        self.state.reap(REAPED_MAX);
+        self.note(SETTLED, "lock");
+        self.end_due_waits(REAPED_MAX);
+        self.serve_waits();
+    }
+
+    /// Records the keys touched since the last call as changed by command `name`, of this group.
+    pub(super) fn note(&mut self, name: &str, group: &str) {
+        if let Some(changes) = &mut self.changes {
+            changes.take(self.state, name, Class::of_group(group));
+        }
+    }
+
+    pub(super) fn run_all(&mut self, requests: &mut Requests<'_>, reply: &mut Reply) {
+        for request in requests {
+            self.run(request, reply);
+        }
+    }
+
+    /// Runs a pipeline's writes, and its reads between them.
+    pub(super) fn run_pipeline(
+        &mut self,
+        requests: &mut Requests<'_>,
+        pipeline: Pipeline,
+    ) -> (oneshot::Sender<Answer>, Answer) {
+        let mut reply = Reply::new(pipeline.replies, pipeline.protocol);
+        let mut fate = Fate::Replied;
+        let mut chance = Chance::new(pipeline.chance);
+        for step in pipeline.steps {
+            match step {
+                Step::Ready(bytes) => reply.raw(&bytes),
+                Step::Write => match requests.next() {
+                    Some(request) => fate = self.run(request, &mut reply),
+                    None => reply.error(&Error::err("the proposal is shorter than its pipeline")),
+                },
+                Step::Silent => {
+                    requests.next().map(|request| self.run(request, &mut Reply::off()));
+                }
+                Step::Read(bytes) => {
+                    run_read(self.state, &bytes, chance.next_u64(), &mut reply);
+                }
+            }
+        }
+        // Whatever is in the log is applied, whether or not the pipeline has a step for it.
+        self.run_all(requests, &mut Reply::off());
+        (pipeline.done, Answer { replies: reply.into_buffer(), fate })
+    }
+
+    fn run(&mut self, request: Request<'_>, reply: &mut Reply) -> Fate {
+        self.seed = self.seed.wrapping_add(1);
+        let mut fate = Fate::Replied;
+        match request {
+            Request::Call(call) => fate = self.run_call(&call, None, reply),
+            Request::InSession(caller) => self.caller = (caller.db < DATABASES_MAX).then_some(caller),
+            Request::WaitingCall { ticket, call } => fate = self.run_call(&call, Some(ticket), reply),
+            Request::Cancel(waited) => self.with_ctx(waited.db, |ctx| ctx.cancel(waited.key, waited.ticket)),
+            Request::Confirm(waited) => {
+                self.with_ctx(waited.db, |ctx| ctx.confirm(waited.key, waited.ticket))
+            }
+            Request::ForgetNode { node, but_boot, term } => {
+                if term == 0 || term == self.state.term() {
+                    self.with_ctx(0, |ctx| ctx.forget_node(node, but_boot));
+                }
+            }
+            Request::Transaction { watched, calls } => {
+                if watches_hold(self.state, &watched) {
+                    reply.array(calls.len());
+                    for call in &calls {
+                        self.seed = self.seed.wrapping_add(1);
+                        self.run_call(call, None, reply);
+                    }
+                } else {
+                    reply.null_array();
+                }
+            }
+        }
+        self.serve_waits();
+        fate
+    }
+
+    fn with_ctx(&mut self, db: u32, run: impl FnOnce(&mut Ctx<'_>)) {
+        if db < DATABASES_MAX {
+            run(&mut Ctx::new(self.state, db, self.seed));
+            self.note(SETTLED, "lock");
+        }
+    }
+
+    /// Runs a call; with a ticket it may wait, and then writes no reply.
+    fn run_call(&mut self, request: &proposal::Call<'_>, ticket: Option<Ticket>, reply: &mut Reply) -> Fate {
+        let result = resolve(request, self.state.level()).and_then(|call| {
+            if !call.spec.writes() {
+                let view = View::new(self.state, request.db, self.state.now_ms(), self.seed);
+                call.read_if_asked(&view.at_level(self.state.level()), reply)?;
+                return Ok(Fate::Replied);
+            }
+            let mut ctx = Ctx::new(self.state, request.db, self.seed);
+            ctx.ticket = ticket;
+            ctx.caller = self.caller.clone();
+            let result = call.run(&mut ctx, None, reply).map(|()| ctx.fate);
+            if let (Ok(Fate::Queued), Some(ticket)) = (&result, ticket)
+                && let Some(wait) = waits::wait_for_keys(&call, ticket, &ctx)
+            {
+                ctx.add_wait(wait);
+            }
+            let spec = call.innermost().spec;
+            self.note(spec.name, spec.group);
+            result
+        });
+        result.unwrap_or_else(|error| {
+            reply.error(&error);
+            Fate::Replied
+        })
+    }
+}
+
+/// A transaction runs only if no watched key has changed.
+fn watches_hold(state: &State, watched: &[Watched<'_>]) -> bool {
+    watched
+        .iter()
+        .all(|watch| View::new(state, watch.db, state.now_ms(), 0).version(watch.key) == watch.version)
+}
+
+/// A call, after the checks that apply to every one, by the rules of an apply level.
+fn resolve<'a>(call: &'a proposal::Call<'_>, level: u32) -> Result<Call<'a>> {
+    if call.db >= DATABASES_MAX {
+        return Err(Error::err("DB index is out of range"));
+    }
+    Call::resolve_at(&call.argv, level)
+}
+
+/// Runs a pipeline's read at its position.
+fn run_read(state: &State, request: &[u8], chance: u64, reply: &mut Reply) {
+    let result = match Requests::new(request).next() {
+        Some(Request::Call(call)) => resolve(&call, level::LEVEL_MAX).and_then(|resolved| {
+            // The clock does not move within an entry, so no key is late here.
+            resolved.read(&View::new(state, call.db, state.now_ms(), chance), reply)
+        }),
+        _ => Err(Error::err("the request is malformed")),
+    };
+    if let Err(error) = result {
+        reply.error(&error);
+    }
+}

@@ -1,0 +1,470 @@
+//! What depends on claims and leases besides their own values: the deadline of their key, the index of claims
+//! with tickets, and which keys depend on which lease. Kept consistent here, whatever happens to the keys:
+//! they expire, and are deleted, replaced and renamed like any others.
+
+mod changes;
+pub mod claims;
+pub mod client_session;
+pub mod lease;
+
+use std::collections::{BTreeSet, HashSet};
+
+use crate::error::Result;
+use crate::store::{
+    claims::Claims,
+    client_session::ClientSession,
+    ctx::Caller,
+    keyspace::Place,
+    keyspace::reap::RunOut,
+    lease::Lease,
+    level,
+    object::{Object, Typed, Value},
+    owner::{LeaseId, Outcome, Turn, Waiter, Wake},
+    record::{Body, Record},
+    segments::Position,
+    state::{KeyOfDb, State},
+    touched::Touch,
+    waits::Ticket,
+};
+
+/// The properties of claims that the indexes depend on.
+struct Footprint {
+    deadline: Option<u64>,
+    has_tickets: bool,
+    /// In the order of holders and waiters; may repeat.
+    leases: Vec<LeaseId>,
+}
+
+impl Footprint {
+    fn of(claims: &Claims, deadline: Option<u64>) -> Footprint {
+        let leases = claims.lease_ids().cloned().collect();
+        Footprint { deadline, has_tickets: claims.has_tickets(), leases }
+    }
+}
+
+/// The leases in `these` that are not in `others`, once each, in order. Common prefixes and suffixes are
+/// skipped, because a change leaves most leases in place, however many there are.
+fn missing<'a>(these: &'a [LeaseId], others: &[LeaseId]) -> Vec<&'a LeaseId> {
+    let same_at_front = these.iter().zip(others).take_while(|(a, b)| a == b).count();
+    let (rest, other_rest) = (&these[same_at_front..], &others[same_at_front..]);
+    let same_at_end = rest.iter().rev().zip(other_rest.iter().rev()).take_while(|(a, b)| a == b).count();
+    let rest = &rest[..rest.len() - same_at_end];
+    if rest.is_empty() {
+        return Vec::new();
+    }
+    let mut seen: HashSet<&LeaseId> = others.iter().collect();
+    rest.iter().filter(|id| seen.insert(id)).collect()
+}
+
+impl Record {
+    /// The value, if it is of this type.
+    fn value<T: Typed>(&self) -> Option<&T> {
+        match self.body() {
+            Body::Object(object) => T::of(&object.value),
+            Body::Packed(_) => None,
+        }
+    }
+
+    /// Its claims, if it holds any.
+    pub(crate) fn claims(&self) -> Option<&Claims> {
+        self.value()
+    }
+
+    /// The lease, if it is one.
+    pub(crate) fn lease(&self) -> Option<&Lease> {
+        self.value()
+    }
+}
+
+impl State {
+    /// Takes the waits that ended since the last call.
+    pub fn take_wakes(&mut self) -> Vec<Wake> {
+        std::mem::take(&mut self.wakes)
+    }
+
+    /// The record of a key, expired or not.
+    pub(crate) fn record(&self, db: u32, key: &[u8]) -> Option<&Record> {
+        self.keyspace(db)?.get(key)
+    }
+
+    pub(in crate::store) fn place(&self, db: u32, key: &[u8]) -> Option<(Place, Position)> {
+        let place = self.keyspace(db)?.place(key);
+        place.found.ok().map(|at| (place, at))
+    }
+
+    /// Does what is due at a key whose deadline has passed. The effects of an ended lease on claims may be
+    /// deferred to `later`.
+    pub(crate) fn expire(&mut self, db: u32, place: &Place, at: Position, later: Option<&mut RunOut>) {
+        let record = self.databases[db as usize].at(place.slot, at);
+        if record.claims().is_some() {
+            let key: Box<[u8]> = record.key().into();
+            self.change_claims(db, &key, |_, turn| turn.changed = false);
+        } else if let Some(deadline) = self.extended_deadline(record) {
+            let before = record.deadline();
+            self.reindex(db, place, before, Some(deadline));
+            let State { databases, dirty, .. } = self;
+            databases[db as usize].change(place.slot, at, dirty, |record, _| {
+                record.stamp(Some(deadline), record.version());
+            });
+        } else if record.lease().is_some() {
+            let id: Box<[u8]> = record.key().into();
+            self.detach_key(db, &id);
+            // Detaching changes other records, so positions may have moved.
+            let Some((place, at)) = self.place(db, &id) else { return };
+            if let Value::Lease(lease) = self.take_object(db, &place, at).value {
+                self.note(db, &id, Touch::Expired);
+                self.end_lease(db, &id, &lease, true, later);
+            }
+        } else {
+            let State { databases, touched, waits, .. } = self;
+            let key = databases[db as usize].at(place.slot, at).key();
+            waits.feed(db, key);
+            if let Some(touched) = touched {
+                touched.push(db, key, Touch::Expired);
+            }
+            self.erase(db, place, at);
+        }
+    }
+
+    fn take_object(&mut self, db: u32, place: &Place, at: Position) -> Object {
+        match self.take(db, place, at).into_body() {
+            Body::Object(object) => *object,
+            Body::Packed(_) => unreachable!("the caller looked"),
+        }
+    }
+
+    /// Removes a record and its key: the key no longer depends on any lease.
+    pub(crate) fn erase(&mut self, db: u32, place: &Place, at: Position) {
+        if self.attached.is_empty() {
+            return self.remove(db, place, at);
+        }
+        let key: Box<[u8]> = self.databases[db as usize].at(place.slot, at).key().into();
+        self.detach_key(db, &key);
+        if let Some((place, at)) = self.place(db, &key) {
+            self.remove(db, &place, at);
+        }
+    }
+
+    /// Changes the claims at a key: settles them, calls `change`, settles them again, and updates the
+    /// indexes. None if there are no claims at the key.
+    pub(crate) fn change_claims<R>(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> R,
+    ) -> Option<R> {
+        self.change_settled(db, key, true, change)
+    }
+
+    /// Ends holds and waits that depend on leases that are gone, before anything is granted: a waiter under
+    /// such a lease must get nothing. None if there are no claims at the key.
+    pub(crate) fn end_leases(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        leases: &BTreeSet<LeaseId>,
+        ran_out: bool,
+    ) -> Option<()> {
+        let settles_first = self.level < level::BOUNDED;
+        self.change_settled(db, key, settles_first, |claims, turn| claims.end_leases(leases, ran_out, turn))
+    }
+
+    fn change_settled<R>(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        settles_first: bool,
+        change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> R,
+    ) -> Option<R> {
+        let (place, at) = self.place(db, key)?;
+        self.databases[db as usize].at(place.slot, at).claims()?;
+        let (now_ms, mut token, mut wakes) = (self.now_ms, self.token, std::mem::take(&mut self.wakes));
+        let told_before = wakes.len();
+        let ((result, before, after, is_idle), changed) =
+            self.change_object(db, &place, at, |object, pages| {
+                let Value::Claims(claims) = &mut object.value else { unreachable!("looked at above") };
+                let before = Footprint::of(claims, object.deadline);
+                let mut turn = Turn { now_ms, token: &mut token, wakes: &mut wakes, changed: true };
+                let mut changed = settles_first && claims.settle(&mut turn);
+                let result = change(claims, &mut turn);
+                changed |= turn.changed;
+                changed |= claims.settle(&mut turn);
+                if !changed {
+                    pages.unchanged();
+                }
+                object.deadline = claims.next_deadline();
+                let after = Footprint::of(claims, object.deadline);
+                (result, before, after, claims.is_idle())
+            });
+        wakes[told_before..].iter_mut().for_each(|wake| (wake.db, wake.key) = (db, key.into()));
+        (self.token, self.wakes) = (token, wakes);
+        self.reindex(db, &place, before.deadline, after.deadline);
+        self.follow(db, key, before, after);
+        if is_idle && let Some((place, at)) = self.place(db, key) {
+            self.remove(db, &place, at);
+        }
+        if changed {
+            self.notify(db, key);
+        }
+        Some(result)
+    }
+
+    /// Updates the indexes for a change of claims from `before` to `after`.
+    fn follow(&mut self, db: u32, key: &[u8], before: Footprint, after: Footprint) {
+        match (before.has_tickets, after.has_tickets) {
+            (false, true) => drop(self.ticketed.insert((db, key.into()))),
+            (true, false) => drop(self.ticketed.remove(&(db, key.into()))),
+            _ => {}
+        }
+        for id in missing(&before.leases, &after.leases) {
+            self.detach(db, id, key);
+        }
+        for id in missing(&after.leases, &before.leases) {
+            self.attach(db, id, key);
+        }
+    }
+
+    /// A record was stored under its key. Call this last: it changes other records.
+    pub(crate) fn claims_came(&mut self, db: u32, key: &[u8]) {
+        let Some(claims) = self.record(db, key).and_then(Record::claims) else { return };
+        let (none, now) = (Footprint::of(&Claims::default(), None), Footprint::of(claims, None));
+        let guards: Vec<_> = claims.guards.iter().map(|guarded| (db, guarded.clone())).collect();
+        self.guarded.extend(guards.into_iter().map(|guarded| (guarded, key.into())));
+        self.follow(db, key, none, now);
+    }
+
+    /// Claims were removed from their key: they are being renamed or replaced.
+    pub(crate) fn claims_left(&mut self, db: u32, record: &Record) {
+        let Some(claims) = record.claims() else { return };
+        let (was, none) = (Footprint::of(claims, None), Footprint::of(&Claims::default(), None));
+        for guarded in &claims.guards {
+            self.guarded.remove(&(db, guarded.clone()));
+        }
+        self.follow(db, record.key(), was, none);
+    }
+
+    /// A value is deleted with its key: waits for it end, and so does what depends on a lease.
+    pub(crate) fn value_gone(&mut self, db: u32, key: &[u8], value: &Value) {
+        match value {
+            Value::Claims(claims) => claims.dismiss(&mut self.wakes),
+            Value::Lease(lease) => self.end_lease(db, key, lease, false, None),
+            _ => {}
+        }
+    }
+
+    /// Guards an unguarded key with the claims at `lock`, which exist.
+    pub(crate) fn guard(&mut self, db: u32, key: &[u8], lock: &[u8]) -> Result<()> {
+        let guarded = self.change_claims(db, lock, |claims, turn| {
+            let result = claims.guard(key);
+            turn.changed = result.is_ok();
+            result
+        });
+        if let Some(result) = guarded {
+            result?;
+            self.guarded.insert((db, key.into()), lock.into());
+        }
+        Ok(())
+    }
+
+    /// Removes the guard of a key. False if there was none.
+    pub(crate) fn unguard(&mut self, db: u32, key: &[u8]) -> bool {
+        let Some(lock) = self.guarded.remove(&(db, key.into())) else { return false };
+        self.change_claims(db, &lock, |claims, _| claims.guards.remove(key));
+        true
+    }
+
+    /// Makes a key depend on a lease. A plain key depends on at most one, claims on any number.
+    pub(crate) fn attach(&mut self, db: u32, id: &[u8], key: &[u8]) {
+        if self.change_lease(db, id, |lease| lease.attach(key)) {
+            self.attached.entry((db, key.into())).or_default().insert(id.into());
+        }
+    }
+
+    pub(crate) fn detach(&mut self, db: u32, id: &[u8], key: &[u8]) {
+        let place = (db, Box::from(key));
+        if let Some(ids) = self.attached.get_mut(&place) {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.attached.remove(&place);
+            }
+        }
+        self.change_lease(db, id, |lease| lease.detach(key));
+    }
+
+    /// Removes all dependencies of a key. Returns the leases.
+    pub(crate) fn detach_key(&mut self, db: u32, key: &[u8]) -> BTreeSet<LeaseId> {
+        if self.attached.is_empty() {
+            return BTreeSet::new();
+        }
+        let ids = self.attached.get(&(db, key.into())).cloned().unwrap_or_default();
+        ids.iter().for_each(|id| self.detach(db, id, key));
+        ids
+    }
+
+    /// Changes a lease. False if there is no such lease.
+    fn change_lease(&mut self, db: u32, id: &[u8], change: impl FnOnce(&mut Lease)) -> bool {
+        let Some((place, at)) = self.place(db, id) else { return false };
+        if self.databases[db as usize].at(place.slot, at).lease().is_none() {
+            return false;
+        }
+        self.change_object(db, &place, at, |object, _| {
+            let Value::Lease(lease) = &mut object.value else { unreachable!("looked at above") };
+            change(lease);
+        });
+        true
+    }
+
+    /// Ends what depends on a lease that was removed from its key; the effects on claims are deferred to
+    /// `later`, if given.
+    fn end_lease(
+        &mut self,
+        db: u32,
+        id: &[u8],
+        lease: &Lease,
+        ran_out: bool,
+        mut later: Option<&mut RunOut>,
+    ) {
+        let ids = BTreeSet::from([LeaseId::from(id)]);
+        for key in lease.keys() {
+            let attached = self.attached.get(&(db, key.into()));
+            if !attached.is_some_and(|ids| ids.contains(id)) {
+                continue;
+            }
+            self.detach(db, id, key);
+            if let Some(later) = &mut later
+                && self.record(db, key).is_some_and(|record| record.claims().is_some())
+            {
+                later.add(db, key, id);
+                continue;
+            }
+            if self.end_leases(db, key, &ids, ran_out).is_some() {
+                continue;
+            }
+            if let Some((place, at)) = self.place(db, key) {
+                self.next_version();
+                self.erase(db, &place, at);
+                self.note(db, key, if ran_out { Touch::Expired } else { Touch::Changed });
+            }
+        }
+    }
+
+    /// A lease was renamed: updates what depends on it.
+    pub(crate) fn lease_renamed(&mut self, db: u32, from: &[u8], to: &[u8]) {
+        let Some(lease) = self.record(db, to).and_then(Record::lease) else { return };
+        let keys: Vec<Box<[u8]>> = lease.keys().map(Into::into).collect();
+        // Below that level the size was measured only when pages were loaded, so nodes could split pages at
+        // different places.
+        let is_measured = self.level >= level::WALL_TIMES;
+        for key in keys {
+            if let Some(ids) = self.attached.get_mut(&(db, key.clone()))
+                && ids.remove(from)
+            {
+                ids.insert(to.into());
+            }
+            if let Some((place, at)) = self.place(db, &key) {
+                let record = self.databases[db as usize].at(place.slot, at);
+                if record.claims().is_some() {
+                    self.change_object(db, &place, at, |object, _| {
+                        if let Value::Claims(claims) = &mut object.value {
+                            claims.rename_lease(from, to);
+                            if is_measured {
+                                claims.measure();
+                            }
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// The extended deadline of a lease that was last renewed before the present leader took over, because
+    /// its holder could not keep it alive without a leader: a full TTL from that time. None if the lease ends
+    /// at its key's deadline.
+    pub(crate) fn extended_deadline(&self, record: &Record) -> Option<u64> {
+        let (lease, deadline) = (record.lease()?, record.deadline()?);
+        let renewed = deadline.saturating_sub(lease.ttl_ms);
+        let extended = self.led_since_ms + lease.ttl_ms;
+        (renewed < self.led_since_ms && extended > deadline && extended >= self.now_ms).then_some(extended)
+    }
+
+    /// Records in its session that a command was applied, and gives the session its full TTL again. Nothing
+    /// changes that other clients can see.
+    pub(crate) fn remember(&mut self, caller: &Caller, number: u64, reply: &[u8]) {
+        let now_ms = self.now_ms;
+        let Some((place, at)) = self.place(caller.db, &caller.id) else { return };
+        let record = self.databases[caller.db as usize].at(place.slot, at);
+        // The command may have replaced the session.
+        if record.value::<ClientSession>().is_none() {
+            return;
+        }
+        let before = record.deadline();
+        let (after, _) = self.change_object(caller.db, &place, at, |object, pages| {
+            if let Value::Session(session) = &mut object.value {
+                session.remember(number, caller.is_resp3, reply);
+                object.deadline = Some(now_ms + session.ttl_ms);
+            }
+            pages.unchanged();
+            object.deadline
+        });
+        self.reindex(caller.db, &place, before, after);
+    }
+
+    /// Changes the claims that contain a ticket: those at `key`, or wherever they were renamed to.
+    pub(crate) fn change_ticketed(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        ticket: Ticket,
+        change: impl FnOnce(&mut Claims, &mut Turn<'_>),
+    ) {
+        if let Some((db, key)) = self.ticketed_at(db, key, ticket).cloned() {
+            self.change_claims(db, &key, change);
+        }
+    }
+
+    /// The key of the claims that contain a ticket: `key`, or one that begins with it, since notices truncate
+    /// long keys; or any key, after a rename.
+    fn ticketed_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<&KeyOfDb> {
+        let knows = |place: &&KeyOfDb| {
+            let claims = self.record(place.0, &place.1).and_then(Record::claims);
+            claims.is_some_and(|claims| claims.knows(ticket))
+        };
+        let begins_so = |place: &&KeyOfDb| place.0 == db && place.1.starts_with(key);
+        let mut near = self.ticketed.range((db, Box::from(key))..).take_while(begins_so);
+        let place = if key.is_empty() { None } else { near.find(knows) };
+        place.or_else(|| self.ticketed.iter().find(knows))
+    }
+
+    /// Ends all waits at a node, except those of one run of it.
+    pub(crate) fn forget_node(&mut self, node: u64, but_boot: u64) {
+        self.forget_waits(node, but_boot);
+        let places: Vec<_> = self.ticketed.iter().cloned().collect();
+        for (db, key) in places {
+            self.change_claims(db, &key, |claims, turn| turn.changed = claims.forget(node, but_boot, turn));
+        }
+    }
+
+    /// The nodes whose clients wait, each with its run.
+    pub fn waiting_nodes(&self) -> impl Iterator<Item = (u64, u64)> {
+        let claims = self.ticketed.iter().filter_map(|(db, key)| self.record(*db, key)?.claims());
+        let present =
+            |waiter: &Waiter| (!waiter.is_absent).then_some((waiter.ticket.node, waiter.ticket.boot));
+        claims.flat_map(move |claims| claims.queue.iter().filter_map(present)).chain(self.nodes_of_waits())
+    }
+
+    /// As `outcome_of`, for a wait that began at this key.
+    pub fn outcome_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<Outcome> {
+        if self.waits_for_keys(ticket) {
+            return None;
+        }
+        match self.ticketed_at(db, key, ticket).and_then(|(db, key)| self.record(*db, key)?.claims()) {
+            Some(claims) => claims.granted_under(ticket, self.now_ms),
+            None => Some(Outcome::Unknown),
+        }
+    }
+
+    /// How a wait ended that was not reported; None if it is still pending.
+    pub fn outcome_of(&self, ticket: Ticket) -> Option<Outcome> {
+        self.outcome_at(0, b"", ticket)
+    }
+}
