@@ -84,7 +84,7 @@ const CIRCLES: &[(&str, usize)] = &[];
 /// Most files of a folder, without those that are only tests.
 const FOLDER_FILES_MAX: usize = 15;
 /// Folders with more, and how many.
-const LARGE_FOLDERS: &[(&str, usize)] = &[("jepsen/src", 25), ("jepsen/src/sim", 19)];
+const LARGE_FOLDERS: &[(&str, usize)] = &[];
 
 /// What nothing below the connection's floor may ask: the state is the same on every node.
 const CLOCKS_AND_DICE: &[&str] =

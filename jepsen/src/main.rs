@@ -13,29 +13,17 @@ use clap::{Args, Parser, Subcommand};
 mod breaker;
 mod check;
 mod client;
-mod clocks;
 mod cluster;
-mod contents;
-mod digests;
-mod disks;
-mod edn;
 mod history;
-mod logs;
-mod majority;
-mod namespace;
 mod nemesis;
-mod network;
 mod options;
 mod pace;
 mod plot;
-mod readiness;
-mod rollback;
 mod run;
-mod silence;
 mod sim;
-mod socket;
 mod suite;
 mod verdict;
+mod watch;
 mod workload;
 
 use breaker::Break;
@@ -127,7 +115,7 @@ fn listen_for_signals() -> Result<()> {
 fn execute(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Run(options) => {
-            namespace::enter()?;
+            cluster::namespace::enter()?;
             let nemeses = options.nemesis.into_iter().filter(|name| name != "none").collect();
             let seed = options.common.seed();
             let plan = options.common.plan(&options.workload, nemeses, seed, options.r#break);

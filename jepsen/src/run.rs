@@ -20,12 +20,10 @@ use crate::{
     breaker::{Break, Breaker},
     client::{Connection, Failure, Outcome, Reply},
     cluster::{Cluster, State},
-    contents, digests,
     history::{Kind, Recorder},
-    majority::Majority,
     nemesis::{self, Env, Nemesis},
     pace::{Contention, Pace},
-    readiness,
+    watch::{contents, digests, majority::Majority, readiness},
     workload::{self, Workload},
 };
 

@@ -15,13 +15,12 @@ use serde_json::Value;
 
 use crate::{
     check::{Finding, Judgement, contents},
-    edn,
-    history::{self, Event, Kind, NEMESIS, Operation},
-    logs, majority,
+    history::{self, Event, Kind, NEMESIS, Operation, edn},
     nemesis::{self, Shadow},
-    plot, readiness,
+    plot,
     run::{LAST_PROCESS, Plan, history_file, plan_file},
-    silence, workload,
+    watch::{logs, majority, readiness, silence},
+    workload,
 };
 
 /// How long all checkers together may take.

@@ -28,7 +28,7 @@ use crate::{
     proposal::{self, Argv, Pipeline, Step},
     resp::{
         Reply,
-        request::{Decoder, Request},
+        request::{Decoder, RequestSpans},
     },
     store::{Fate, View},
 };
@@ -59,12 +59,12 @@ enum Item {
     /// Its reply is in `Scratch::ready`.
     Ready(Range<usize>),
     Read {
-        request: Request,
+        request: RequestSpans,
         db: u32,
         spec: &'static Spec,
     },
     Write {
-        request: Request,
+        request: RequestSpans,
         db: u32,
         row: &'static Row,
     },
@@ -124,7 +124,7 @@ impl Connection {
         &mut self,
         buffer: &[u8],
         decoder: &Decoder,
-        requests: &[Request],
+        requests: &[RequestSpans],
         scratch: &mut Scratch,
     ) -> io::Result<usize> {
         let started = Instant::now();
@@ -189,7 +189,7 @@ impl Connection {
         &mut self,
         buffer: &[u8],
         decoder: &Decoder,
-        request: Request,
+        request: RequestSpans,
         scratch: &mut Scratch,
     ) -> Class {
         let (row, run) = match scratch.resolve(&self.shared.stats, buffer, decoder, request) {
@@ -478,7 +478,13 @@ impl Scratch {
     }
 
     /// Finds a request's row and checks its arity.
-    fn resolve(&mut self, stats: &Stats, buffer: &[u8], decoder: &Decoder, request: Request) -> Resolved {
+    fn resolve(
+        &mut self,
+        stats: &Stats,
+        buffer: &[u8],
+        decoder: &Decoder,
+        request: RequestSpans,
+    ) -> Resolved {
         let name = decoder.name(buffer, request);
         let mut row = match &self.last {
             Some((row, last)) if last == name => *row,

@@ -51,12 +51,12 @@ struct Span {
 
 /// A complete request: a range of the decoder's spans.
 #[derive(Clone, Copy, Debug)]
-pub struct Request {
+pub struct RequestSpans {
     first: u32,
     count: u32,
 }
 
-impl Request {
+impl RequestSpans {
     /// The number of arguments, including the name.
     pub fn len(&self) -> usize {
         self.count as usize
@@ -81,7 +81,7 @@ pub struct Decoder {
     complete: usize,
     missing: usize,
     spans: Vec<Span>,
-    requests: Vec<Request>,
+    requests: Vec<RequestSpans>,
 }
 
 /// The maximum length of a header `$<len>\r\n` whose length fits an i64.
@@ -111,27 +111,27 @@ impl Decoder {
     }
 
     /// The complete requests, in order.
-    pub fn requests(&self) -> &[Request] {
+    pub fn requests(&self) -> &[RequestSpans] {
         &self.requests
     }
 
     /// The arguments of a request.
-    pub fn argv<'a>(&self, buffer: &'a [u8], request: Request) -> Argv<'a> {
+    pub fn argv<'a>(&self, buffer: &'a [u8], request: RequestSpans) -> Argv<'a> {
         self.spans_of(request).iter().map(|span| &buffer[span.start as usize..span.end as usize]).collect()
     }
 
     /// The first argument of a request.
-    pub fn name<'a>(&self, buffer: &'a [u8], request: Request) -> &'a [u8] {
+    pub fn name<'a>(&self, buffer: &'a [u8], request: RequestSpans) -> &'a [u8] {
         let span = self.spans[request.first as usize];
         &buffer[span.start as usize..span.end as usize]
     }
 
     /// The bytes of all arguments of a request together.
-    pub fn bytes_of(&self, request: Request) -> usize {
+    pub fn bytes_of(&self, request: RequestSpans) -> usize {
         self.spans_of(request).iter().map(|span| (span.end - span.start) as usize).sum()
     }
 
-    fn spans_of(&self, request: Request) -> &[Span] {
+    fn spans_of(&self, request: RequestSpans) -> &[Span] {
         &self.spans[request.first as usize..][..request.count as usize]
     }
 
@@ -215,7 +215,7 @@ impl Decoder {
         let count = self.spans.len() as u32 - first;
         // One empty request after another is as good as one, and takes up no room.
         if count > 0 || self.requests.last().is_none_or(|last| !last.is_empty()) {
-            self.requests.push(Request { first, count });
+            self.requests.push(RequestSpans { first, count });
         }
     }
 }

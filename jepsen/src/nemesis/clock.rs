@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::Env;
-use crate::clocks::Clocks;
+use crate::cluster::clocks::Clocks;
 
 /// The ranges of jumps (100 ms to four hours) and strobes (30 ms to 10 s), as powers of ten of a millisecond.
 const JUMP: (f64, f64) = (2.0, 7.16);

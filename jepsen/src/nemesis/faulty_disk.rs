@@ -17,7 +17,7 @@ use super::{
     Env,
     process::{READY_PATIENCE, Who, victims},
 };
-use crate::{
+use crate::cluster::{
     disks::{
         Disks,
         format::{Control, LOG, PAGES},

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     client::Connection,
-    disks::format::{FULL, FULL_GROWTH},
+    cluster::disks::format::{FULL, FULL_GROWTH},
 };
 
 /// How long a node whose start has failed stays down while its disk is full.

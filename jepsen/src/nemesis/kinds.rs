@@ -75,7 +75,7 @@ const STEADY: &[&str] = &[
     "clock-jump",
     "clock-strobe",
     "clock-drift",
-    crate::majority::FAULT,
+    crate::watch::majority::FAULT,
 ];
 
 /// Whether nothing more happens between the beginning and the end of a fault.
@@ -103,7 +103,7 @@ mod tests {
     fn every_name_in_a_list_is_of_a_fault() {
         let faults: Vec<&str> = super::super::faults().collect();
         for name in [OF_MAJORITIES, OF_MEMBERS, OF_FIVE, STEADY].concat() {
-            assert!(faults.contains(&name) || name == crate::majority::FAULT, "{name}");
+            assert!(faults.contains(&name) || name == crate::watch::majority::FAULT, "{name}");
         }
     }
 }

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::Env;
-use crate::network::{Network, Weather};
+use crate::cluster::network::{Network, Weather};
 
 /// How long the leader is heard but hears nobody: less than its lease, in milliseconds.
 const DEAF_MS: std::ops::Range<u64> = 5..80;

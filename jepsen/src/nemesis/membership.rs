@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::Env;
-use crate::digests;
+use crate::watch::digests;
 
 /// The limits of the number of members.
 const NODES_MIN: usize = 3;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::Env;
-use crate::network::CLIENTS;
+use crate::cluster::network::CLIENTS;
 
 type Links = Vec<(u64, u64)>;
 

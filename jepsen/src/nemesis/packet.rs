@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::Env;
-use crate::namespace;
+use crate::cluster::namespace;
 
 /// What happens to packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::{Env, network::between};
-use crate::network::Side;
+use crate::cluster::network::Side;
 
 /// How far apart the first and the last direction may be blocked, and released, in milliseconds.
 const APART_MS: &[u64] = &[20, 300, 1_500, 3_000];
@@ -75,7 +75,7 @@ pub(super) fn swizzle(env: &Env, random: &mut fastrand::Rng, hold: Duration) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::Weather;
+    use crate::cluster::network::Weather;
 
     #[test]
     fn each_way_is_blocked_once_and_then_released_once() {

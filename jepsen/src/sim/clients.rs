@@ -18,9 +18,9 @@ use super::{
 use crate::{
     check::Finding,
     client::Connection,
-    contents,
     history::{Kind, Recorder},
     run::LAST_PROCESS,
+    watch::contents,
     workload::Workload,
 };
 

@@ -8,9 +8,9 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{
-    action::{Action, Ways},
     network::{Delay, Place, Side, Way},
     node::Node,
+    script::action::{Action, Ways},
     world::World,
 };
 

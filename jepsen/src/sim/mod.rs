@@ -5,23 +5,19 @@
 //! Here the harness is not a black box: it links the server, whose interfaces for this are in
 //! `kvorum_raft::simulation`.
 
-mod action;
 mod clients;
 mod entropy;
 mod faults;
-mod health;
-mod invariants;
 mod knobs;
 mod log;
-mod majority;
 mod network;
 mod node;
 mod one;
 mod panics;
 mod script;
 mod seeds;
-mod shrink;
 mod turns;
+mod watch;
 mod world;
 
 use std::{
@@ -36,12 +32,18 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use self::{
-    clients::Load, faults::Faults, knobs::Knobs, network::Network, script::Script, turns::Actor, world::World,
+    clients::Load,
+    faults::Faults,
+    knobs::Knobs,
+    network::Network,
+    script::{Script, action::Action},
+    turns::Actor,
+    world::World,
 };
 pub(crate) use self::{
     one::{One, run_one},
+    script::shrink::{Shrink, shrink},
     seeds::{Seeds, run_seeds},
-    shrink::{Shrink, shrink},
 };
 use crate::{
     check::{Finding, contents},
@@ -98,7 +100,7 @@ struct Outcome {
     /// Equal for equal seeds.
     trace: u64,
     /// All actions on the world, and when.
-    done: Vec<(u64, action::Action)>,
+    done: Vec<(u64, Action)>,
     /// Some of them were performed before the cluster had formed.
     is_unformed: bool,
     knobs: Knobs,

@@ -22,9 +22,9 @@ use kvorum_raft::{
 use tokio::{runtime::Runtime, time::Instant};
 
 use super::{
-    action::sync_ms_max,
     knobs::Knobs,
     network::{Port, SharedHub, address},
+    script::action::sync_ms_max,
 };
 
 /// Seconds from the Unix epoch to the beginning of all simulations.

@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Outcome, entropy, log, panics, script, seeds::World, simulate};
 use crate::{
     check::{Finding, contents},
-    edn,
-    history::{self, Kind},
+    history::{self, Kind, edn},
 };
 
 #[derive(Args, Debug)]

@@ -16,16 +16,15 @@ use kvorum_raft::{Role, Status};
 use serde_json::json;
 
 use super::{
-    action::Action,
     clients::Load,
-    health::Health,
-    invariants::Invariants,
     knobs::Knobs,
     log,
     network::{Network, address},
     node::{Kept, Node, Stopped},
     panics,
+    script::action::Action,
     turns::Actor,
+    watch::{health::Health, invariants::Invariants},
 };
 use crate::history::{Kind, NEMESIS};
 

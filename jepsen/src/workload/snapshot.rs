@@ -17,8 +17,8 @@ use super::{Ended, Workload, append::Append, words};
 use crate::{
     check::{Judgement, append},
     client::{Connection, Failure, Outcome, Reply},
-    contents,
     history::Operation,
+    watch::contents,
 };
 
 const KINDS: &[&str] = &["string", "list", "set", "hash", "zset"];

@@ -15,6 +15,8 @@ pub struct Counter {
     level_max: u32,
     /// The levels by which entries were applied, and the entropy of those that raised it.
     pub levels: Mutex<Vec<(u32, Option<Entropy>)>>,
+    /// How much too much this machine adds to each key.
+    errors: Mutex<BTreeMap<u64, u64>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,6 +69,12 @@ impl Counter {
         state.dirty.insert(key);
     }
 
+    /// From here on this machine adds `error` too much to a key: with the entry that adds to it, its state becomes
+    /// another than the log says.
+    pub fn miscount(&self, key: u64, error: u64) {
+        self.errors.lock().insert(key, error);
+    }
+
     pub fn get(&self, key: u64) -> u64 {
         self.state.lock().counts.get(&key).copied().unwrap_or(0)
     }
@@ -95,7 +103,7 @@ impl Machine for Counter {
         for proposal in batch.proposals {
             let (key, amount) = (number(&proposal.bytes[..8]), number(&proposal.bytes[8..]));
             let count = state.counts.entry(key).or_default();
-            *count += amount;
+            *count += amount + self.errors.lock().get(&key).copied().unwrap_or(0);
             let count = *count;
             state.dirty.insert(key);
             if let Some(Waiter(waiter)) = proposal.local {
@@ -175,5 +183,10 @@ pub async fn propose_all(node: &kvorum_raft::Node<Counter>, keys: impl IntoItera
 }
 
 pub fn machine(level_max: u32) -> Arc<Counter> {
-    Arc::new(Counter { state: Mutex::default(), level_max, levels: Mutex::default() })
+    Arc::new(Counter {
+        state: Mutex::default(),
+        level_max,
+        levels: Mutex::default(),
+        errors: Mutex::default(),
+    })
 }

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use super::world::{World, voters_of};
+use crate::sim::world::{World, voters_of};
 use crate::{client::Connection, history::Kind};
 
 /// The interval of the checks, in milliseconds.
@@ -29,7 +29,7 @@ const CUT_OFF_MS_MORE: u64 = 1_200;
 const PROBE: [&str; 3] = ["SET", "probe", "1"];
 
 #[derive(Default)]
-pub(super) struct Health {
+pub(in crate::sim) struct Health {
     /// The number of successful operations at the last check, and when it last increased.
     done: usize,
     done_at: u64,
@@ -47,7 +47,7 @@ pub(super) struct Health {
 }
 
 impl World {
-    pub(super) fn look_at_health(&mut self) {
+    pub(in crate::sim) fn look_at_health(&mut self) {
         if !self.now.is_multiple_of(LOOK_MS) {
             return;
         }
@@ -77,12 +77,12 @@ impl World {
     }
 
     /// The number of successful operations of clients, one-time ones included.
-    pub(super) fn done(&self) -> usize {
+    pub(in crate::sim) fn done(&self) -> usize {
         self.load.recorder.count(Kind::Ok) + self.load.probes.load(Ordering::Relaxed)
     }
 
     /// A one-time client writes through a node.
-    pub(super) fn probe(&mut self, node: u64) {
+    pub(in crate::sim) fn probe(&mut self, node: u64) {
         let load = self.load.clone();
         self.actor(move |turns| {
             let write = |mut open: Connection| open.call(&PROBE).is_ok();
@@ -123,7 +123,7 @@ impl World {
 
     /// The voters according to the longest log; None during a membership change: a majority of one
     /// configuration may not be one of the other.
-    pub(super) fn voters_in_force(&self) -> Option<Vec<u64>> {
+    pub(in crate::sim) fn voters_in_force(&self) -> Option<Vec<u64>> {
         if !self.is_settled() {
             return None;
         }

@@ -18,7 +18,7 @@ use crate::{
     cluster::agent_with,
     history::{Event, NEMESIS},
     nemesis::{Env, Shadow, is_steady},
-    silence,
+    watch::silence,
 };
 
 /// The name in the history.

@@ -14,7 +14,7 @@ const FINDINGS_MAX: usize = 20;
 
 /// What is recorded of all nodes forever, and of each since its start.
 #[derive(Default)]
-pub(super) struct Invariants {
+pub(in crate::sim) struct Invariants {
     leaders: BTreeMap<u64, u64>,
     /// For each entry that any log had: the term of the previous entry, and a checksum of its content.
     entries: BTreeMap<Position, (Option<u64>, Option<u32>)>,
@@ -23,9 +23,9 @@ pub(super) struct Invariants {
     /// The digest of the content and the clock, after the entry at an index.
     states: BTreeMap<u64, (u128, u64)>,
     nodes: BTreeMap<u64, Seen>,
-    pub(super) findings: Vec<Finding>,
+    pub(in crate::sim) findings: Vec<Finding>,
     /// Anomalies that are expected, and so not reported.
-    pub(super) expected: Vec<String>,
+    pub(in crate::sim) expected: Vec<String>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -36,11 +36,11 @@ struct Seen {
 
 impl Invariants {
     /// A node's process has ended.
-    pub(super) fn ended(&mut self, node: u64) {
+    pub(in crate::sim) fn ended(&mut self, node: u64) {
         self.nodes.remove(&node);
     }
 
-    pub(super) fn found(&mut self, anomaly: &str, detail: String) {
+    pub(in crate::sim) fn found(&mut self, anomaly: &str, detail: String) {
         let is_expected = self.expected.iter().any(|expected| expected == anomaly);
         if is_expected {
             tracing::info!(anomaly, detail, "as expected");
@@ -50,12 +50,12 @@ impl Invariants {
     }
 
     /// The highest index that any node has applied.
-    pub(super) fn highest(&self) -> u64 {
+    pub(in crate::sim) fn highest(&self) -> u64 {
         self.applied.last_key_value().map_or(0, |(index, _)| *index)
     }
 
     /// Checks a node after its step.
-    pub(super) fn look(&mut self, node: u64, server: &Server) {
+    pub(in crate::sim) fn look(&mut self, node: u64, server: &Server) {
         let peek = server.node().peek();
         let seen = self.nodes.get(&node).copied().unwrap_or_default();
         // Start a little before what was checked: the end of a log may have been replaced.

@@ -4,9 +4,9 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{
-    action::Action,
+use crate::sim::{
     node::Node,
+    script::action::Action,
     world::{World, voters_of},
 };
 
@@ -23,7 +23,7 @@ const PROBE_MS: u64 = 500;
 impl World {
     /// Ends all faults, and starts only a bare majority: an operation must succeed. Does nothing if no
     /// majority is certain to be healthy. `steady` leaves running nodes alone, so that the log clock is kept.
-    pub(super) fn heal_a_majority(&mut self, chance: &mut fastrand::Rng, steady: bool) -> Result<()> {
+    pub(in crate::sim) fn heal_a_majority(&mut self, chance: &mut fastrand::Rng, steady: bool) -> Result<()> {
         let Some(chosen) = self.bare_majority(chance, steady) else { return Ok(()) };
         let others: Vec<u64> = self.nodes.keys().copied().filter(|id| !chosen.contains(id)).collect();
         self.record("majority", json!({"nodes": chosen, "off": others}));

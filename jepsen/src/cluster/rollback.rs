@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::disks::format::{NAMES, RECORD_BYTES, Record, SYNCED, WRITE};
+use crate::cluster::disks::format::{NAMES, RECORD_BYTES, Record, SYNCED, WRITE};
 
 /// The unit that a disk writes atomically.
 const PAGE: usize = 4096;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use super::{
+use crate::sim::{
     one::Summary,
     seeds::{SEED_TIME_MAX, within},
 };

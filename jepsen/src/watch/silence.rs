@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use crate::{
     check::Judgement,
     history::{Event, NEMESIS, Operation},
-    majority,
     nemesis::{Shadow, may_take_majority},
     run::LAST_PROCESS,
+    watch::majority,
 };
 
 /// The maximum time without a completed operation.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use kvorum_raft::simulation::SYNC_MS_MAX;
 
-use super::{
+use crate::sim::{
     network::{Delay, Place, Side, Way},
     world::World,
 };
@@ -15,7 +15,7 @@ const TRANSFER_TIME: Duration = Duration::from_secs(2);
 
 /// An action at one moment. Nodes are referred to by their ids.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Action {
+pub(in crate::sim) enum Action {
     /// The process is killed.
     Kill(u64),
     /// The machine loses power, and what it has not synced.
@@ -67,14 +67,14 @@ pub(super) enum Action {
 
 /// Everything from one place to another, or only on connections made by one side.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Ways {
-    pub(super) from: Place,
-    pub(super) to: Place,
-    pub(super) side: Option<Side>,
+pub(in crate::sim) struct Ways {
+    pub(in crate::sim) from: Place,
+    pub(in crate::sim) to: Place,
+    pub(in crate::sim) side: Option<Side>,
 }
 
 impl Ways {
-    pub(super) fn of(from: Place, to: Place) -> Ways {
+    pub(in crate::sim) fn of(from: Place, to: Place) -> Ways {
         Ways { from, to, side: None }
     }
 
@@ -92,7 +92,7 @@ impl From<Way> for Ways {
 
 impl Action {
     /// Performs it. False if that was impossible.
-    pub(super) fn perform(&self, world: &mut World) -> Result<bool> {
+    pub(in crate::sim) fn perform(&self, world: &mut World) -> Result<bool> {
         match *self {
             Action::Kill(id) => world.end(id, false),
             Action::PowerCut(id) => world.end(id, true),
@@ -251,7 +251,7 @@ impl fmt::Display for Action {
 }
 
 /// Names that a script gave to nodes.
-pub(super) type Names = BTreeMap<String, u64>;
+pub(in crate::sim) type Names = BTreeMap<String, u64>;
 
 /// The words of a line.
 struct Words<'a> {
@@ -302,13 +302,13 @@ impl Words<'_> {
 }
 
 /// A node by its id, or by a name given in the script.
-pub(super) fn node(word: &str, names: &Names) -> Result<u64> {
+pub(in crate::sim) fn node(word: &str, names: &Names) -> Result<u64> {
     let known = names.get(word).copied().or_else(|| word.parse().ok());
     known.with_context(|| format!("{word} is no node"))
 }
 
 /// Parses the output of `Display`, in which names may replace ids.
-pub(super) fn parse(text: &str, names: &Names) -> Result<Action> {
+pub(in crate::sim) fn parse(text: &str, names: &Names) -> Result<Action> {
     let mut rest = Words { words: text.split_whitespace(), names };
     let action = match rest.word()? {
         "kill" => Action::Kill(rest.node()?),
@@ -350,7 +350,7 @@ pub(super) fn parse(text: &str, names: &Names) -> Result<Action> {
 }
 
 /// The longest sync of a node's disk.
-pub(super) fn sync_ms_max(slow: Option<u64>) -> u64 {
+pub(in crate::sim) fn sync_ms_max(slow: Option<u64>) -> u64 {
     slow.unwrap_or(SYNC_MS_MAX)
 }
 

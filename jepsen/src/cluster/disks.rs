@@ -12,10 +12,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::rollback::{self, Extent, Lost};
+use crate::cluster::rollback::{self, Extent, Lost};
 
 // The library's own file: both sides of the mapping are compiled from it.
-#[path = "../disk-faults/src/format.rs"]
+#[path = "../../disk-faults/src/format.rs"]
 pub(crate) mod format;
 
 use format::{CONTROL_VARIABLE, Control, DATA_VARIABLE, JOURNAL_VARIABLE};

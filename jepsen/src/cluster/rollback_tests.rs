@@ -9,7 +9,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::{Extent, Lost};
-use crate::disks::Disks;
+use crate::cluster::disks::Disks;
 
 /// A data directory, and its simulated disk.
 struct Place {
@@ -142,10 +142,10 @@ fn orders_are_followed_and_counted() {
     assert!(place.write("f", 'a', 0, 1, ",fsync") && place.run("sync ."));
     let control = place.disks.control(1).unwrap();
     assert!(control.loaded.load(Relaxed) > 0);
-    control.full.store(crate::disks::format::FULL, Relaxed);
+    control.full.store(crate::cluster::disks::format::FULL, Relaxed);
     assert!(!place.write("f", 'b', 0, 1, "") && !place.write("g", 'b', 0, 1, ""));
     assert_eq!(control.refused.load(Relaxed), 2);
-    control.full.store(crate::disks::format::FULL_GROWTH, Relaxed);
+    control.full.store(crate::cluster::disks::format::FULL_GROWTH, Relaxed);
     assert!(place.write("f", 'c', 0, 1, "") && !place.write("f", 'd', 1, 1, ""));
     control.full.store(0, Relaxed);
     assert_eq!(place.read("f"), "c");
@@ -153,7 +153,7 @@ fn orders_are_followed_and_counted() {
     assert!(place.write("f", 'e', 0, 1, ",fsync"));
     assert_eq!(control.delayed.load(Relaxed), 1);
     fs::create_dir(place.data().join("log")).unwrap();
-    control.failing_where.store(crate::disks::format::LOG, Relaxed);
+    control.failing_where.store(crate::cluster::disks::format::LOG, Relaxed);
     control.failing_syncs.store(1, Relaxed);
     assert!(place.write("f", 'f', 0, 1, ",fsync"), "only the log's syncs are meant");
     assert!(!place.write("log/1.log", 'g', 0, 1, ",fsync"));

@@ -15,6 +15,9 @@
 //! +0 call L GET a => nil           a command, retried if refused; the reply is nil, !nil or contains this
 //! ```
 
+pub(in crate::sim) mod action;
+pub(in crate::sim) mod shrink;
+
 use std::{
     path::Path,
     sync::{
@@ -28,16 +31,16 @@ use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, FromArgMatches as _};
 use serde_json::Value;
 
-use super::{
-    action::{self, Action, Names},
+use crate::client::{Failure, Outcome, Reply};
+use crate::sim::{
     clients::Load,
     knobs::Knobs,
     node::Node,
+    script::action::{Action, Names},
     seeds,
     turns::Turns,
     world::World,
 };
-use crate::client::{Failure, Outcome, Reply};
 
 /// How long a line may wait for its condition, and a call for its answer, in milliseconds.
 const PATIENCE_MS: u64 = 20_000;
@@ -53,7 +56,7 @@ enum When {
     After(u64),
 }
 
-pub(super) struct Script {
+pub(in crate::sim) struct Script {
     lines: Vec<(When, String)>,
     /// The next line, and since when it is the next.
     next: usize,
@@ -65,9 +68,9 @@ pub(super) struct Script {
 }
 
 /// The head of a script, before the first timed line: a seed, and options as lines.
-pub(super) struct Head {
-    pub(super) seed: Option<u64>,
-    pub(super) world: Vec<(String, String)>,
+pub(in crate::sim) struct Head {
+    pub(in crate::sim) seed: Option<u64>,
+    pub(in crate::sim) world: Vec<(String, String)>,
 }
 
 #[derive(clap::Parser)]
@@ -78,7 +81,7 @@ struct HeadOptions {
 
 impl Head {
     /// The options of a world, except for those of the command line.
-    pub(super) fn options(&self, out: &Path) -> Result<seeds::World> {
+    pub(in crate::sim) fn options(&self, out: &Path) -> Result<seeds::World> {
         let words = self.world.iter().flat_map(|(name, value)| {
             [Some(format!("--{name}")), Some(value.clone()).filter(|value| !value.is_empty())]
         });
@@ -90,7 +93,7 @@ impl Head {
 }
 
 /// Parses a script.
-pub(super) fn read(text: &str) -> Result<(Head, Script)> {
+pub(in crate::sim) fn read(text: &str) -> Result<(Head, Script)> {
     let mut head = Head { seed: None, world: Vec::new() };
     let mut lines = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -109,7 +112,12 @@ pub(super) fn read(text: &str) -> Result<(Head, Script)> {
 }
 
 /// The script that repeats what was done.
-pub(super) fn write(seed: u64, world: &seeds::World, knobs: &Knobs, done: &[(u64, Action)]) -> String {
+pub(in crate::sim) fn write(
+    seed: u64,
+    world: &seeds::World,
+    knobs: &Knobs,
+    done: &[(u64, Action)],
+) -> String {
     let said = world.said().into_iter().filter(|(name, _)| !["faults", "knobs"].contains(name));
     let said = said.chain([("knobs", knobs.to_string())]);
     let head = said.map(|(name, value)| format!("{name} {value}").trim_end().to_owned() + "\n");
@@ -118,12 +126,12 @@ pub(super) fn write(seed: u64, world: &seeds::World, knobs: &Knobs, done: &[(u64
 }
 
 impl Script {
-    pub(super) fn is_done(&self) -> bool {
+    pub(in crate::sim) fn is_done(&self) -> bool {
         self.next == self.lines.len() && self.pending.load(Ordering::Relaxed) == 0
     }
 
     /// Performs all lines that are due.
-    pub(super) fn step(&mut self, world: &mut World) -> Result<()> {
+    pub(in crate::sim) fn step(&mut self, world: &mut World) -> Result<()> {
         while let Some((when, line)) = self.lines.get(self.next).cloned() {
             let since = *self.since.get_or_insert(world.now);
             let due = match when {

@@ -2,6 +2,13 @@
 //! process id when the value that holds them is dropped, and when this process is killed (the parent-death
 //! signal).
 
+pub(crate) mod clocks;
+pub(crate) mod disks;
+pub(crate) mod namespace;
+pub(crate) mod network;
+pub(crate) mod rollback;
+pub(crate) mod socket;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
@@ -17,12 +24,12 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use crate::{
-    client::{Connection, Reply},
+use self::{
     clocks::Clocks,
     disks::Disks,
     network::{Network, Proxy},
 };
+use crate::client::{Connection, Reply};
 
 /// How long an administrative request may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);

@@ -15,11 +15,10 @@ use serde_json::{Value, json};
 use crate::{
     check::Judgement,
     client::Connection,
-    cluster::{Cluster, State, agent_with},
+    cluster::{Cluster, State, agent_with, network::Weather},
     history::{Event, NEMESIS},
     nemesis::{Env, Shadow},
-    network::Weather,
-    silence,
+    watch::silence,
 };
 
 /// The names in the history.

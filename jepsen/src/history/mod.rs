@@ -4,7 +4,9 @@
 //! Indexes are assigned under one lock: to an invocation before it is sent, to a completion after it was
 //! received. So the order of indexes is consistent with real time, and checkers need no clock.
 //!
-//! Strings that begin with a colon are keywords in EDN ([`crate::edn`]).
+//! Strings that begin with a colon are keywords in EDN ([`crate::history::edn`]).
+
+pub(crate) mod edn;
 
 use std::{
     collections::HashMap,

@@ -30,7 +30,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::socket;
+use crate::cluster::socket;
 
 /// The node number of all clients together.
 pub(crate) const CLIENTS: u64 = 0;

@@ -13,9 +13,9 @@ use serde_json::json;
 
 use crate::{
     client::Connection,
-    contents,
     history::{Kind, Recorder},
     run::LAST_PROCESS,
+    watch::contents,
 };
 
 /// The interval between two rounds.
