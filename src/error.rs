@@ -34,6 +34,8 @@ pub enum Error {
     Overflow,
     #[error("ERR invalid expire time in '{0}' command")]
     InvalidExpire(Cow<'static, str>),
+    #[error("OOM command not allowed when used memory > 'maxmemory'.")]
+    OutOfMemory,
     /// The outcome of the request is unknown; every other error means that it was not applied.
     #[error(
         "UNCERTAIN the outcome is unknown: the request was sent into the log and its confirmation was lost"

@@ -16,6 +16,7 @@ pub mod extended;
 pub mod feed;
 pub mod glob;
 pub mod machine;
+pub mod maxmemory;
 pub mod proposal;
 pub mod resp;
 pub mod router;

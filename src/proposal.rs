@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     error::Error,
-    resp::{Protocol, Reply},
+    resp::{Protocol, Replies, Reply},
     store::{
         Caller, Fate, Ticket,
         codec::{put_bytes, put_varint},
@@ -25,6 +25,7 @@ const CANCEL: u8 = 4;
 const CONFIRM: u8 = 5;
 const FORGET_NODE: u8 = 6;
 const IN_SESSION: u8 = 7;
+const SETTING: u8 = 8;
 
 /// Arguments of one call, the name first.
 pub type Argv<'a> = SmallVec<[&'a [u8]; 8]>;
@@ -85,6 +86,8 @@ pub enum Request<'a> {
     },
     /// The client that sent the rest of the proposal's requests is in this exactly-once session. No reply.
     InSession(Caller),
+    /// A setting of the whole cluster.
+    Setting(Setting<'a>),
 }
 
 /// A wait, and the key where it began.
@@ -96,6 +99,24 @@ pub struct Waited<'a> {
     pub key: &'a [u8],
     /// The ticket of the wait.
     pub ticket: Ticket,
+}
+
+/// A change to a setting of the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting<'a> {
+    /// Which setting.
+    pub name: &'a [u8],
+    /// Its value, in decimal digits.
+    pub digits: &'a [u8],
+    /// It is set only if it never was.
+    pub is_default: bool,
+}
+
+impl Setting<'_> {
+    /// The value, if it is a number.
+    pub fn value(&self) -> Option<u64> {
+        std::str::from_utf8(self.digits).ok()?.parse().ok()
+    }
 }
 
 /// Appends a call as a request of its own.
@@ -150,6 +171,14 @@ pub fn put_in_session(out: &mut Vec<u8>, db: u32, id: &[u8], protocol: Protocol)
     put_varint(out, u64::from(db));
     put_bytes(out, id);
     put_varint(out, u64::from(protocol == Protocol::Resp3));
+}
+
+/// Appends a [`Request::Setting`].
+pub fn put_setting(out: &mut Vec<u8>, setting: &Setting<'_>) {
+    out.push(SETTING);
+    put_bytes(out, setting.name);
+    put_bytes(out, setting.digits);
+    put_varint(out, u64::from(setting.is_default));
 }
 
 fn put_waited(out: &mut Vec<u8>, waited: &Waited<'_>) {
@@ -214,6 +243,11 @@ impl<'a> Requests<'a> {
                 let (node, but_boot, term) = (self.varint()?, self.varint()?, self.varint()?);
                 Some(Request::ForgetNode { node, but_boot, term })
             }
+            SETTING => Some(Request::Setting(Setting {
+                name: self.bytes()?,
+                digits: self.bytes()?,
+                is_default: self.varint()? == 1,
+            })),
             tag => {
                 self.unknown_tag = Some(tag);
                 None
@@ -304,7 +338,7 @@ pub struct Pipeline {
     /// Seed of the randomness for the reads among the steps.
     pub chance: u64,
     /// Replies are appended to it; usually the connection's own buffer, lent.
-    pub replies: Vec<u8>,
+    pub replies: Replies,
     /// Gives the buffer back.
     pub done: oneshot::Sender<Answer>,
 }
@@ -313,7 +347,7 @@ pub struct Pipeline {
 #[derive(Debug)]
 pub struct Answer {
     /// The replies, appended to [`Pipeline::replies`].
-    pub replies: Vec<u8>,
+    pub replies: Replies,
     /// What has become of the last write.
     pub fate: Fate,
 }

@@ -12,7 +12,7 @@ use crate::{
     feed::Feed,
     machine::Machine,
     proposal::{self, Answer, Pipeline, Step},
-    resp::Protocol,
+    resp::{Protocol, Replies},
     store::{Fate, Ticket, View},
 };
 
@@ -132,7 +132,7 @@ impl Router {
     /// Executes `count` requests that belong to no connection and returns their replies. An error that means
     /// "not applied" or "unknown" is the reply of all of them.
     pub async fn call(&self, bytes: &[u8], count: usize, protocol: Protocol) -> Vec<u8> {
-        self.ask(bytes, count, protocol).await.replies
+        self.ask(bytes, count, protocol).await.replies.into_bytes()
     }
 
     /// The same, with what has become of the last of them.
@@ -141,11 +141,11 @@ impl Router {
         let steps = (0..count).map(|_| Step::Write).collect();
         self.propose(
             bytes,
-            Pipeline { steps, protocol, chance: fastrand::u64(..), replies: Vec::new(), done },
+            Pipeline { steps, protocol, chance: fastrand::u64(..), replies: Replies::default(), done },
         );
         // Without an answer the node is stopping, and the outcome is unknown.
         replies.await.unwrap_or_else(|_| Answer {
-            replies: format!("-{}\r\n", Error::Uncertain).into_bytes(),
+            replies: format!("-{}\r\n", Error::Uncertain).into_bytes().into(),
             fate: Fate::Unknown,
         })
     }

@@ -23,6 +23,7 @@ use crate::{
     connection::{self, Shared, clients::Clients, settings::Settings, stats::Stats, stream::Stream},
     feed::Feed,
     machine::Machine,
+    maxmemory,
     router::Router,
     wake::{self, Wakes},
 };
@@ -86,6 +87,7 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         error = shared.router.node().among_strangers() => outcome = Err(ServeError::Start(error)),
         () = hang_up_idle(&shared) => {}
         refusal = joining => outcome = Err(ServeError::NotAdded(refusal)),
+        () = maxmemory::watch(&shared.router, config.maxmemory) => {}
         ended = &mut waking => outcome = Err(ended_early("what serves those who wait", ended)),
         ended = &mut admin => if !*shared.stopping.borrow() {
             outcome = Err(ended_early("the admin API", ended));

@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     connection::{self, Shared, stream::Stream},
     machine::Machine,
-    server,
+    maxmemory, server,
     wake::Wakes,
 };
 
@@ -34,6 +34,8 @@ impl Server {
         shared.wakes.started_with(shared.router.status().last_log_index);
         let waking = shared.clone();
         tokio::spawn(async move { waking.wakes.run(notices, &waking.router).await });
+        let (watching, configured) = (shared.clone(), config.maxmemory);
+        tokio::spawn(async move { maxmemory::watch(&watching.router, configured).await });
         Ok(Server { shared })
     }
 

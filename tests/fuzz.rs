@@ -6,7 +6,7 @@ mod support;
 
 use kvorum::{
     machine::Machine,
-    proposal::{self, Call, Request, Requests, Waited, Watched},
+    proposal::{self, Call, Request, Requests, Setting, Waited, Watched},
     resp::{
         Protocol,
         request::{Decoder, Limits},
@@ -79,6 +79,7 @@ fn put(out: &mut Vec<u8>, request: &Request<'_>) {
             let protocol = if caller.is_resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
             proposal::put_in_session(out, caller.db, &caller.id, protocol);
         }
+        Request::Setting(setting) => proposal::put_setting(out, setting),
     }
 }
 
@@ -97,6 +98,7 @@ fn proposals() {
         Request::Cancel(waited()),
         Request::Confirm(waited()),
         Request::ForgetNode { node: 2, but_boot: 0, term: 7 },
+        Request::Setting(Setting { name: b"maxmemory", digits: b"104857600", is_default: true }),
     ];
     let mut seeds = vec![Vec::new()];
     proposal::put_in_session(&mut seeds[0], 0, b"session", Protocol::Resp3);

@@ -8,7 +8,7 @@ mod support;
 use kvorum::{
     machine::{APPLY_LEVEL_MAX, Machine},
     proposal::{Call, Pipeline, Requests, Step, put_call, put_transaction},
-    resp::Protocol,
+    resp::{Protocol, Replies},
     store::{Digest, level},
 };
 use kvorum_raft::{Batch, Machine as _, Proposal};
@@ -81,7 +81,8 @@ fn apply(machine: &Machine, batch: &random_log::Batch, replies: &mut Digest) {
         let (done, answered) = oneshot::channel();
         waiting.push(answered);
         let steps = Requests::new(bytes).map(|_| Step::Write).collect();
-        let pipeline = Pipeline { steps, protocol: Protocol::Resp3, chance: 0, replies: Vec::new(), done };
+        let pipeline =
+            Pipeline { steps, protocol: Protocol::Resp3, chance: 0, replies: Replies::default(), done };
         Proposal { bytes, local: Some(pipeline) }
     });
     let proposals = proposals.collect();

@@ -35,7 +35,7 @@ fn replies_stand_in_their_places() {
     ];
     let (done, mut replies) = oneshot::channel();
     let pipeline =
-        Pipeline { steps, protocol: Protocol::Resp3, chance: 0, replies: b"before;".to_vec(), done };
+        Pipeline { steps, protocol: Protocol::Resp3, chance: 0, replies: b"before;".to_vec().into(), done };
     let proposals = vec![Proposal { bytes: &bytes, local: Some(pipeline) }];
     alone.machine.apply(Batch {
         index: 1,

@@ -19,7 +19,7 @@ use kvorum::{
     store::Ticket,
 };
 use kvorum_raft::{Machine as _, PageWrite};
-use support::random_log::{Batch, add_hostile, add_waits, raise, random_log, set_wall_clocks};
+use support::random_log::{Batch, add_hostile, add_waits, raise, random_log, set_limits, set_wall_clocks};
 use tokio::sync::Notify;
 
 const BATCHES: u64 = 600;
@@ -98,13 +98,34 @@ fn told(machine: &Fed, db: u32, after: u64) -> Vec<(u64, String)> {
     entries.collect()
 }
 
+/// A checkpoint under way: the digest and the cost of the content at its begin, its head and pages, and the next batch
+/// then.
+struct Running {
+    digest: u128,
+    used: u64,
+    head: Vec<u8>,
+    pages: Vec<PageWrite>,
+    next: usize,
+}
+
+/// What a command may add without Redis's flag `denyoom`: RENAME of what other keys name, for example.
+const UNCHECKED_BYTES: u64 = 64 << 10;
+
+/// Applies an entry; it does not pass the limit for memory that is in force before or after it.
+fn apply_within_limits(batch: &Batch, machine: &Machine) {
+    let limit = |machine: &Machine| machine.maxmemory().filter(|limit| *limit > 0).unwrap_or(u64::MAX);
+    let (before, used) = (limit(machine), machine.used_bytes());
+    batch.apply(machine);
+    let highest = used.max(before).max(limit(machine)).saturating_add(UNCHECKED_BYTES);
+    assert!(machine.used_bytes() <= highest, "entry {}: {} bytes", batch.index, machine.used_bytes());
+}
+
 /// Applies the log while checkpoints are taken; after some of them goes on with a machine that was loaded from
 /// the pages. Gives what a last checkpoint leaves on the disk, too.
 fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> (Fed, Disk) {
     let mut machine = machine();
     let mut disk = Disk::default();
-    // The checkpoint under way: the digest at its begin, its head and pages, and the next batch then.
-    let mut running: Option<(u128, Vec<u8>, Vec<PageWrite>, usize)> = None;
+    let mut running: Option<Running> = None;
     let mut next = 0;
     let mut reloads_left = 8;
     while next < log.len() {
@@ -112,20 +133,22 @@ fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> (Fed, Disk
         next += 1;
         match &mut running {
             None if chance.u8(..20) == 0 => {
-                let digest = machine.digest();
-                running = Some((digest, machine.checkpoint_begin(), Vec::new(), next));
+                let (digest, used) = (machine.digest(), machine.used_bytes());
+                let (head, pages) = (machine.checkpoint_begin(), Vec::new());
+                running = Some(Running { digest, used, head, pages, next });
             }
             None => {}
-            Some((_, _, pages, _)) => {
-                if machine.checkpoint_step(chance.usize(1_000..100_000), pages) {
+            Some(running_now) => {
+                if machine.checkpoint_step(chance.usize(1_000..100_000), &mut running_now.pages) {
                     continue;
                 }
-                let (digest, head, pages, begin) = running.take().unwrap();
+                let Running { digest, used, head, pages, next: begin } = running.take().unwrap();
                 assert!(pages.is_sorted_by(|a, b| a.id < b.id), "pages come in ascending order");
                 disk.write(pages);
                 disk.head = head;
                 let loaded = disk.load();
                 assert_eq!(loaded.digest(), digest, "a checkpoint is the state at its begin");
+                assert_eq!(loaded.used_bytes(), used, "what a state costs depends on its content alone");
                 if chance.bool() && reloads_left > 0 {
                     reloads_left -= 1;
                     machine = loaded;
@@ -134,7 +157,7 @@ fn run_with_checkpoints(log: &[Batch], chance: &mut fastrand::Rng) -> (Fed, Disk
             }
         }
     }
-    if let Some((_, _, mut pages, _)) = running {
+    if let Some(Running { mut pages, .. }) = running {
         while machine.checkpoint_step(usize::MAX, &mut pages) {}
         disk.write(pages);
     }
@@ -160,8 +183,10 @@ fn same_log_same_state() {
         add_hostile(&mut chance, &mut log, raised_at);
         set_wall_clocks(&mut chance, &mut log, raised_at);
         add_waits(&mut chance, &mut log, raised_at);
+        set_limits(&mut chance, &mut log, raised_at);
         let plain = machine();
-        log.iter().for_each(|batch| batch.apply(&plain));
+        log.iter().for_each(|batch| apply_within_limits(batch, &plain));
+        assert!(raised_at > BATCHES || plain.refused() > 0, "some of that is over the limit");
         // What a node listens for is its own affair.
         let deaf = Machine::new(16);
         log.iter().for_each(|batch| batch.apply(&deaf));

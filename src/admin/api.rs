@@ -188,6 +188,9 @@ pub const BUSY: &str = "urn:kvorum:problem:busy";
 /// The problem type when the disks have no room for the request: nothing was done.
 pub const DISK_FULL: &str = "urn:kvorum:problem:disk-full";
 
+/// The problem type when the request would pass maxmemory: nothing was done.
+pub const MEMORY_FULL: &str = "urn:kvorum:problem:memory-full";
+
 /// `POST /v1/cluster/leader`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

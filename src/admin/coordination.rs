@@ -232,7 +232,7 @@ async fn read(shared: &Shared, db: u32, argv: &[Vec<u8>]) -> Result<Value, Probl
     let call = Call::resolve(&argv)?;
     let read = |view: &View<'_>| {
         let mut reply = Reply::new(Vec::new(), Protocol::Resp3);
-        call.read(view, &mut reply).map(|()| reply.into_buffer())
+        call.read(view, &mut reply).map(|()| reply.into_buffer().into_bytes())
     };
     json_of_reply(&shared.router.read_at(ReadLevel::Linearizable, db, read).await??)
 }
@@ -272,7 +272,7 @@ async fn wait(shared: &Shared, db: u32, argv: &[Vec<u8>], client: Socket) -> Res
             () = client.ended() => return Err(gone()),
         }
         if let Some(outcome) = wait.told() {
-            (replies, fate) = (outcome.reply.as_bytes(Protocol::Resp3).to_vec(), outcome.fate);
+            (replies, fate) = (outcome.reply.as_bytes(Protocol::Resp3).to_vec().into(), outcome.fate);
         }
     }
     match fate {
@@ -350,6 +350,9 @@ fn problem_of(text: &str) -> Problem {
         "NOLEASE" => (StatusCode::NOT_FOUND, "urn:kvorum:problem:not-found"),
         "CLUSTERDOWN" | "TRYAGAIN" | "LOADING" => {
             (StatusCode::SERVICE_UNAVAILABLE, "urn:kvorum:problem:unavailable")
+        }
+        "OOM" if text == Error::OutOfMemory.to_string() => {
+            (StatusCode::INSUFFICIENT_STORAGE, super::api::MEMORY_FULL)
         }
         "OOM" => (StatusCode::INSUFFICIENT_STORAGE, super::api::DISK_FULL),
         "UNCERTAIN" => (StatusCode::GATEWAY_TIMEOUT, "urn:kvorum:problem:unknown-outcome"),

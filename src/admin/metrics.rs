@@ -120,7 +120,18 @@ impl Collected {
         let shared = &self.0;
         let stats = &shared.stats;
         let feed = shared.router.feed().status();
+        let machine = shared.router.machine();
         let gauges = [
+            (
+                "kvorum_memory_used_bytes",
+                "Memory of keys and values, counted alike on all nodes",
+                machine.used_bytes(),
+            ),
+            (
+                "kvorum_memory_limit_bytes",
+                "The cluster's maxmemory, 0 if there is none",
+                machine.maxmemory().unwrap_or(0),
+            ),
             ("kvorum_clients", "Connected clients", shared.clients.len() as u64),
             ("kvorum_clients_max", "The most clients allowed", shared.settings.clients_max() as u64),
             ("process_resident_memory_bytes", "Resident memory", resident_bytes()),
@@ -139,10 +150,22 @@ impl Collected {
             ("kvorum_received_bytes", "Bytes received from clients", &stats.bytes_in),
             ("kvorum_sent_bytes", "Bytes sent to clients", &stats.bytes_out),
             ("kvorum_protocol_errors", "Clients that broke the protocol", &stats.protocol_errors),
+            (
+                "kvorum_query_limit_disconnections",
+                "Clients closed at client-query-buffer-limit",
+                &stats.query_limit_disconnections,
+            ),
+            (
+                "kvorum_output_limit_disconnections",
+                "Clients closed at client-output-buffer-limit",
+                &stats.output_limit_disconnections,
+            ),
         ];
         for (name, help, value) in counters {
             plain(encoder, name, help, &ConstCounter::new(value.load(Relaxed)))?;
         }
+        let help = "Calls in entries that were refused because they would have passed maxmemory";
+        plain(encoder, "kvorum_memory_refused", help, &ConstCounter::new(machine.refused()))?;
         let (user, system) = cpu_seconds();
         plain(encoder, "process_cpu_seconds", "Processor time", &ConstCounter::new(user + system))?;
         let mut keyspace =

@@ -180,6 +180,13 @@ impl Node {
             // All nodes share one disk, and it is only for trying things out.
             command.args(["--disk-reserve", "16mb"]);
         }
+        if std::env::var_os("KVORUM_MAXMEMORY").is_none()
+            && let Some(memory) = crate::maxmemory::of_machine()
+        {
+            // They share its memory, too.
+            let share = memory / 2 / u64::from(dev.nodes);
+            command.args(["--maxmemory", &share.to_string()]);
+        }
         if std::env::var_os("KVORUM_THREADS").is_none() {
             command.args(["--threads", &threads_of_each(dev.nodes).to_string()]);
         }

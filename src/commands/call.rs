@@ -11,7 +11,7 @@ use crate::{
     args::Args,
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, View, level},
+    store::{Ctx, ELEMENT_BYTES, View, level},
 };
 
 /// A call: its row, with the arity checked, and its arguments.
@@ -67,6 +67,15 @@ impl<'a> Call<'a> {
         inner.spec.own_need()
     }
 
+    /// The most that its arguments may cost in memory. What a call adds beyond them, it checks by itself
+    /// ([`Ctx::check_memory`]).
+    pub fn bytes(&self) -> usize {
+        let arguments = self.args.from(0).iter().map(|argument| argument.len() + ELEMENT_BYTES);
+        // A sorted set has its members twice.
+        let copies = if self.innermost().spec.group == "sorted_set" { 2 } else { 1 };
+        copies * arguments.sum::<usize>()
+    }
+
     /// Its keys, and those of the call that it runs, each with its specification.
     pub fn keys(&self) -> Vec<(&'a [u8], KeySpec)> {
         let mut found = Vec::new();
@@ -98,6 +107,9 @@ impl<'a> Call<'a> {
             }
             Run::Connection => return Err(not_on_state(self.spec)),
         };
+        if ctx.has_memory_limit() && self.need() == Need::Growth {
+            ctx.check_memory(self.bytes())?;
+        }
         fence::admit(&ctx.view(), self, fenced_by)?;
         let before = (ctx.revision(), reply.buffer().len());
         let result = write(ctx, &self.args, reply);

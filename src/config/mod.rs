@@ -80,6 +80,8 @@ pub struct Config {
     pub drain_ms: u64,
     /// Worker threads; None for the number of cores.
     pub threads: Option<usize>,
+    /// The limit for the memory of the content, for a cluster that has none yet; None to choose one.
+    pub maxmemory: Option<u64>,
 }
 
 impl Options {
@@ -140,6 +142,10 @@ impl Options {
             http_body_bytes_max: size("http-body-limit", &self.http_body_limit, 1 << 10)? as usize,
             drain_ms: number("drain-ms", self.drain_ms),
             threads: at_least("threads", self.threads, 1)?,
+            maxmemory: match &self.maxmemory {
+                None => None,
+                text => Some(size("maxmemory", text, 0)?),
+            },
         })
     }
 

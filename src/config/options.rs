@@ -122,6 +122,10 @@ options! {
         "Number of databases for SELECT; the same on all nodes";
     maxclients: usize, "maxclients", "KVORUM_MAXCLIENTS", "N", Number, "10000", AtRunTime,
         "Maximum number of client connections";
+    maxmemory: String, "maxmemory", "KVORUM_MAXMEMORY", "SIZE", Size, "half of the memory of the first leader's machine", No,
+        "The most memory that keys and values take, counted alike on all nodes: a write that would pass it is \
+         refused. One for the whole cluster: this one is taken if the cluster has none yet, and CONFIG SET \
+         changes it; 0 for none";
     timeout: u64, "timeout", "KVORUM_TIMEOUT", "SECONDS", Number, "0", AtRunTime,
         "Close a client after this many idle seconds; 0 for never";
     proto_max_bulk_len: String, "proto-max-bulk-len", "KVORUM_PROTO_MAX_BULK_LEN", "SIZE", Size, "512mb", AtRunTime,

@@ -22,7 +22,7 @@ use crate::{
     commands,
     error::Error,
     glob,
-    resp::{Protocol, Reply, request::Decoder},
+    resp::{Protocol, Replies, Reply, request::Decoder},
     router::Router,
     wake::{Confirmation, Wakes},
 };
@@ -94,7 +94,7 @@ pub struct Shared {
 
 /// Which replies a client wants to see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Replies {
+enum ReplyMode {
     #[default]
     On,
     Off,
@@ -116,7 +116,7 @@ pub struct Connection {
     read_level: ReadLevel,
     /// Reads wait until the entry at this index is applied here; 0 once it is.
     read_after: u64,
-    replies: Replies,
+    replies: ReplyMode,
     /// The replies of the current unit are hidden from the client.
     is_hidden: bool,
     /// The commands since MULTI.
@@ -131,7 +131,7 @@ pub struct Connection {
     pushes: push::Pushes,
     /// Which goes first when both bytes have arrived and a push is ready.
     pushes_come_first: bool,
-    out: Vec<u8>,
+    out: Replies,
     /// Nothing more is executed; what is in `out` is sent.
     closing: bool,
     /// Reused from unit to unit.
@@ -156,6 +156,7 @@ impl Drop for Connection {
 impl Connection {
     fn new(shared: Arc<Shared>, client: Arc<Client>) -> Connection {
         let read_level = shared.settings.read_level();
+        let out = Replies::within(shared.settings.output_buffer_bytes_max());
         let connection = Connection {
             shared,
             client,
@@ -163,7 +164,7 @@ impl Connection {
             db: 0,
             read_level,
             read_after: 0,
-            replies: Replies::On,
+            replies: ReplyMode::On,
             is_hidden: false,
             queue: None,
             watched: WatchedKeys::new(),
@@ -172,7 +173,7 @@ impl Connection {
             bound: verbs::lease::Bindings::default(),
             pushes: push::Pushes::default(),
             pushes_come_first: false,
-            out: Vec::new(),
+            out,
             closing: false,
             scratch: pipeline::Scratch::default(),
         };
@@ -228,7 +229,7 @@ impl Connection {
 
     /// Whether what else the client has sent is to be executed.
     fn goes_on(&self) -> bool {
-        !self.closing && !self.client.is_killed()
+        !self.closing && !self.out.is_over() && !self.client.is_killed()
     }
 
     /// Reads what has arrived, and sends meanwhile what is to be pushed.
@@ -259,16 +260,20 @@ impl Connection {
 
     /// Sends all pending replies.
     async fn flush(&mut self) -> io::Result<()> {
+        if self.out.is_over() {
+            self.shared.stats.output_limit_disconnections.fetch_add(1, Relaxed);
+            tracing::info!(
+                client = self.client.id,
+                "closing a client: its replies passed client-output-buffer-limit"
+            );
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         if self.out.is_empty() {
             return Ok(());
         }
-        if self.out.len() > self.shared.settings.output_buffer_bytes_max() {
-            self.shared.stats.output_limit_disconnections.fetch_add(1, Relaxed);
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
         self.shared.stats.bytes_out.fetch_add(self.out.len() as u64, Relaxed);
         let stream = self.client.stream();
-        let mut rest = self.out.as_slice();
+        let mut rest = &*self.out;
         loop {
             match stream.try_write(rest) {
                 Ok(count) => rest = &rest[count..],
@@ -287,16 +292,13 @@ impl Connection {
             }
         }
         self.client.reply_bytes.store(0, Relaxed);
-        self.out.clear();
-        if self.out.capacity() > KEPT_BYTES_MAX {
-            self.out = Vec::new();
-        }
+        self.out.clear(KEPT_BYTES_MAX);
         Ok(())
     }
 
     /// Appends to the pending replies.
     fn reply<R>(&mut self, write: impl FnOnce(&mut Reply) -> R) -> R {
-        let mut reply = Reply::new(std::mem::take(&mut self.out), self.protocol);
+        let mut reply = Reply::new(self.out.take(), self.protocol);
         let result = write(&mut reply);
         self.out = reply.into_buffer();
         result

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::{
-    Connection, FLUSH_BYTES, Replies,
+    Connection, FLUSH_BYTES, ReplyMode,
     stats::Stats,
     table::{self, Dispatch, Row},
     transaction::Queue,
@@ -101,8 +101,8 @@ impl Connection {
         while next < requests.len() && self.goes_on() {
             if requests[next].is_empty() {
                 // In Redis, too, CLIENT REPLY SKIP is over then.
-                if self.replies == Replies::SkipNext {
-                    self.replies = Replies::On;
+                if self.replies == ReplyMode::SkipNext {
+                    self.replies = ReplyMode::On;
                 }
                 next += 1;
                 continue;
@@ -128,11 +128,11 @@ impl Connection {
         scratch: &mut Scratch,
     ) -> io::Result<usize> {
         let started = Instant::now();
-        let (hidden, skips) = (self.replies != Replies::On, self.replies == Replies::SkipNext);
+        let (hidden, skips) = (self.replies != ReplyMode::On, self.replies == ReplyMode::SkipNext);
         self.is_hidden = hidden;
         let mut mark = self.out.len();
         if skips {
-            self.replies = Replies::On;
+            self.replies = ReplyMode::On;
         }
         let count_max = if skips { 1 } else { UNIT_COMMANDS_MAX };
         let (mut count, mut bytes, mut writes_next) = (0, 0, false);
@@ -176,7 +176,7 @@ impl Connection {
         scratch.record(&self.shared.stats, started.elapsed());
         self.shared.stats.commands.fetch_add(count as u64, std::sync::atomic::Ordering::Relaxed);
         // The reply of CLIENT REPLY ON is shown.
-        if hidden && (skips || self.replies != Replies::On) {
+        if hidden && (skips || self.replies != ReplyMode::On) {
             self.out.truncate(mark);
         } else if writes_next {
             // The next unit may take long.
@@ -269,7 +269,7 @@ impl Connection {
         let started = Instant::now();
         match row.run {
             Some(Dispatch::Alone(function)) => {
-                let mut reply = Reply::new(std::mem::take(&mut self.out), self.protocol);
+                let mut reply = Reply::new(self.out.take(), self.protocol);
                 call(self, function, argv, &mut reply);
                 self.out = reply.into_buffer();
             }
@@ -289,14 +289,14 @@ impl Connection {
     /// Stores a reply known in advance, at its position.
     fn ready(&mut self, scratch: &mut Scratch, write: impl FnOnce(&mut Connection, &mut Reply)) {
         if scratch.items.is_empty() {
-            let mut reply = Reply::new(std::mem::take(&mut self.out), self.protocol);
+            let mut reply = Reply::new(self.out.take(), self.protocol);
             write(self, &mut reply);
             self.out = reply.into_buffer();
         } else {
             let start = scratch.ready.len();
             let mut reply = Reply::new(std::mem::take(&mut scratch.ready), self.protocol);
             write(self, &mut reply);
-            scratch.ready = reply.into_buffer();
+            scratch.ready = reply.into_buffer().into_bytes();
             scratch.items.push(Item::Ready(start..scratch.ready.len()));
         }
     }
@@ -313,10 +313,10 @@ impl Connection {
         while done < items.len() {
             let rest = &items[done..];
             let db = rest.iter().find_map(Item::db).unwrap_or(self.db);
-            let (mark, protocol, mut out) = (self.out.len(), self.protocol, std::mem::take(&mut self.out));
+            let (mark, protocol, mut out) = (self.out.len(), self.protocol, self.out.take());
             let read = |view: &View<'_>| {
                 out.truncate(mark);
-                let mut reply = Reply::new(std::mem::take(&mut out), protocol);
+                let mut reply = Reply::new(out.take(), protocol);
                 let ran = read_some(view, buffer, decoder, scratch, rest, &mut reply);
                 out = reply.into_buffer();
                 ran
@@ -418,7 +418,7 @@ impl Connection {
             steps,
             protocol: self.protocol,
             chance: fastrand::u64(..),
-            replies: std::mem::take(&mut self.out),
+            replies: self.out.take(),
             done,
         };
         self.shared.router.propose(bytes, pipeline);

@@ -116,7 +116,7 @@ impl Pushes {
 impl Connection {
     /// Sends some of the pending messages; the rest after the client had its turn.
     pub(super) async fn push(&mut self) -> io::Result<()> {
-        let mut reply = Reply::new(std::mem::take(&mut self.out), self.protocol);
+        let mut reply = Reply::new(self.out.take(), self.protocol);
         let Pushes { sources, wake, .. } = &mut self.pushes;
         sources.retain_mut(|source| {
             let start = reply.buffer().len();

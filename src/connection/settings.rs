@@ -51,7 +51,6 @@ const FIXED: &[(&str, &str)] = &[
     ("daemonize", "no"),
     ("io-threads", "1"),
     ("latency-monitor-threshold", "0"),
-    ("maxmemory", "0"),
     ("maxmemory-policy", "noeviction"),
     ("notify-keyspace-events", ""),
     ("repl-diskless-sync", "yes"),

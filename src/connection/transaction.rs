@@ -21,7 +21,7 @@ use crate::{
     commands::{self, InMulti, Spec, keys},
     error::{Error, Result},
     proposal::{self, Argv, Call, Step, Watched},
-    resp::{Protocol, Reply},
+    resp::{Protocol, Replies, Reply},
     store::View,
 };
 
@@ -206,7 +206,7 @@ impl Connection {
     pub(super) async fn exec_with_verbs(&mut self) {
         let Some(mut queue) = self.queue.take() else { return };
         self.settle_dbs(&mut queue);
-        let before = std::mem::take(&mut self.out);
+        let before = self.out.take();
         if queue.needs_log() {
             let mut bytes = Vec::new();
             queue.put(&mut bytes);
@@ -223,9 +223,9 @@ impl Connection {
     /// Executes a read-only transaction, without the connection commands.
     async fn read_transaction(&mut self, queue: &Queue) -> Result<()> {
         self.catch_up().await?;
-        let protocol = self.protocol;
+        let (protocol, bytes_max) = (self.protocol, self.shared.settings.output_buffer_bytes_max());
         let read = |view: &View<'_>| {
-            let mut reply = Reply::new(Vec::new(), protocol);
+            let mut reply = Reply::new(Replies::within(bytes_max), protocol);
             queue.read(view, &mut reply);
             reply.into_buffer()
         };
@@ -248,14 +248,14 @@ impl Connection {
     }
 
     /// Inserts the replies of connection commands between those of the executed transaction.
-    async fn splice(&mut self, queue: &Queue, replies: &[u8]) {
+    async fn splice(&mut self, queue: &Queue, replies: &Replies) {
         let elements = match replies.split_first() {
             Some((b'*', _)) if !replies.starts_with(b"*-1") => {
                 let header = replies.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1);
                 &replies[header..]
             }
             // Not executed: null or an error.
-            _ => return self.out.extend_from_slice(replies),
+            _ => return self.out.append(replies),
         };
         self.reply(|reply| reply.array(queue.calls.len()));
         // A queued HELLO changes the protocol of later replies, not of those made already.
@@ -270,7 +270,7 @@ impl Connection {
                     rest = &rest[len..];
                 }
                 Dispatch::Now(function) | Dispatch::Alone(function) | Dispatch::Wait(_, function) => {
-                    let mut reply = Reply::new(std::mem::take(&mut self.out), self.protocol);
+                    let mut reply = Reply::new(self.out.take(), self.protocol);
                     call(self, function, &argv, &mut reply);
                     self.out = reply.into_buffer();
                 }

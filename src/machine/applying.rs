@@ -1,5 +1,6 @@
 //! One log entry being applied: its requests in order, each with what is due before and after it.
 
+use kvorum_raft::Need;
 use tokio::sync::oneshot;
 
 use super::waits;
@@ -7,9 +8,9 @@ use crate::{
     commands::Call,
     effects::{Changes, Class, Ended},
     error::{Error, Result},
-    proposal::{self, Answer, Pipeline, Request, Requests, Step, Watched},
+    proposal::{self, Answer, Pipeline, Request, Requests, Setting, Step, Watched},
     resp::Reply,
-    store::{Caller, Chance, Ctx, DATABASES_MAX, Fate, State, Ticket, View, level},
+    store::{Caller, Chance, Ctx, DATABASES_MAX, Fate, MAXMEMORY, State, Ticket, View, level},
 };
 
 /// How many expired keys one batch removes before its calls run. The rest wait for the next batch, which
@@ -30,11 +31,13 @@ pub(super) struct Applying<'a> {
     pub(super) caller: Option<Caller>,
     /// The waits for keys that ended.
     pub(super) ended: Vec<Ended>,
+    /// How many calls were refused because they did not fit into memory.
+    pub(super) refused: u64,
 }
 
 impl<'a> Applying<'a> {
     pub(super) fn new(state: &'a mut State, changes: Option<&'a mut Changes>, seed: u64) -> Applying<'a> {
-        Applying { state, changes, seed, caller: None, ended: Vec::new() }
+        Applying { state, changes, seed, caller: None, ended: Vec::new(), refused: 0 }
     }
 
     pub(super) fn reap(&mut self) {
@@ -102,20 +105,49 @@ impl<'a> Applying<'a> {
                     self.with_ctx(0, |ctx| ctx.forget_node(node, but_boot));
                 }
             }
+            Request::Setting(setting) => self.set(&setting, reply),
             Request::Transaction { watched, calls } => {
-                if watches_hold(self.state, &watched) {
+                if !watches_hold(self.state, &watched) {
+                    reply.null_array();
+                } else if let Err(error) = self.check_memory(&calls) {
+                    self.refused += 1;
+                    reply.error(&error);
+                } else {
                     reply.array(calls.len());
                     for call in &calls {
                         self.seed = self.seed.wrapping_add(1);
                         self.run_call(call, None, reply);
                     }
-                } else {
-                    reply.null_array();
                 }
             }
         }
         self.serve_waits();
         fate
+    }
+
+    /// Refuses a transaction whose calls do not fit into memory together: as in Redis, none of them runs then.
+    fn check_memory(&mut self, calls: &[proposal::Call<'_>]) -> Result<()> {
+        if !self.state.has_memory_limit() {
+            return Ok(());
+        }
+        let resolved = calls.iter().filter_map(|call| resolve(call, self.state.level()).ok());
+        let growing = resolved.filter(|call| call.spec.writes() && call.need() == Need::Growth);
+        let bytes = growing.map(|call| call.bytes()).sum();
+        Ctx::new(self.state, 0, self.seed).check_memory(bytes)
+    }
+
+    /// Changes a setting of the whole cluster.
+    fn set(&mut self, setting: &Setting<'_>, reply: &mut Reply) {
+        let mut ctx = Ctx::new(self.state, 0, self.seed);
+        match setting.value() {
+            Some(bytes) if setting.name == MAXMEMORY => {
+                if !setting.is_default || ctx.maxmemory().is_none() {
+                    ctx.set_maxmemory(bytes);
+                }
+                reply.ok();
+            }
+            _ => reply.error(&Error::err("this version does not know that setting of the cluster")),
+        }
     }
 
     fn with_ctx(&mut self, db: u32, run: impl FnOnce(&mut Ctx<'_>)) {
@@ -140,6 +172,8 @@ impl<'a> Applying<'a> {
             if let (Ok(Fate::Queued), Some(ticket)) = (&result, ticket)
                 && let Some(wait) = waits::wait_for_keys(&call, ticket, &ctx)
             {
+                // It found nothing, and so has changed nothing.
+                ctx.check_memory(wait.bytes())?;
                 ctx.add_wait(wait);
             }
             let spec = call.innermost().spec;
@@ -147,6 +181,7 @@ impl<'a> Applying<'a> {
             result
         });
         result.unwrap_or_else(|error| {
+            self.refused += u64::from(error == Error::OutOfMemory);
             reply.error(&error);
             Fate::Replied
         })

@@ -7,7 +7,14 @@
 mod applying;
 mod waits;
 
-use std::{collections::BTreeSet, sync::Arc, thread};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+};
 
 use applying::Applying;
 use kvorum_raft::{
@@ -30,6 +37,8 @@ pub const APPLY_LEVEL_MAX: u32 = level::LEVEL_MAX;
 pub struct Machine {
     state: RwLock<State>,
     listeners: Vec<Arc<dyn Listener>>,
+    /// Calls that were refused because they did not fit into memory.
+    refused: AtomicU64,
     /// Reused from entry to entry.
     changes: Mutex<Changes>,
 }
@@ -39,7 +48,12 @@ impl Machine {
     /// connections offer, and no call may depend on it.
     pub fn new(databases: u32) -> Machine {
         assert!(databases <= DATABASES_MAX, "the configuration allows no more");
-        Machine { state: RwLock::new(State::new()), listeners: Vec::new(), changes: Mutex::default() }
+        Machine {
+            state: RwLock::new(State::new()),
+            listeners: Vec::new(),
+            refused: AtomicU64::new(0),
+            changes: Mutex::default(),
+        }
     }
 
     /// The same machine, with another listener to what entries do. They are told in the order in which they
@@ -111,6 +125,21 @@ impl Machine {
         self.state.read().level()
     }
 
+    /// What all content costs in memory, counted alike on all nodes.
+    pub fn used_bytes(&self) -> u64 {
+        self.state.read().used_bytes()
+    }
+
+    /// The limit for that; 0 means that there is none, and None that it was never set.
+    pub fn maxmemory(&self) -> Option<u64> {
+        self.state.read().maxmemory()
+    }
+
+    /// How many calls of entries were refused for it since the start.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+
     /// The log clock.
     pub fn now_ms(&self) -> u64 {
         self.state.read().now_ms()
@@ -164,6 +193,7 @@ impl kvorum_raft::Machine for Machine {
             }
             check_end(&requests, batch.index, batch.level);
         }
+        self.refused.fetch_add(applying.refused, Relaxed);
         let mut ended = applying.ended;
         debug_assert!(
             !state.has_fed(),

@@ -1,6 +1,8 @@
 //! The protocol at the edge: requests are decoded with redis-protocol, replies are written by [`Reply`].
 
+pub mod replies;
 pub mod reply;
 pub mod request;
 
+pub use replies::Replies;
 pub use reply::{Protocol, Recorded, Reply};

@@ -3,6 +3,7 @@
 //! A reply that is off discards everything: nodes that do not serve the connection execute the same functions
 //! without building replies.
 
+use super::Replies;
 use crate::error::Error;
 
 /// The protocol version of a connection.
@@ -25,9 +26,9 @@ pub struct Recorded {
 impl Recorded {
     /// Records what `write` replies.
     pub fn of(write: impl FnOnce(&mut Reply)) -> Recorded {
-        let mut reply = Reply { resp3: Some(Vec::new()), ..Reply::default() };
+        let mut reply = Reply { resp3: Some(Replies::default()), ..Reply::default() };
         write(&mut reply);
-        Recorded { resp2: reply.buffer, resp3: reply.resp3.unwrap_or_default() }
+        Recorded { resp2: reply.buffer.into_bytes(), resp3: reply.resp3.unwrap_or_default().into_bytes() }
     }
 
     /// The reply in one version.
@@ -43,20 +44,21 @@ impl Recorded {
 ///
 /// Invariants:
 /// - An aggregate's header is followed by exactly as many elements as it announces; the caller ensures this.
-/// - If `off`, the buffer stays empty.
+/// - If `off`, nothing is added to the buffer. It is so once the buffer is over its limit.
 /// - While a reply is recorded, `protocol` is RESP2, and `resp3` gets the same in RESP3.
 #[derive(Debug, Default)]
 pub struct Reply {
-    buffer: Vec<u8>,
+    buffer: Replies,
     protocol: Protocol,
     off: bool,
-    resp3: Option<Vec<u8>>,
+    resp3: Option<Replies>,
 }
 
 impl Reply {
     /// Appends replies to `buffer`.
-    pub fn new(buffer: Vec<u8>, protocol: Protocol) -> Reply {
-        Reply { buffer, protocol, off: false, resp3: None }
+    pub fn new(buffer: impl Into<Replies>, protocol: Protocol) -> Reply {
+        let buffer = buffer.into();
+        Reply { off: buffer.is_over(), buffer, protocol, resp3: None }
     }
 
     /// Discards replies.
@@ -65,12 +67,12 @@ impl Reply {
     }
 
     /// The bytes written so far.
-    pub fn into_buffer(self) -> Vec<u8> {
+    pub fn into_buffer(self) -> Replies {
         self.buffer
     }
 
     /// The bytes written so far.
-    pub fn buffer(&self) -> &[u8] {
+    pub fn buffer(&self) -> &Replies {
         &self.buffer
     }
 
@@ -87,15 +89,18 @@ impl Reply {
     /// Appends bytes that are already encoded.
     pub fn raw(&mut self, bytes: &[u8]) {
         if !self.off {
-            self.write(|buffer| buffer.extend_from_slice(bytes));
+            self.write(bytes.len(), |buffer| buffer.extend_from_slice(bytes));
         }
     }
 
-    /// Writes what is the same in both versions.
+    /// Writes `len` bytes that are the same in both versions.
     #[inline]
-    fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    fn write(&mut self, len: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.buffer.len();
-        write(&mut self.buffer);
+        if !self.buffer.write(len, write) {
+            self.off = true;
+            return;
+        }
         if let Some(resp3) = &mut self.resp3 {
             resp3.extend_from_slice(&self.buffer[start..]);
         }
@@ -160,8 +165,10 @@ impl Reply {
         if self.off {
             return;
         }
-        self.write(|buffer| {
-            write_line(buffer, b'$', itoa::Buffer::new().format(bytes.len()).as_bytes());
+        let mut digits = itoa::Buffer::new();
+        let len = digits.format(bytes.len()).as_bytes();
+        self.write(len.len() + bytes.len() + 5, |buffer| {
+            write_line(buffer, b'$', len);
             buffer.extend_from_slice(bytes);
             buffer.extend_from_slice(b"\r\n");
         });
@@ -255,7 +262,7 @@ impl Reply {
 
     fn line(&mut self, kind: u8, text: &[u8]) {
         if !self.off {
-            self.write(|buffer| write_line(buffer, kind, text));
+            self.write(text.len() + 3, |buffer| write_line(buffer, kind, text));
         }
     }
 
@@ -308,7 +315,7 @@ mod tests {
         for protocol in [Protocol::Resp2, Protocol::Resp3] {
             let mut reply = Reply::new(Vec::new(), protocol);
             everything(&mut reply);
-            assert_eq!(recorded.as_bytes(protocol), reply.buffer(), "{protocol:?}");
+            assert_eq!(recorded.as_bytes(protocol), &**reply.buffer(), "{protocol:?}");
         }
         assert_ne!(recorded.as_bytes(Protocol::Resp2), recorded.as_bytes(Protocol::Resp3));
     }

@@ -10,6 +10,7 @@ mod ctx;
 pub mod keyspace;
 mod knobs;
 pub mod level;
+mod memory;
 pub mod pages;
 mod state;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use hash::Hash;
 pub use hashing::{Chance, Hashing, SLOTS, hash_of, slot_of};
 pub use lease::Lease;
 pub use list::List;
+pub use memory::{ELEMENT_BYTES, MAXMEMORY};
 pub use object::{Kind, Object, Pages, Typed, Value};
 pub use owner::{Acquire, Answer, ClaimKind, Holder, LeaseId, Outcome, Share, Span, Turn, Until, Wake};
 pub use record::Record;

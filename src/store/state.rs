@@ -67,6 +67,8 @@ pub struct State {
     pub(crate) catalog: Catalog,
     /// Calls that wait for keys.
     pub(crate) waits: Waits,
+    /// The limit for the memory of the content, as the catalog has it.
+    pub(crate) maxmemory: Option<u64>,
     /// Waits that ended since they were last taken.
     pub(crate) wakes: Vec<Wake>,
     pub(crate) dirty: Dirty,
@@ -111,6 +113,7 @@ impl State {
             guarded: HashMap::new(),
             catalog: Catalog::default(),
             waits: Waits::default(),
+            maxmemory: None,
             wakes: Vec::new(),
             dirty: Dirty::default(),
             applied: 0,

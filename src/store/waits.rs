@@ -15,6 +15,7 @@ use crate::store::{
     catalog::{Catalog, Section},
     codec::{Input, put_bytes, put_varint},
     ctx::Ctx,
+    memory::ELEMENT_BYTES,
     owner::{Outcome, Wake},
     state::{KeyOfDb, State},
 };
@@ -82,6 +83,14 @@ impl Wait {
         self.argv.iter().map(|argument| &**argument).collect()
     }
 
+    /// What it costs in memory besides its place in the table.
+    pub fn bytes(&self) -> usize {
+        // Keys are here and in the index.
+        let keys: usize = self.keys.iter().map(|key| 2 * (key.len() + ELEMENT_BYTES)).sum();
+        let arguments: usize = self.argv.iter().map(|argument| argument.len() + ELEMENT_BYTES).sum();
+        keys + arguments
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORM];
         self.ticket.encode(&mut out);
@@ -125,6 +134,8 @@ type ByType = BTreeMap<Box<str>, BTreeSet<u64>>;
 #[derive(Debug, Default)]
 pub struct Waits {
     by_number: BTreeMap<u64, Arc<Wait>>,
+    /// What they cost in memory.
+    bytes: usize,
     by_ticket: HashMap<Ticket, u64>,
     by_deadline: BTreeSet<(u64, u64)>,
     by_key: HashMap<u32, HashMap<Box<[u8]>, ByType>>,
@@ -139,7 +150,13 @@ impl Waits {
         self.by_number.is_empty()
     }
 
+    /// What they cost in memory.
+    pub(in crate::store) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn add(&mut self, number: u64, wait: Wait) {
+        self.bytes += wait.bytes();
         self.by_ticket.insert(wait.ticket, number);
         self.by_deadline.extend(wait.deadline.map(|deadline| (deadline, number)));
         let of_db = self.by_key.entry(wait.db).or_default();
@@ -151,6 +168,7 @@ impl Waits {
 
     fn remove(&mut self, number: u64) -> Option<Arc<Wait>> {
         let wait = self.by_number.remove(&number)?;
+        self.bytes -= wait.bytes();
         self.by_ticket.remove(&wait.ticket);
         wait.deadline.map(|deadline| self.by_deadline.remove(&(deadline, number)));
         let of_db = self.by_key.get_mut(&wait.db).expect("it waits for keys of its database");

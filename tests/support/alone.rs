@@ -8,7 +8,7 @@ use kvorum::{
     error::Error,
     machine::{APPLY_LEVEL_MAX, Machine},
     proposal::{Call, Pipeline, Step, Watched, put_call, put_transaction},
-    resp::{Protocol, Reply},
+    resp::{Protocol, Replies, Reply},
 };
 use kvorum_raft::{Batch, Machine as _, Proposal};
 use tokio::sync::oneshot;
@@ -117,7 +117,7 @@ impl Alone {
             },
             (_, None) => return self.run_alone(argv),
         }
-        reply.into_buffer()
+        reply.into_buffer().into_bytes()
     }
 
     fn run_alone(&mut self, argv: &[&[u8]]) -> Vec<u8> {
@@ -145,7 +145,7 @@ impl Alone {
                 return self.propose(&request);
             }
         }
-        reply.into_buffer()
+        reply.into_buffer().into_bytes()
     }
 
     fn exec(&mut self) -> Vec<u8> {
@@ -155,7 +155,7 @@ impl Alone {
             let mut reply = Reply::new(Vec::new(), self.protocol);
             let text = "EXECABORT Transaction discarded because of previous errors.";
             reply.error(&Error::Other(text.into()));
-            return reply.into_buffer();
+            return reply.into_buffer().into_bytes();
         }
         let watched: Vec<_> =
             watched.iter().map(|(db, key, version)| Watched { db: *db, key, version: *version }).collect();
@@ -175,7 +175,7 @@ impl Alone {
             steps: vec![Step::Write],
             protocol: self.protocol,
             chance: self.index,
-            replies: Vec::new(),
+            replies: Replies::default(),
             done,
         };
         self.index += 1;
@@ -184,7 +184,7 @@ impl Alone {
         let (stamp_ms, ahead_ms) = (self.now_ms, self.ahead_ms);
         let batch = Batch { index: self.index, stamp_ms, ahead_ms, term: 1, level, raised, proposals };
         self.machine.apply(batch);
-        replies.try_recv().unwrap().replies
+        replies.try_recv().unwrap().replies.into_bytes()
     }
 
     /// One log entry of other nodes' proposals; none is a tick.

@@ -5,8 +5,8 @@
 use kvorum::{
     machine::Machine,
     proposal::{
-        Call, Waited, put_call, put_cancel, put_confirm, put_forget_node, put_in_session, put_transaction,
-        put_waiting_call,
+        Call, Setting, Waited, put_call, put_cancel, put_confirm, put_forget_node, put_in_session,
+        put_setting, put_transaction, put_waiting_call,
     },
     resp::Protocol,
     store::{Ticket, level},
@@ -425,6 +425,19 @@ pub fn add_waits(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
             }
         }
         batch.proposals.push(bytes);
+    }
+}
+
+/// Adds limits for memory, some of which are below what there is, from an index on.
+pub fn set_limits(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
+    for batch in log.iter_mut().filter(|batch| batch.index >= from) {
+        if chance.u8(..16) == 0 {
+            let digits = [0, chance.u64(..100_000), chance.u64(..2_000_000)][chance.usize(..3)].to_string();
+            let (name, is_default) = (&b"maxmemory"[..], chance.bool());
+            let mut bytes = Vec::new();
+            put_setting(&mut bytes, &Setting { name, digits: digits.as_bytes(), is_default });
+            batch.proposals.insert(chance.usize(..=batch.proposals.len()), bytes);
+        }
     }
 }
 

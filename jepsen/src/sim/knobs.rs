@@ -29,11 +29,17 @@ const ROWS: &[Row] = &[
     ("page-items-max", 0, &[2, 8]),
     (LIST_PAGE_BYTES, 0, &[64]),
     (FIRST_ID, 1, &[1, 1, 200, NODE_ID_MAX as usize - 60]),
+    (MAXMEMORY, 1 << 30, &[]),
 ];
 
 const DISTANCE: &str = "distance-ms";
 /// The id of the first member; the others follow it.
 const FIRST_ID: &str = "first-id";
+/// The limit for the memory of the content.
+const MAXMEMORY: &str = "maxmemory";
+/// One seed in so many has a limit that its workload may reach, of this many bytes.
+const LIMITED: u64 = 8;
+const LIMITS: [usize; 2] = [12 << 10, 48 << 10];
 const LIST_PAGE_BYTES: &str = "list-page-bytes-max";
 
 impl Default for Knobs {
@@ -46,7 +52,8 @@ impl Knobs {
     /// Two thirds of the knobs have their usual values.
     pub(super) fn drawn(chance: &mut fastrand::Rng) -> Knobs {
         let mut draw = |(name, usual, values): &Row| {
-            let value = if chance.u8(..3) == 0 { chance.choice(*values).copied() } else { None };
+            let is_drawn = !values.is_empty() && chance.u8(..3) == 0;
+            let value = if is_drawn { chance.choice(*values).copied() } else { None };
             (*name, value.unwrap_or(*usual))
         };
         Knobs(ROWS.iter().map(&mut draw).collect())
@@ -63,6 +70,13 @@ impl Knobs {
             }
         }
         Ok(())
+    }
+
+    /// Limits the memory in some seeds. Not drawn like the others, so that all else of a seed stays as it is.
+    pub(super) fn limit_memory(&mut self, seed: u64) {
+        if seed % LIMITED == LIMITED - 1 {
+            self.set_one(MAXMEMORY, LIMITS[(seed / LIMITED % 2) as usize]);
+        }
     }
 
     /// Gives the members the ids that scripts use.
@@ -88,6 +102,11 @@ impl Knobs {
     /// The latency between nodes.
     pub(super) fn distance_ms(&self) -> u64 {
         self.value(DISTANCE) as u64
+    }
+
+    /// The limit for the memory of the content.
+    pub(super) fn maxmemory(&self) -> u64 {
+        self.value(MAXMEMORY) as u64
     }
 
     /// The id of the first member.

@@ -144,6 +144,7 @@ impl Shape {
 /// Sets the knobs: at random, except for those that a script or a workload cannot cope with, and those given
 /// as settings.
 fn knobs(
+    seed: u64,
     chance: &mut fastrand::Rng,
     is_scripted: bool,
     workload: &str,
@@ -152,6 +153,8 @@ fn knobs(
     let mut knobs = Knobs::drawn(chance);
     if is_scripted {
         knobs.count_from_one();
+    } else {
+        knobs.limit_memory(seed);
     }
     if workload == "feed" {
         knobs.keep_lists_whole();
@@ -174,7 +177,7 @@ fn simulate(seed: u64, options: &seeds::World, script: Option<Script>) -> Result
     let network = Network::new(chance.fork());
     let shape = Shape::drawn(&mut chance, options);
     let workload = workload::simulated(&name, shape.keys).with_context(|| format!("no workload {name}"))?;
-    let knobs = knobs(&mut chance, script.is_some(), &name, &options.knobs)?;
+    let knobs = knobs(seed, &mut chance, script.is_some(), &name, &options.knobs)?;
     let clock = now_us.clone();
     let load = Arc::new(Load {
         workload,

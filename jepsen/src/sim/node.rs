@@ -158,6 +158,7 @@ impl Node {
         let mut config = options.validate().context("the nodes' configuration")?;
         config.node.election_timeout_auto = true;
         self.knobs.turn(&mut config.node);
+        config.maxmemory = Some(self.knobs.maxmemory());
         Ok(config)
     }
 

@@ -111,6 +111,10 @@ fn of_request(request: &Request<'_>) -> Value {
             let is_resp3 = caller.is_resp3;
             with_kind("in_session", json!({ "db": caller.db, "id": text(&caller.id), "is_resp3": is_resp3 }))
         }
+        Request::Setting(setting) => {
+            let (name, value) = (text(setting.name), text(setting.digits));
+            with_kind("setting", json!({ "name": name, "value": value, "is_default": setting.is_default }))
+        }
     }
 }
 

@@ -144,6 +144,10 @@ fn lines(request: &Request<'_>) -> Vec<String> {
             let id = quote(&caller.id);
             vec![format!("what follows is in session {id} of db {}, in {protocol}", caller.db)]
         }
+        Request::Setting(setting) => {
+            let only = if setting.is_default { ", unless it was set before" } else { "" };
+            vec![format!("the cluster's {} is {}{only}", quote(setting.name), quote(setting.digits))]
+        }
     }
 }
 

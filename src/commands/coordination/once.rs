@@ -102,10 +102,13 @@ fn once(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     ctx.ticket = None;
     let protocol = if caller.is_resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
     let mut own = Reply::new(Vec::new(), protocol);
-    if let Err(error) = call.run(ctx, None, &mut own) {
-        own.error(&error);
+    match call.run(ctx, None, &mut own) {
+        // It may be tried again under the same number, too.
+        Err(error @ Error::OutOfMemory) => return Err(error),
+        Err(error) => own.error(&error),
+        Ok(()) => {}
     }
-    let bytes = own.into_buffer();
+    let bytes = own.into_buffer().into_bytes();
     ctx.remember(&caller, number, &bytes);
     reply.raw(&bytes);
     Ok(())

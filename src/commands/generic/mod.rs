@@ -208,6 +208,9 @@ fn copy(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         fence::admit_key(&ctx.view().in_db(db), to)?;
     }
     let is_free = replaces || !ctx.in_db(db).exists(to);
+    if is_free {
+        ctx.check_memory(ctx.cost_of(from))?;
+    }
     reply.flag(is_free && ctx.copy(from, db, to));
     Ok(())
 }

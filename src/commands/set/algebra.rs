@@ -111,12 +111,14 @@ fn show(members: &Members, reply: &mut Reply) {
 }
 
 /// Stores a result at a key, replacing any value; an empty one deletes the key.
-fn store(ctx: &mut Ctx<'_>, key: &[u8], members: &Members, reply: &mut Reply) {
+fn store(ctx: &mut Ctx<'_>, key: &[u8], members: &Members, reply: &mut Reply) -> Result<()> {
+    ctx.check_memory_of(members.iter().map(Vec::len), 1)?;
     let set = ctx.build::<Set>(|set, pages| {
         members.iter().for_each(|member| _ = set.insert(member, pages));
     });
     ctx.put(key, set, Deadline::None);
     reply.size(members.len());
+    Ok(())
 }
 
 fn sinter(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
@@ -156,18 +158,15 @@ fn sintercard(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
 
 fn sinterstore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let members = intersection(&ctx.view(), args.from(2), usize::MAX)?;
-    store(ctx, args.at(1), &members, reply);
-    Ok(())
+    store(ctx, args.at(1), &members, reply)
 }
 
 fn sunionstore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let members = union(&ctx.view(), args.from(2))?;
-    store(ctx, args.at(1), &members, reply);
-    Ok(())
+    store(ctx, args.at(1), &members, reply)
 }
 
 fn sdiffstore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let members = difference(&ctx.view(), args.from(2))?;
-    store(ctx, args.at(1), &members, reply);
-    Ok(())
+    store(ctx, args.at(1), &members, reply)
 }

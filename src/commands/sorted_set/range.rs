@@ -365,6 +365,7 @@ fn zrangestore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<
         Some(set) => set.range(query.ranks(set)).map(|(member, score)| (member.to_vec(), score)).collect(),
         None => Vec::new(),
     };
+    ctx.check_memory_of(found.iter().map(|(member, _)| member.len()), 2)?;
     let set = ctx.build::<SortedSet>(|set, pages| {
         found.iter().for_each(|(member, score)| _ = set.insert(member, *score, pages));
     });

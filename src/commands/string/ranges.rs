@@ -83,7 +83,9 @@ fn setrange(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
         reply.size(len);
         return Ok(());
     }
-    check_len(offset.saturating_add(bytes.len()))?;
+    let end = offset.saturating_add(bytes.len());
+    check_len(end)?;
+    ctx.check_memory(end.saturating_sub(len))?;
     reply.size(ctx.write_string(key, offset, bytes)?);
     Ok(())
 }

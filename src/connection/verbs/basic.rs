@@ -4,7 +4,7 @@
 use kvorum_raft::{ReadLevel, Role};
 
 use crate::connection::{
-    Connection, REDIS_VERSION, Replies,
+    Connection, REDIS_VERSION, ReplyMode,
     verb::{Verb, flags, groups},
 };
 use crate::{
@@ -166,7 +166,7 @@ pub(in crate::connection) fn reset(
     connection.drop_transaction();
     connection.pushes.clear();
     connection.db = 0;
-    connection.replies = Replies::On;
+    connection.replies = ReplyMode::On;
     connection.unbind();
     connection.in_session = None;
     connection.protocol = Protocol::Resp2;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::connection::{
-    Connection, Replies,
+    Connection, ReplyMode,
     clients::{Client, Unblock},
     verb::{Verb, flags, groups},
 };
@@ -457,13 +457,13 @@ pub(in crate::connection) fn reply(
     reply: &mut Reply,
 ) -> Result<()> {
     if args.is(2, "ON") {
-        connection.replies = Replies::On;
+        connection.replies = ReplyMode::On;
         reply.ok();
     } else if args.is(2, "OFF") {
-        connection.replies = Replies::Off;
+        connection.replies = ReplyMode::Off;
     } else if args.is(2, "SKIP") {
-        if connection.replies == Replies::On {
-            connection.replies = Replies::SkipNext;
+        if connection.replies == ReplyMode::On {
+            connection.replies = ReplyMode::SkipNext;
         }
     } else {
         return Err(Error::Syntax);

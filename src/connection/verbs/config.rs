@@ -1,15 +1,18 @@
-//! CONFIG GET, SET, RESETSTAT, REWRITE. Parameters belong to this node and are not replicated; nothing is
-//! written to a file, so REWRITE is refused.
+//! CONFIG GET, SET, RESETSTAT, REWRITE. Parameters belong to this node and are not replicated, but for maxmemory;
+//! nothing is written to a file, so REWRITE is refused.
+
+use std::{borrow::Cow, collections::BTreeSet};
 
 use crate::connection::{
     Connection,
-    settings::SetError,
+    settings::{self, SetError},
     verb::{Verb, flags, groups},
 };
 use crate::{
     args::Args,
     commands::Spec,
     error::{Error, Result},
+    maxmemory,
     resp::Reply,
 };
 
@@ -54,7 +57,7 @@ pub(in crate::connection) const VERBS: &[Verb] = &[Verb::container(
                 .complexity("O(1)"),
             rewrite,
         ),
-        Verb::alone(
+        Verb::wait(
             Spec::connection("CONFIG|SET", -4)
                 .about(
                     flags::ADMIN,
@@ -65,17 +68,31 @@ pub(in crate::connection) const VERBS: &[Verb] = &[Verb::container(
                 .syntax("parameter_value=(parameter value)...")
                 .complexity("O(N) when N is the number of configuration parameters provided")
                 .tips(&["request_policy:all_nodes", "response_policy:all_succeeded"]),
-            set,
+            |connection, argv| Box::pin(connection.set_parameters(argv)),
+            |connection, args, reply| {
+                let memory = checked(connection, args)?;
+                if memory.is_some() {
+                    return Err(failed(MAXMEMORY, "it can not be set in a transaction"));
+                }
+                apply(connection, args);
+                reply.ok();
+                Ok(())
+            },
         ),
     ],
 )];
+
+/// The parameter that belongs to the whole cluster.
+const MAXMEMORY: &str = "maxmemory";
 
 pub(in crate::connection) fn get(
     connection: &mut Connection,
     args: &Args<'_>,
     reply: &mut Reply,
 ) -> Result<()> {
-    let all = connection.shared.settings.all();
+    let mut all = connection.shared.settings.all();
+    let limit = connection.shared.router.machine().maxmemory();
+    all.insert(MAXMEMORY, limit.unwrap_or(0).to_string());
     let fitting = |name: &str| args.from(2).iter().find(|pattern| crate::connection::fits(pattern, name));
     let shown: Vec<_> = all.iter().filter_map(|(name, value)| Some((name, value, fitting(name)?))).collect();
     reply.map(shown.len());
@@ -88,37 +105,68 @@ pub(in crate::connection) fn get(
     Ok(())
 }
 
-pub(in crate::connection) fn set(
-    connection: &mut Connection,
-    args: &Args<'_>,
-    reply: &mut Reply,
-) -> Result<()> {
-    let pairs = args.from(2);
-    if !pairs.len().is_multiple_of(2) {
+impl Connection {
+    /// CONFIG SET parameter value ...: all values are checked before the first is set. The one that belongs to the
+    /// whole cluster goes through the log first: if it cannot, nothing was set.
+    async fn set_parameters(&mut self, argv: &[&[u8]]) {
+        let args = Args::new(argv);
+        let result = match checked(self, &args) {
+            Ok(Some(bytes)) => maxmemory::set(&self.shared.router, bytes, false).await,
+            checked => checked.map(drop),
+        };
+        if result.is_ok() {
+            apply(self, &args);
+        }
+        self.reply(|reply| match &result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        });
+    }
+}
+
+/// Names in lower case, and values.
+fn pairs<'a>(args: &Args<'a>) -> impl Iterator<Item = (String, Cow<'a, str>)> + use<'a> {
+    let pairs = args.from(2).chunks_exact(2);
+    pairs
+        .map(|pair| (String::from_utf8_lossy(pair[0]).to_ascii_lowercase(), String::from_utf8_lossy(pair[1])))
+}
+
+/// Checks all values; returns that of the limit for memory, if it is to be set.
+fn checked(connection: &Connection, args: &Args<'_>) -> Result<Option<u64>> {
+    if !args.from(2).len().is_multiple_of(2) {
         return Err(Error::Arity("config|set".into()));
     }
-    let names = || pairs.chunks_exact(2).map(|pair| pair[0]);
-    for (index, name) in names().enumerate() {
-        if names().take(index).any(|before| before.eq_ignore_ascii_case(name)) {
-            return Err(failed(&String::from_utf8_lossy(name).to_ascii_lowercase(), "duplicate parameter"));
+    let mut seen = BTreeSet::new();
+    for (name, _) in pairs(args) {
+        if !seen.insert(name.clone()) {
+            return Err(failed(&name, "duplicate parameter"));
         }
     }
-    // All values are checked before the first is set.
-    for apply in [false, true] {
-        for pair in pairs.chunks_exact(2) {
-            let name = String::from_utf8_lossy(pair[0]).to_ascii_lowercase();
-            let value = String::from_utf8_lossy(pair[1]);
-            connection.shared.settings.set(&name, &value, apply).map_err(|error| match error {
-                SetError::Unknown => {
-                    Error::err(format!("Unknown option or number of arguments for CONFIG SET - '{name}'"))
-                }
-                SetError::Immutable => failed(&name, "can't set immutable config"),
-                SetError::Invalid(why) => failed(&name, &why),
-            })?;
+    let mut memory = None;
+    for (name, value) in pairs(args) {
+        if name == MAXMEMORY {
+            let size = settings::bytes(&value);
+            memory = Some(size.ok_or_else(|| failed(&name, "argument must be a memory value"))?);
+            continue;
         }
+        let set = connection.shared.settings.set(&name, &value, false);
+        set.map_err(|error| match error {
+            SetError::Unknown => {
+                Error::err(format!("Unknown option or number of arguments for CONFIG SET - '{name}'"))
+            }
+            SetError::Immutable => failed(&name, "can't set immutable config"),
+            SetError::Invalid(why) => failed(&name, &why),
+        })?;
     }
-    reply.ok();
-    Ok(())
+    Ok(memory)
+}
+
+/// Sets what belongs to this node.
+fn apply(connection: &Connection, args: &Args<'_>) {
+    for (name, value) in pairs(args).filter(|(name, _)| name != MAXMEMORY) {
+        // It was checked.
+        let _ = connection.shared.settings.set(&name, &value, true);
+    }
 }
 
 fn failed(name: &str, why: &str) -> Error {

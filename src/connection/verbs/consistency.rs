@@ -16,7 +16,7 @@ use crate::{
     args::{Args, parse_integer},
     commands::{Call, InMulti, Origin, Run, Spec, keys},
     error::{Error, Result},
-    resp::Reply,
+    resp::{Replies, Reply},
     router::is_linearizable,
     store::View,
 };
@@ -156,14 +156,14 @@ impl Connection {
     async fn try_read_as_asked(&mut self, argv: &[&[u8]]) -> Result<()> {
         let (level, call) = asked(argv)?;
         self.catch_up().await?;
-        let protocol = self.protocol;
+        let (protocol, bytes_max) = (self.protocol, self.shared.settings.output_buffer_bytes_max());
         let read = |view: &View<'_>| {
-            let mut reply = Reply::new(Vec::new(), protocol);
+            let mut reply = Reply::new(Replies::within(bytes_max), protocol);
             call.read_or_error(view, &mut reply);
             reply.into_buffer()
         };
         let answer = self.shared.router.read_at(level, self.db, read).await?;
-        self.out.extend_from_slice(&answer);
+        self.out.append(&answer);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use crate::connection::{
     verb::{Verb, flags, groups},
     verbs::server,
 };
-use crate::{args::Args, commands::Spec, error::Result, resp::Reply};
+use crate::{args::Args, commands::Spec, error::Result, maxmemory, resp::Reply};
 
 /// The rows of this family.
 pub(in crate::connection) const VERBS: &[Verb] = &[Verb::alone(
@@ -128,7 +128,7 @@ fn human(bytes: u64) -> String {
     }
 }
 
-fn memory(_: &Shared, _: &Status, out: &mut String) {
+fn memory(shared: &Shared, _: &Status, out: &mut String) {
     // The memory of the process is the cost of its data: without eviction, nobody needs more detail.
     let used = resident_bytes();
     field(out, "used_memory", used);
@@ -137,8 +137,16 @@ fn memory(_: &Shared, _: &Status, out: &mut String) {
     field(out, "used_memory_rss_human", human(used));
     field(out, "used_memory_peak", used);
     field(out, "used_memory_peak_human", human(used));
-    field(out, "maxmemory", 0);
-    field(out, "maxmemory_human", "0B");
+    let machine = shared.router.machine();
+    let (content, limit) = (machine.used_bytes(), machine.maxmemory().unwrap_or(0));
+    // What the limit is about: it is the same on all nodes.
+    field(out, "used_memory_dataset", content);
+    if let Some(total) = maxmemory::of_machine() {
+        field(out, "total_system_memory", total);
+        field(out, "total_system_memory_human", human(total));
+    }
+    field(out, "maxmemory", limit);
+    field(out, "maxmemory_human", human(limit));
     field(out, "maxmemory_policy", "noeviction");
     field(out, "mem_fragmentation_ratio", "1.00");
     field(out, "mem_allocator", "jemalloc-5.3.0");

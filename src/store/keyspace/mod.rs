@@ -28,7 +28,7 @@ pub(crate) struct Place {
 ///
 /// Invariants:
 /// - `slots` is empty until the first key is inserted; then it has all slots.
-/// - `len` is the number of records and `groups` its parts; `expires` is the number of records with a
+/// - `len` is the number of records and `groups` its parts; `bytes` is what they cost in memory; `expires` is the number of records with a
 ///   deadline, and `objects` of those that are more than a short string.
 #[derive(Debug)]
 pub(crate) struct Keyspace {
@@ -37,6 +37,7 @@ pub(crate) struct Keyspace {
     slots: Vec<Segments<Record>>,
     groups: Vec<usize>,
     len: usize,
+    bytes: usize,
     expires: usize,
     objects: usize,
 }
@@ -44,12 +45,26 @@ pub(crate) struct Keyspace {
 impl Keyspace {
     /// An empty database, in the order of the state's hashes.
     pub fn new(db: u32, hashing: Hashing) -> Keyspace {
-        Keyspace { db, hashing, slots: Vec::new(), groups: Vec::new(), len: 0, expires: 0, objects: 0 }
+        Keyspace {
+            db,
+            hashing,
+            slots: Vec::new(),
+            groups: Vec::new(),
+            len: 0,
+            bytes: 0,
+            expires: 0,
+            objects: 0,
+        }
     }
 
     /// The number of keys, including expired ones that are not removed yet.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// What all keys and their values cost in memory, counted by their content.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The number of keys with a deadline.
@@ -107,11 +122,12 @@ impl Keyspace {
         change: impl FnOnce(&mut Record, &mut Dirty) -> R,
     ) -> R {
         let db = self.db;
-        let expires = &mut self.expires;
-        self.slots[usize::from(slot)].change(position, page_of(db, slot), dirty, |record, dirty| {
-            let before = record.deadline().is_some();
+        let Keyspace { slots, expires, bytes, .. } = self;
+        slots[usize::from(slot)].change(position, page_of(db, slot), dirty, |record, dirty| {
+            let (expired, cost) = (record.deadline().is_some(), record.cost());
             let result = change(record, dirty);
-            *expires = *expires + usize::from(record.deadline().is_some()) - usize::from(before);
+            *expires = *expires + usize::from(record.deadline().is_some()) - usize::from(expired);
+            *bytes = *bytes + record.cost() - cost;
             result
         })
     }
@@ -119,6 +135,7 @@ impl Keyspace {
     pub fn insert(&mut self, slot: u16, at: Position, record: Record, dirty: &mut Dirty) {
         self.allocate_slots();
         self.len += 1;
+        self.bytes += record.cost();
         self.groups[usize::from(slot) / GROUP_SLOTS] += 1;
         self.expires += usize::from(record.deadline().is_some());
         self.objects += usize::from(is_object(&record));
@@ -128,6 +145,7 @@ impl Keyspace {
     pub fn remove(&mut self, slot: u16, at: Position, dirty: &mut Dirty) -> Record {
         let record = self.slots[usize::from(slot)].remove(at, page_of(self.db, slot), dirty);
         self.len -= 1;
+        self.bytes -= record.cost();
         self.groups[usize::from(slot) / GROUP_SLOTS] -= 1;
         self.expires -= usize::from(record.deadline().is_some());
         self.objects -= usize::from(is_object(&record));
@@ -182,6 +200,11 @@ impl Keyspace {
         None
     }
 
+    /// Counts the cost of all records: when a state is loaded, their pages come after them.
+    pub fn count_bytes(&mut self) {
+        self.bytes = self.iter().map(|(_, record)| record.cost()).sum();
+    }
+
     pub fn has_segment(&self, slot: u16, start: u64) -> bool {
         self.slots.get(usize::from(slot)).is_some_and(|segments| segments.has(start))
     }
@@ -228,6 +251,7 @@ impl Keyspace {
     pub fn invariants(&self) {
         self.slots.iter().for_each(Segments::invariants);
         assert_eq!(self.len, self.iter().count());
+        assert_eq!(self.bytes, self.iter().map(|(_, record)| record.cost()).sum::<usize>());
         assert_eq!(self.expires, self.iter().filter(|(_, record)| record.deadline().is_some()).count());
         assert_eq!(self.objects, self.iter().filter(|(_, record)| is_object(record)).count());
         assert_eq!(self.len, self.groups.iter().sum::<usize>());

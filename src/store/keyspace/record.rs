@@ -142,6 +142,21 @@ fn string_encoding(value: &[u8]) -> &'static str {
     }
 }
 
+/// What a key costs in memory besides its content: its place in a segment, and its allocations.
+const RECORD_BYTES: usize = 48;
+
+impl Record {
+    /// What the key and its value cost in memory, counted by their content: the same on every node, whatever its
+    /// allocator does.
+    pub fn cost(&self) -> usize {
+        let paged = match &self.body {
+            Body::Packed(_) => 0,
+            Body::Object(object) => object.value.kind().paged_bytes(),
+        };
+        self.bytes() + paged + RECORD_BYTES
+    }
+}
+
 impl Item for Record {
     #[inline]
     fn hash(&self) -> u64 {

@@ -60,6 +60,11 @@ impl Catalog {
         self.tables.is_empty()
     }
 
+    /// What all tables cost in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.tables.values().map(Table::bytes).sum()
+    }
+
     /// The number of names in a table.
     pub fn len(&self, section: Section) -> usize {
         self.tables.get(&section).map_or(0, Table::len)

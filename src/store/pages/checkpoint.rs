@@ -162,6 +162,7 @@ impl StateLoader {
             self.state.catalog.check_head(&mut input)?;
         }
         self.state.waits = Waits::of(&self.state.catalog)?;
+        self.state.read_maxmemory();
         input.end()?;
         let found: Vec<_> = self.state.databases.iter().map(Keyspace::len).collect();
         self.state.keys = found.iter().sum();
@@ -176,6 +177,7 @@ impl StateLoader {
             let value = self.state.object_mut_unmarked(object).ok_or("an object is missing")?;
             value.kind_mut().loaded()?;
         }
+        self.state.databases.iter_mut().for_each(Keyspace::count_bytes);
         self.state.deadlines.extend(self.deaths);
         Ok(self.state)
     }

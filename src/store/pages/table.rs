@@ -17,6 +17,8 @@ const BUCKET_ITEMS: usize = 8;
 const BUCKET_ITEMS_MAX: usize = 32;
 /// Random tries before the order decides; each succeeds with probability 1/4.
 const TRIES_MAX: usize = 256;
+/// What an item costs in memory besides its content: its place in a segment, and its allocation.
+const ITEM_BYTES: usize = 40;
 /// A table of this size counts its items by the first byte of their hashes, until few of them are left.
 const CENSUS_LEN_MIN: usize = 4_096;
 const CENSUS_LEN_KEPT: usize = 1_024;
@@ -43,6 +45,10 @@ impl Pair {
 
     fn parts(&self) -> (&[u8], &[u8]) {
         self.bytes.split_at(self.key_len as usize)
+    }
+
+    fn cost(&self) -> usize {
+        self.bytes.len() + ITEM_BYTES
     }
 }
 
@@ -82,7 +88,7 @@ enum Home {
 /// The table.
 ///
 /// Invariants:
-/// - `len` is the number of items.
+/// - `len` is the number of items, and `bytes` what they cost in memory.
 /// - `census`, if present, has the number of items by the first byte of their hashes.
 #[derive(Debug)]
 pub struct Table {
@@ -90,6 +96,7 @@ pub struct Table {
     hashing: Hashing,
     segments: Segments<Pair>,
     len: usize,
+    bytes: usize,
     /// It only speeds up finding an item by its rank.
     census: Option<Box<[u32; 256]>>,
 }
@@ -107,7 +114,7 @@ impl Table {
     }
 
     fn at(home: Home, hashing: Hashing) -> Table {
-        Table { home, hashing, segments: Segments::default(), len: 0, census: None }
+        Table { home, hashing, segments: Segments::default(), len: 0, bytes: 0, census: None }
     }
 
     /// The id of its pages, if it belongs to an object.
@@ -121,6 +128,11 @@ impl Table {
     /// The number of items.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// What the items cost in memory, counted by their content.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether there are none.
@@ -151,11 +163,16 @@ impl Table {
         let (hash, id) = (self.hashing.of(key), self.page());
         match self.segments.find(hash, key) {
             Ok(at) => {
-                self.segments.change(at, id, dirty, |pair, _| *pair = Pair::new(hash, key, value));
+                self.bytes -= self.segments.at(at).cost();
+                let pair = Pair::new(hash, key, value);
+                self.bytes += pair.cost();
+                self.segments.change(at, id, dirty, |present, _| *present = pair);
                 false
             }
             Err(at) => {
-                self.segments.insert(at, Pair::new(hash, key, value), id, dirty);
+                let pair = Pair::new(hash, key, value);
+                self.bytes += pair.cost();
+                self.segments.insert(at, pair, id, dirty);
                 self.came(&[hash]);
                 true
             }
@@ -166,7 +183,7 @@ impl Table {
     pub fn remove(&mut self, key: &[u8], dirty: &mut Dirty) -> bool {
         let hash = self.hashing.of(key);
         let Ok(at) = self.segments.find(hash, key) else { return false };
-        self.segments.remove(at, self.page(), dirty);
+        self.bytes -= self.segments.remove(at, self.page(), dirty).cost();
         self.len -= 1;
         if self.len < CENSUS_LEN_KEPT {
             self.census = None;
@@ -261,6 +278,14 @@ impl Table {
         self.segments.has(part)
     }
 
+    /// Panics if an invariant does not hold. For tests.
+    #[cfg(test)]
+    pub fn invariants(&self) {
+        self.segments.invariants();
+        assert_eq!(self.len, self.segments.count());
+        assert_eq!(self.bytes, self.segments.iter().map(Pair::cost).sum::<usize>());
+    }
+
     /// The parts of all pages, in order. For tests.
     #[cfg(test)]
     pub fn parts(&self) -> Vec<u64> {
@@ -276,6 +301,7 @@ impl Table {
     pub fn load_part(&mut self, part: u64, content: &[u8]) -> Result<(), String> {
         self.segments.load(part, content, self.hashing)?;
         let hashes: Vec<u64> = self.segments.iter_from(part).map(|pair| pair.hash).collect();
+        self.bytes += self.segments.iter_from(part).map(Pair::cost).sum::<usize>();
         self.came(&hashes);
         Ok(())
     }

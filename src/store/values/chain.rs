@@ -77,23 +77,25 @@ impl Chunk {
 /// Invariants:
 /// - Chunks are in ascending order of their parts. None is empty; none takes more than [`CHUNK_BYTES_MAX`],
 ///   except those of one element.
-/// - `len` is the number of elements.
+/// - `len` is the number of elements, and `bytes` the sum of their sizes.
 #[derive(Debug)]
 pub(crate) struct Chain {
     object: u64,
     chunks: VecDeque<Chunk>,
     len: usize,
+    bytes: usize,
 }
 
 impl Chain {
     /// An empty chain whose pages have the id `object`.
     pub fn new(object: u64) -> Chain {
-        Chain { object, chunks: VecDeque::new(), len: 0 }
+        Chain { object, chunks: VecDeque::new(), len: 0, bytes: 0 }
     }
 
     /// A chain of these elements.
     pub fn of(strings: Strings, pages: &mut Pages<'_>) -> Chain {
-        let mut chain = Chain { len: strings.len(), ..Chain::new(pages.allocate()) };
+        let (len, bytes) = (strings.len(), strings.size());
+        let mut chain = Chain { len, bytes, ..Chain::new(pages.allocate()) };
         chain.insert_chunk(0, strings, pages);
         chain.split_while_large(0, pages);
         chain
@@ -106,6 +108,11 @@ impl Chain {
     /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// The size of all elements.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The number of chunks.
@@ -125,7 +132,7 @@ impl Chain {
         }
         let Some(chunk) = self.chunks.pop_front() else { return Some(Strings::default()) };
         chunk.removed(self.object, pages);
-        self.len = 0;
+        (self.len, self.bytes) = (0, 0);
         Some(chunk.strings)
     }
 
@@ -168,6 +175,7 @@ impl Chain {
             End::Right => self.chunks.len().saturating_sub(1),
         };
         self.len += 1;
+        self.bytes += entry_size(element.len());
         match self.chunks.get_mut(at).filter(|chunk| chunk.fits(element)) {
             Some(chunk) => {
                 chunk.touch(self.object, pages);
@@ -190,6 +198,7 @@ impl Chain {
             };
             let Some(chunk) = chunk else { return };
             let present = chunk.strings.len();
+            self.bytes -= chunk.strings.size();
             if present <= count {
                 chunk.removed(self.object, pages);
                 match end {
@@ -202,6 +211,7 @@ impl Chain {
                 chunk.touch(self.object, pages);
                 let first = if end == End::Left { 0 } else { present - count };
                 chunk.strings.drop_range(first, count);
+                self.bytes += chunk.strings.size();
                 self.len -= count;
                 return;
             }
@@ -212,7 +222,10 @@ impl Chain {
     pub fn set(&mut self, index: usize, element: &[u8], pages: &mut Pages<'_>) {
         let (at, offset) = self.find(index);
         self.chunks[at].touch(self.object, pages);
-        self.chunks[at].strings.set(offset, element);
+        let strings = &mut self.chunks[at].strings;
+        self.bytes -= strings.size();
+        strings.set(offset, element);
+        self.bytes += strings.size();
         self.split_while_large(at, pages);
     }
 
@@ -220,6 +233,7 @@ impl Chain {
     pub fn insert(&mut self, index: usize, element: &[u8], pages: &mut Pages<'_>) {
         let (at, offset) = self.find(index);
         self.len += 1;
+        self.bytes += entry_size(element.len());
         if self.insert_if_fits(at, offset, element, pages) {
             return;
         }
@@ -256,7 +270,9 @@ impl Chain {
             let chunk = &mut self.chunks[at];
             if removed < max && chunk.strings.iter().any(|present| present == element) {
                 chunk.touch(self.object, pages);
+                self.bytes -= chunk.strings.size();
                 removed += chunk.strings.remove_equal(element, max - removed, from == End::Right);
+                self.bytes += chunk.strings.size();
             }
         }
         self.len -= removed;
@@ -380,6 +396,7 @@ impl Chain {
             return Err("a chunk of a list is empty".into());
         }
         self.len += strings.len();
+        self.bytes += strings.size();
         self.chunks.push_back(Chunk { part, mark: Mark::default(), strings });
         Ok(())
     }
@@ -400,7 +417,7 @@ impl Chain {
             mark: pages.created(object, chunk.part),
             strings: chunk.strings.clone(),
         });
-        Chain { object, chunks: chunks.collect(), len: self.len }
+        Chain { object, chunks: chunks.collect(), len: self.len, bytes: self.bytes }
     }
 
     /// The numbers of all chunks. For tests.
@@ -414,6 +431,7 @@ impl Chain {
     pub fn invariants(&self) {
         assert!(self.chunks.iter().is_sorted_by(|a, b| a.part < b.part));
         assert_eq!(self.len, self.strings().map(Strings::len).sum::<usize>());
+        assert_eq!(self.bytes, self.strings().map(Strings::size).sum::<usize>());
         let fits = |strings: &Strings| strings.len() == 1 || strings.size() <= chunk_bytes_max();
         assert!(self.strings().all(|strings| !strings.is_empty() && fits(strings)));
     }

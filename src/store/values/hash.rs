@@ -224,6 +224,13 @@ impl Kind for Hash {
         }
     }
 
+    fn paged_bytes(&self) -> usize {
+        match &self.form {
+            Form::Packed(_) => 0,
+            Form::Table { table, .. } => table.bytes(),
+        }
+    }
+
     fn encode_head(&self, out: &mut Vec<u8>) {
         match &self.form {
             Form::Packed(strings) => {

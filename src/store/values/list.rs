@@ -247,6 +247,13 @@ impl Kind for List {
         }
     }
 
+    fn paged_bytes(&self) -> usize {
+        match &self.form {
+            Form::Packed(_) => 0,
+            Form::Chained { chain, .. } => chain.bytes(),
+        }
+    }
+
     fn encode_head(&self, out: &mut Vec<u8>) {
         match &self.form {
             Form::Packed(strings) => {

@@ -96,6 +96,10 @@ impl Kind for LongString {
         16
     }
 
+    fn paged_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     fn encode_head(&self, out: &mut Vec<u8>) {
         put_varint(out, self.object);
         put_varint(out, self.bytes.len() as u64);

@@ -138,6 +138,10 @@ pub trait Kind: Send + Sync {
     }
     /// The approximate size of what `encode_head` writes, in constant time; depends on content alone.
     fn head_bytes(&self) -> usize;
+    /// What its own pages' content costs in memory, in constant time; depends on content alone.
+    fn paged_bytes(&self) -> usize {
+        0
+    }
     /// Appends the whole value, or only the head of one with its own pages.
     fn encode_head(&self, out: &mut Vec<u8>);
     /// Whether it has this page.

@@ -290,6 +290,13 @@ impl Kind for Set {
         }
     }
 
+    fn paged_bytes(&self) -> usize {
+        match &self.form {
+            Form::Integers(_) | Form::Packed(_) => 0,
+            Form::Paged { table, .. } => table.bytes(),
+        }
+    }
+
     fn encode_head(&self, out: &mut Vec<u8>) {
         match &self.form {
             Form::Integers(integers) => {

@@ -301,6 +301,14 @@ impl Kind for SortedSet {
         }
     }
 
+    fn paged_bytes(&self) -> usize {
+        match &self.form {
+            Form::Packed(_) => 0,
+            // The index of the order has each member once more.
+            Form::Paged(paged) => 2 * paged.table.bytes(),
+        }
+    }
+
     fn encode_head(&self, out: &mut Vec<u8>) {
         match &self.form {
             Form::Packed(packed) => {

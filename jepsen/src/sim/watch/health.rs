@@ -8,7 +8,10 @@ use std::{
 };
 
 use crate::sim::world::{World, voters_of};
-use crate::{client::Connection, history::Kind};
+use crate::{
+    client::{Connection, Failure},
+    history::Kind,
+};
 
 /// The interval of the checks, in milliseconds.
 const LOOK_MS: u64 = 100;
@@ -85,7 +88,11 @@ impl World {
     pub(in crate::sim) fn probe(&mut self, node: u64) {
         let load = self.load.clone();
         self.actor(move |turns| {
-            let write = |mut open: Connection| open.call(&PROBE).is_ok();
+            // Full memory is an answer of the log, too.
+            let is_answer =
+                |failure: &Failure| matches!(failure, Failure::Fail(why) if why.starts_with("OOM"));
+            let write =
+                |mut open: Connection| open.call(&PROBE).map_or_else(|error| is_answer(&error), |_| true);
             if load.connect(&turns, usize::MAX, node).is_some_and(write) {
                 load.probes.fetch_add(1, Ordering::Relaxed);
             }

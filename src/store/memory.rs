@@ -1,0 +1,83 @@
+//! How much memory the content takes, and the limit for it. Both are part of the state: every node refuses the
+//! same calls, at first and at each replay. So neither the allocator is asked nor the machine; keys and elements
+//! count with their bytes and an allowance for what holds them.
+
+use super::{catalog::Section, ctx::Ctx, record::Record, state::State};
+use crate::error::{Error, Result};
+
+/// What a key, an element or an argument costs in memory besides its bytes, at most.
+pub const ELEMENT_BYTES: usize = 64;
+
+/// The name of the limit among the settings of the whole cluster: a number of bytes in decimal digits, 0 for none.
+pub const MAXMEMORY: &[u8] = b"maxmemory";
+
+impl State {
+    /// What all keys cost in memory, and all that is no key.
+    pub fn used_bytes(&self) -> u64 {
+        let keys = self.databases.iter().map(|keyspace| keyspace.bytes() as u64).sum::<u64>();
+        keys + (self.catalog.bytes() + self.waits.bytes()) as u64
+    }
+
+    /// The limit for [`State::used_bytes`]; 0 means that there is none, and None that it was never set.
+    pub fn maxmemory(&self) -> Option<u64> {
+        self.maxmemory
+    }
+
+    /// Takes the limit over from the settings.
+    pub(crate) fn read_maxmemory(&mut self) {
+        let value = self.catalog.get(Section::Settings, MAXMEMORY);
+        self.maxmemory = value.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    }
+
+    /// Whether there is a limit.
+    #[inline]
+    pub(crate) fn has_memory_limit(&self) -> bool {
+        self.maxmemory.is_some_and(|limit| limit > 0)
+    }
+
+    /// Whether that much more content fits.
+    pub(crate) fn has_memory_for(&self, bytes: u64) -> bool {
+        match self.maxmemory {
+            None | Some(0) => true,
+            Some(limit) => self.used_bytes().saturating_add(bytes) <= limit,
+        }
+    }
+}
+
+impl Ctx<'_> {
+    /// Whether there is a limit for the memory of the content.
+    #[inline]
+    pub fn has_memory_limit(&self) -> bool {
+        self.state.has_memory_limit()
+    }
+
+    /// Refuses a call that adds that much content, if it does not fit. To be called before anything is changed.
+    #[inline]
+    pub fn check_memory(&self, bytes: usize) -> Result<()> {
+        if self.state.has_memory_for(bytes as u64) { Ok(()) } else { Err(Error::OutOfMemory) }
+    }
+
+    /// The same for elements of these lengths, each of them so many times.
+    pub fn check_memory_of(&self, elements: impl Iterator<Item = usize>, copies: usize) -> Result<()> {
+        if !self.has_memory_limit() {
+            return Ok(());
+        }
+        self.check_memory(copies * elements.map(|len| len + ELEMENT_BYTES).sum::<usize>())
+    }
+
+    /// The limit; see [`State::maxmemory`].
+    pub fn maxmemory(&self) -> Option<u64> {
+        self.state.maxmemory()
+    }
+
+    /// What the value of a key costs.
+    pub fn cost_of(&self, key: &[u8]) -> usize {
+        self.view().find(key).map_or(0, Record::cost)
+    }
+
+    /// Sets the limit for the memory of the content; 0 for none.
+    pub fn set_maxmemory(&mut self, bytes: u64) {
+        self.catalog_put(Section::Settings, MAXMEMORY, bytes.to_string().as_bytes());
+        self.state.read_maxmemory();
+    }
+}
