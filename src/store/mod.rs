@@ -46,7 +46,7 @@ pub use memory::{ELEMENT_BYTES, MAXMEMORY};
 pub use object::{Kind, Object, Pages, Typed, Value};
 pub use owner::{Acquire, Answer, ClaimKind, Holder, LeaseId, Outcome, Share, Span, Turn, Until, Wake};
 pub use record::Record;
-pub use set::Set;
+pub use set::{Member, Set};
 pub use sorted_set::{Edge, SortedSet};
 pub use state::{DATABASES_MAX, Garbage, State};
 pub use table::Table;

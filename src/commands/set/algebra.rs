@@ -1,7 +1,7 @@
 //! Intersections, unions and differences of sets, as a reply, counted or stored. The order of a result
 //! depends on the sets alone, so that it is the same on all nodes.
 
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet};
 
 use crate::commands::{
     Spec,
@@ -12,7 +12,7 @@ use crate::{
     args::{Args, parse_integer},
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Deadline, Set, View},
+    store::{Ctx, Deadline, Member, Set, View},
 };
 
 const READ: &[&str] = &["readonly"];
@@ -67,57 +67,100 @@ pub const ROWS: &[Spec] = &[
         .complexity("O(N) where N is the total number of elements in all given sets"),
 ];
 
-/// The members of a result, in an order that depends on the sets alone.
-type Members = Vec<Vec<u8>>;
+/// The members of a result, in an order that depends on the sets alone. Those of large sets are not copied.
+type Members<'a> = Vec<Cow<'a, [u8]>>;
 
-/// The sets at the keys; None for a missing key. An error if any key has another type.
+fn members_of(set: &Set) -> impl Iterator<Item = Cow<'_, [u8]>> {
+    set.iter().map(|member| match member {
+        Member::Bytes(bytes) => Cow::Borrowed(bytes),
+        Member::Integer(text) => Cow::Owned(text.to_vec()),
+    })
+}
+
+/// The sets at the keys, each once, however often its key is named; None for a missing key. An error if any key has
+/// another type.
 fn sets<'a>(view: &View<'a>, keys: &[&[u8]]) -> Result<Vec<Option<&'a Set>>> {
-    keys.iter().map(|key| view.value::<Set>(key)).collect()
+    let mut seen = HashSet::new();
+    let different = keys.iter().filter(|key| seen.insert(**key));
+    different.map(|key| view.value::<Set>(key)).collect()
 }
 
 /// At most `max` members that are in all sets.
-fn intersection(view: &View<'_>, keys: &[&[u8]], max: usize) -> Result<Members> {
+fn intersection<'a>(view: &View<'a>, keys: &[&[u8]], max: usize) -> Result<Members<'a>> {
     let sets: Option<Vec<&Set>> = sets(view, keys)?.into_iter().collect();
     let Some(mut sets) = sets else { return Ok(Members::new()) };
     sets.sort_by_key(|set| set.len());
     let [smallest, others @ ..] = &sets[..] else { return Ok(Members::new()) };
-    let is_common = |member: &[u8]| others.iter().all(|set| set.contains(member));
-    let common = smallest.iter().filter(|member| is_common(member.as_ref()));
-    Ok(common.take(max).map(|member| member.as_ref().to_vec()).collect())
+    let is_common = |member: &Cow<'_, [u8]>| others.iter().all(|set| set.contains(member));
+    Ok(members_of(smallest).filter(is_common).take(max).collect())
 }
 
-fn union(view: &View<'_>, keys: &[&[u8]]) -> Result<Members> {
-    let (mut seen, mut members) = (HashSet::new(), Members::new());
-    for member in sets(view, keys)?.into_iter().flatten().flat_map(Set::iter) {
-        if !seen.contains(member.as_ref()) {
-            seen.insert(member.as_ref().to_vec());
-            members.push(member.as_ref().to_vec());
-        }
+fn union<'a>(view: &View<'a>, keys: &[&[u8]]) -> Result<Members<'a>> {
+    let sets: Vec<&Set> = sets(view, keys)?.into_iter().flatten().collect();
+    if let [only] = sets[..] {
+        return Ok(members_of(only).collect());
     }
-    Ok(members)
+    let mut seen = HashSet::new();
+    let all = sets.into_iter().flat_map(members_of);
+    Ok(all.filter(|member| seen.insert(member.clone())).collect())
 }
 
-fn difference(view: &View<'_>, keys: &[&[u8]]) -> Result<Members> {
-    let sets = sets(view, keys)?;
-    let (Some(first), others) = (sets[0], &sets[1..]) else { return Ok(Members::new()) };
-    let is_left = |member: &[u8]| !others.iter().flatten().any(|set| set.contains(member));
-    let left = first.iter().filter(|member| is_left(member.as_ref()));
-    Ok(left.map(|member| member.as_ref().to_vec()).collect())
+fn difference<'a>(view: &View<'a>, keys: &[&[u8]]) -> Result<Members<'a>> {
+    let (first, others) = (view.value::<Set>(keys[0])?, sets(view, &keys[1..])?);
+    let Some(first) = first else { return Ok(Members::new()) };
+    if keys[1..].contains(&keys[0]) {
+        return Ok(Members::new());
+    }
+    let is_left = |member: &Cow<'_, [u8]>| !others.iter().flatten().any(|set| set.contains(member));
+    Ok(members_of(first).filter(is_left).collect())
 }
 
-fn show(members: &Members, reply: &mut Reply) {
+fn show(members: &Members<'_>, reply: &mut Reply) {
     reply.set(members.len());
     members.iter().for_each(|member| reply.bulk(member));
 }
 
+/// A result apart from the sets that it was made of, in one allocation, so that it can be stored.
+struct Copied {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Copied {
+    fn of(members: &Members<'_>) -> Copied {
+        let mut result = Copied {
+            bytes: Vec::with_capacity(members.iter().map(|member| member.len()).sum()),
+            ends: Vec::with_capacity(members.len()),
+        };
+        for member in members {
+            result.bytes.extend_from_slice(member);
+            result.ends.push(result.bytes.len());
+        }
+        result
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
+    }
+}
+
 /// Stores a result at a key, replacing any value; an empty one deletes the key.
-fn store(ctx: &mut Ctx<'_>, key: &[u8], members: &Members, reply: &mut Reply) -> Result<()> {
-    ctx.check_memory_of(members.iter().map(Vec::len), 1)?;
+fn store(
+    ctx: &mut Ctx<'_>,
+    args: &Args<'_>,
+    make: impl for<'a> Fn(&View<'a>, &[&[u8]]) -> Result<Members<'a>>,
+    reply: &mut Reply,
+) -> Result<()> {
+    let view = ctx.view();
+    let members = make(&view, args.from(2))?;
+    ctx.check_memory_of(members.iter().map(|member| member.len()), 1)?;
+    let members = Copied::of(&members);
     let set = ctx.build::<Set>(|set, pages| {
         members.iter().for_each(|member| _ = set.insert(member, pages));
     });
-    ctx.put(key, set, Deadline::None);
-    reply.size(members.len());
+    ctx.put(args.at(1), set, Deadline::None);
+    reply.size(members.ends.len());
     Ok(())
 }
 
@@ -157,16 +200,13 @@ fn sintercard(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
 }
 
 fn sinterstore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let members = intersection(&ctx.view(), args.from(2), usize::MAX)?;
-    store(ctx, args.at(1), &members, reply)
+    store(ctx, args, |view, keys| intersection(view, keys, usize::MAX), reply)
 }
 
 fn sunionstore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let members = union(&ctx.view(), args.from(2))?;
-    store(ctx, args.at(1), &members, reply)
+    store(ctx, args, union, reply)
 }
 
 fn sdiffstore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let members = difference(&ctx.view(), args.from(2))?;
-    store(ctx, args.at(1), &members, reply)
+    store(ctx, args, difference, reply)
 }
