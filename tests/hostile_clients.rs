@@ -68,3 +68,37 @@ fn a_reply_that_would_be_too_large_costs_no_more_than_the_limit() {
         );
     }
 }
+
+#[test]
+fn the_buffers_of_all_clients_together_have_a_limit() {
+    let mut cluster = Cluster::start(1, &["--maxmemory-clients", "64mb"]);
+    let mut good = client(&cluster, 0);
+    assert_eq!(good.call(&["SET", "k", &"x".repeat(VALUE_BYTES)]).unwrap().show(), "+OK\n");
+    let before = peak(cluster.pid(0).unwrap());
+    // They ask for more than the sockets take, and read nothing.
+    let mut greedy: Vec<Client> = (0..40).map(|_| client(&cluster, 0)).collect();
+    greedy.iter_mut().for_each(|client| client.send(&encode(&["GET", "k"])).unwrap());
+    std::thread::sleep(Duration::from_millis(500));
+    // Others begin a command and do not go on.
+    let mut slow: Vec<Client> = (0..40).map(|_| client(&cluster, 0)).collect();
+    let begun = format!("*3\r\n$3\r\nSET\r\n$1\r\ns\r\n${VALUE_BYTES}\r\n{}", "x".repeat(VALUE_BYTES / 2));
+    for client in &mut slow {
+        // It may be closed while it sends.
+        let _ = client.send(begun.as_bytes());
+    }
+    assert_eq!(good.run("PING").unwrap(), "+PONG\n");
+    assert_eq!(good.run("GET none").unwrap(), "$-1\n");
+    assert!(cluster.is_running(0));
+    let grown = peak(cluster.pid(0).unwrap()) - before;
+    assert!(grown < 3 * LIMIT_BYTES, "{grown}");
+    let info = good.run("INFO stats").unwrap();
+    let evicted = info.split("evicted_clients:").nth(1).unwrap();
+    let evicted: u32 = evicted.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
+    assert!(evicted > 40, "{evicted}");
+    drop((greedy, slow));
+    assert_eq!(good.run("CONFIG SET maxmemory-clients 1gb").unwrap(), "+OK\n");
+    assert_eq!(
+        good.run("CONFIG GET maxmemory-clients").unwrap(),
+        "*2\n  $\"maxmemory-clients\"\n  $\"1073741824\"\n"
+    );
+}

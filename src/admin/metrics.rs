@@ -155,6 +155,7 @@ impl Collected {
                 "Clients closed at client-query-buffer-limit",
                 &stats.query_limit_disconnections,
             ),
+            ("kvorum_evicted_clients", "Clients closed at maxmemory-clients", &stats.evicted_clients),
             (
                 "kvorum_output_limit_disconnections",
                 "Clients closed at client-output-buffer-limit",

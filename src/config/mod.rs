@@ -23,7 +23,7 @@ use crate::{
         settings::{self, Initial},
         verbs::consistency,
     },
-    feed,
+    feed, maxmemory,
     store::DATABASES_MAX,
 };
 
@@ -183,6 +183,10 @@ impl Options {
                 &self.client_output_buffer_limit,
                 1 << 20,
             )? as usize,
+            clients_bytes_max: match &self.maxmemory_clients {
+                None => maxmemory::of_machine().map_or(0, |memory| memory / 4),
+                text => size("maxmemory-clients", text, 0)?,
+            },
             lock_delay_ms,
             read_level: self.read_level()?,
             dir: dir.display().to_string(),

@@ -71,6 +71,8 @@ pub struct Client {
     pub query_bytes: AtomicUsize,
     /// Bytes of replies that are not sent yet.
     pub reply_bytes: AtomicUsize,
+    /// What of its buffers counts among those of all clients.
+    held_bytes: AtomicUsize,
     /// What CLIENT LIST shows of the connection.
     pub identity: Mutex<Identity>,
     /// No more of its commands are executed, and the connection ends.
@@ -178,11 +180,16 @@ impl Client {
     }
 }
 
+/// Buffers up to this size are not counted.
+const SMALL_BYTES: usize = 64 << 10;
+
 /// All connections of this node.
 #[derive(Debug, Default)]
 pub struct Clients {
     last_id: AtomicU64,
     by_id: Mutex<BTreeMap<u64, Arc<Client>>>,
+    /// The large buffers of all together.
+    held_bytes: AtomicUsize,
 }
 
 impl Clients {
@@ -199,6 +206,7 @@ impl Clients {
             last_row: AtomicUsize::new(usize::MAX),
             query_bytes: AtomicUsize::new(0),
             reply_bytes: AtomicUsize::new(0),
+            held_bytes: AtomicUsize::new(0),
             identity: Mutex::default(),
             killed: AtomicBool::new(false),
             is_busy: AtomicBool::new(false),
@@ -213,7 +221,25 @@ impl Clients {
 
     /// Removes a closed connection.
     pub fn leave(&self, id: u64) {
-        self.by_id.lock().remove(&id);
+        let gone = self.by_id.lock().remove(&id);
+        gone.into_iter().for_each(|client| _ = self.hold(&client, 0));
+    }
+
+    /// Counts a connection's buffers, which now take that many bytes, and returns what those of all take. Small ones
+    /// do not count: there is a limit to the number of connections.
+    pub(super) fn hold(&self, client: &Client, bytes: usize) -> usize {
+        let bytes = if bytes > SMALL_BYTES { bytes } else { 0 };
+        let before = client.held_bytes.swap(bytes, Relaxed);
+        if bytes >= before {
+            self.held_bytes.fetch_add(bytes - before, Relaxed) + (bytes - before)
+        } else {
+            self.held_bytes.fetch_sub(before - bytes, Relaxed) - (before - bytes)
+        }
+    }
+
+    /// What the large buffers of all connections take.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Relaxed)
     }
 
     /// The number of connections.

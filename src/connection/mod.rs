@@ -194,8 +194,12 @@ impl Connection {
                 break;
             }
             let was_filled = buffer.len() == buffer.capacity();
+            if !self.hold(buffer.len()) {
+                break;
+            }
             self.shared.stats.bytes_in.fetch_add(count as u64, Relaxed);
             self.client.touch();
+            self.out.limit(self.reply_bytes_max());
             let verdict = decoder.decode(&mut buffer, &self.shared.settings.limits());
             self.client.is_busy.store(true, Relaxed);
             self.run(&buffer, &decoder).await?;
@@ -212,6 +216,7 @@ impl Connection {
             let done = decoder.forget();
             buffer.drain(..done);
             self.client.query_bytes.store(buffer.len(), Relaxed);
+            self.hold(buffer.len());
             if buffer.len() > self.shared.settings.query_buffer_bytes_max() {
                 self.shared.stats.query_limit_disconnections.fetch_add(1, Relaxed);
                 break;
@@ -225,6 +230,31 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Counts the buffers of this connection. False if those of all are too large together, and this one is not
+    /// among the small ones: then it is closed.
+    fn hold(&self, bytes: usize) -> bool {
+        let clients = &self.shared.clients;
+        let all = clients.hold(&self.client, bytes);
+        let Some(max) = self.shared.settings.clients_bytes_max() else { return true };
+        if all <= max || bytes.saturating_mul(clients.len()) < all {
+            return true;
+        }
+        self.shared.stats.evicted_clients.fetch_add(1, Relaxed);
+        tracing::info!(
+            client = self.client.id,
+            bytes,
+            "closing a client: all together have passed maxmemory-clients"
+        );
+        false
+    }
+
+    /// How large replies may grow.
+    fn reply_bytes_max(&self) -> usize {
+        let output = self.shared.settings.output_buffer_bytes_max();
+        let left = |max: usize| max.saturating_sub(self.shared.clients.held_bytes()).max(FLUSH_BYTES);
+        self.shared.settings.clients_bytes_max().map_or(output, |max| output.min(left(max)))
     }
 
     /// Whether what else the client has sent is to be executed.
@@ -279,6 +309,9 @@ impl Connection {
                 Ok(count) => rest = &rest[count..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.client.reply_bytes.store(rest.len(), Relaxed);
+                    if !self.hold(self.out.len()) {
+                        return Err(io::ErrorKind::OutOfMemory.into());
+                    }
                     // A client that does not read is idle, whatever else it waits for.
                     let was_busy = self.client.is_busy.swap(false, Relaxed);
                     self.client.touch();

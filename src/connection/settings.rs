@@ -24,6 +24,7 @@ pub struct Initial {
     pub inline_bytes_max: usize,
     pub query_buffer_bytes_max: usize,
     pub output_buffer_bytes_max: usize,
+    pub clients_bytes_max: u64,
     pub lock_delay_ms: u64,
     pub read_level: ReadLevel,
     pub dir: String,
@@ -40,6 +41,7 @@ pub struct Settings {
     idle_timeout_s: AtomicU64,
     bulk_bytes_max: AtomicUsize,
     query_buffer_bytes_max: AtomicUsize,
+    clients_bytes_max: AtomicU64,
 }
 
 /// Parameters with fixed values, for clients and tools that ask for them.
@@ -76,6 +78,7 @@ impl Settings {
             idle_timeout_s: initial.idle_timeout_s.into(),
             bulk_bytes_max: initial.bulk_bytes_max.into(),
             query_buffer_bytes_max: initial.query_buffer_bytes_max.into(),
+            clients_bytes_max: initial.clients_bytes_max.into(),
             lock_delay_ms: initial.lock_delay_ms.to_string(),
             initial,
         }
@@ -115,6 +118,12 @@ impl Settings {
         self.initial.output_buffer_bytes_max
     }
 
+    /// The maximum number of bytes that the buffers of all connections take together; None for any number.
+    pub fn clients_bytes_max(&self) -> Option<usize> {
+        let bytes = self.clients_bytes_max.load(Relaxed);
+        (bytes > 0).then(|| usize::try_from(bytes).unwrap_or(usize::MAX))
+    }
+
     /// The default lock delay: for how many milliseconds nothing is granted after a hold expires.
     pub fn lock_delay_ms(&self) -> &str {
         &self.lock_delay_ms
@@ -140,6 +149,7 @@ impl Settings {
             ("client-query-buffer-limit", self.query_buffer_bytes_max().to_string()),
             ("dir", self.initial.dir.clone()),
             ("maxclients", self.clients_max().to_string()),
+            ("maxmemory-clients", self.clients_bytes_max.load(Relaxed).to_string()),
             ("port", self.initial.port.to_string()),
             ("proto-max-bulk-len", self.bulk_bytes_max.load(Relaxed).to_string()),
             ("timeout", self.idle_timeout_s().to_string()),
@@ -176,6 +186,13 @@ impl Settings {
             "maxclients" => store(&self.clients_max, integer(1..=u64::from(u32::MAX))?),
             "proto-max-bulk-len" => store(&self.bulk_bytes_max, size()?),
             "client-query-buffer-limit" => store(&self.query_buffer_bytes_max, size()?),
+            "maxmemory-clients" => {
+                let size = bytes(value).ok_or_else(|| invalid("argument must be a memory value"))?;
+                if apply {
+                    self.clients_bytes_max.store(size, Relaxed);
+                }
+                Ok(())
+            }
             "timeout" => {
                 let seconds = integer(0..=i32::MAX as u64)?;
                 if apply {

@@ -79,6 +79,8 @@ pub struct Stats {
     pub bytes_out: AtomicU64,
     pub protocol_errors: AtomicU64,
     pub output_limit_disconnections: AtomicU64,
+    /// Connections closed because the buffers of all clients were too large together.
+    pub evicted_clients: AtomicU64,
     pub query_limit_disconnections: AtomicU64,
 }
 
@@ -93,6 +95,7 @@ impl Default for Stats {
             bytes_out: AtomicU64::default(),
             protocol_errors: AtomicU64::default(),
             output_limit_disconnections: AtomicU64::default(),
+            evicted_clients: AtomicU64::default(),
             query_limit_disconnections: AtomicU64::default(),
         }
     }
@@ -115,6 +118,7 @@ impl Stats {
             &self.bytes_out,
             &self.protocol_errors,
             &self.output_limit_disconnections,
+            &self.evicted_clients,
             &self.query_limit_disconnections,
         ] {
             counter.store(0, Relaxed);

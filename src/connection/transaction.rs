@@ -223,7 +223,7 @@ impl Connection {
     /// Executes a read-only transaction, without the connection commands.
     async fn read_transaction(&mut self, queue: &Queue) -> Result<()> {
         self.catch_up().await?;
-        let (protocol, bytes_max) = (self.protocol, self.shared.settings.output_buffer_bytes_max());
+        let (protocol, bytes_max) = (self.protocol, self.reply_bytes_max());
         let read = |view: &View<'_>| {
             let mut reply = Reply::new(Replies::within(bytes_max), protocol);
             queue.read(view, &mut reply);

@@ -156,7 +156,7 @@ impl Connection {
     async fn try_read_as_asked(&mut self, argv: &[&[u8]]) -> Result<()> {
         let (level, call) = asked(argv)?;
         self.catch_up().await?;
-        let (protocol, bytes_max) = (self.protocol, self.shared.settings.output_buffer_bytes_max());
+        let (protocol, bytes_max) = (self.protocol, self.reply_bytes_max());
         let read = |view: &View<'_>| {
             let mut reply = Reply::new(Replies::within(bytes_max), protocol);
             call.read_or_error(view, &mut reply);

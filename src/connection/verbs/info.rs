@@ -178,6 +178,7 @@ fn stats(shared: &Shared, _: &Status, out: &mut String) {
     field(out, "pubsub_channels", 0);
     field(out, "pubsub_patterns", 0);
     field(out, "client_query_buffer_limit_disconnections", stats.query_limit_disconnections.load(Relaxed));
+    field(out, "evicted_clients", stats.evicted_clients.load(Relaxed));
     field(out, "client_output_buffer_limit_disconnections", stats.output_limit_disconnections.load(Relaxed));
 }
 
