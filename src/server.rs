@@ -195,11 +195,17 @@ fn bound(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
 
 /// Accepts clients, forever.
 async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    let mut is_said = false;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => enter(stream, shared),
+            Ok((stream, _)) => {
+                is_said = false;
+                enter(stream, shared);
+            }
             Err(error) => {
-                warn!(%error, "cannot accept a client");
+                if !std::mem::replace(&mut is_said, true) {
+                    warn!(%error, "cannot accept clients");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -284,7 +284,7 @@ fn one_full_disk_of_three_is_harmless_and_says_so() {
     cluster.start_node(full);
     let (code, log) = cluster.wait_end(full);
     assert!(
-        code == Some(1) && log.contains("nothing is left of what this node had set aside"),
+        code == Some(8) && log.contains("nothing is left of what this node had set aside"),
         "{code:?}\n{log}"
     );
     disks.clear(full);

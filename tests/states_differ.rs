@@ -40,7 +40,7 @@ fn a_node_that_has_come_to_another_state_takes_the_state_of_the_others() {
     assert_eq!(client(&cluster, leader).run("SET truth 1").unwrap(), "+OK\n");
     assert_eq!(client(&cluster, wrong).run("GET truth").unwrap(), "$\"1\"\n");
     assert_eq!(client(&cluster, wrong).run("DEBUG DRIFT truth 2").unwrap(), "+OK\n");
-    let aside = cluster.data_of(wrong).join("pages.unreadable-1");
+    let aside = cluster.data_of(wrong).join("pages.distrusted-1");
     write_until(&cluster, leader, "the node to set its state aside", || aside.exists());
     cluster.wait_ready(wrong);
     let log = fs::read_to_string(log).unwrap();
@@ -54,5 +54,5 @@ fn a_node_that_has_come_to_another_state_takes_the_state_of_the_others() {
         assert!(Instant::now() < deadline, "their states differ");
         thread::sleep(Duration::from_millis(50));
     }
-    assert!(!cluster.data_of(wrong).join("pages.unreadable-2").exists());
+    assert!(!cluster.data_of(wrong).join("pages.distrusted-2").exists());
 }

@@ -7,6 +7,7 @@ use thiserror::Error;
 use crate::{
     NodeId,
     identity::address::{check_address, check_id},
+    want::Want,
 };
 
 /// Everything a node needs to know at its start. Validated by `Node::start`, immutable afterwards.
@@ -139,8 +140,24 @@ pub enum StartError {
         detail: String,
     },
     /// The pages are unreadable and nobody has them.
-    #[error("the checkpoint is unreadable and no peer could be asked for it: {0}")]
-    PagesUnreadable(String),
+    #[error("the checkpoint is unreadable and no peer could be asked for it: {why}")]
+    PagesUnreadable {
+        /// What is wrong with them, and with the peers.
+        why: String,
+        /// Where unreadable pages were put, the newest first: they are tried again at each start.
+        set_aside: Vec<PathBuf>,
+    },
+    /// The system refused something without which the node cannot start. Nothing is wrong with its data, and
+    /// nothing was moved.
+    #[error("{context}: {why}")]
+    Wanting {
+        /// What is missing.
+        want: Want,
+        /// What was attempted.
+        context: String,
+        /// What the system said.
+        why: String,
+    },
     /// The configuration contradicts itself.
     #[error("{0}")]
     Config(String),
@@ -152,6 +169,19 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl StartError {
+    /// What the system refused, if it is for that that the node does not start.
+    pub fn want(&self) -> Option<Want> {
+        match self {
+            StartError::Wanting { want, .. } => Some(*want),
+            StartError::Io { source, .. } | StartError::Listen { source, .. } => {
+                Want::of(source).filter(|want| *want != Want::Other)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl NodeConfig {

@@ -1,5 +1,5 @@
 //! For tests: a child process that is killed at a random moment, as by a crash of the process. What the child
-//! printed before is what it promised.
+//! printed before is what it promised. Or one that lives under limits of its own.
 //!
 //! The child is this test binary, told to run one test, which finds `CHILD_DIR` set and becomes the child.
 
@@ -46,6 +46,18 @@ pub(crate) fn run_and_kill(test: &str, dir: &Path, after: Duration) -> Vec<Strin
     assert_eq!(status.code(), None, "the child ended by itself: {status}");
     said.extend(rest.join().unwrap());
     said
+}
+
+/// Runs `test` as a child in `dir` to its end, which must be a good one: for what concerns a whole process.
+pub(crate) fn run_to_end(test: &str, dir: &Path) {
+    let output = Command::new(env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(CHILD_DIR, dir)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the child failed:\n{text}");
+    assert!(text.contains(MARK), "the child is not this test:\n{text}");
 }
 
 /// A line cut short by the kill has no newline after it and may be half a number: the child ends each with a

@@ -15,6 +15,7 @@ pub mod chance;
 mod clock;
 mod codec;
 mod config;
+pub mod descriptors;
 mod elections;
 mod fatal;
 #[cfg(test)]
@@ -42,6 +43,7 @@ mod state;
 #[cfg(test)]
 mod storage_tests;
 mod types;
+mod want;
 
 pub use config::{NodeConfig, StartError};
 pub use fatal::EXIT_CONTRADICTED;
@@ -57,3 +59,4 @@ pub use node::status::{
 pub use platform::Platform;
 pub use space::room::Need;
 pub use state::level::DISTANCE_LEVEL;
+pub use want::Want;

@@ -17,7 +17,7 @@ use crate::{
     NodeConfig, fatal,
     log::{Log, LogConfig, LogError},
     net::transport::{Tcp, Transport},
-    pages::{self, PageStore, PagesError},
+    pages::{self, Aside, PageStore, PagesError},
     space::{self, Space},
 };
 
@@ -109,14 +109,37 @@ impl Platform {
         self.block(move || pages::replace(&live, &staged)).await?
     }
 
-    /// Moves an unreadable page store out of the way; returns its new place.
-    pub(crate) fn set_pages_aside(&self, dir: &Path) -> io::Result<PathBuf> {
+    /// Whether there is a page store to open.
+    pub(crate) fn has_pages(&self, dir: &Path) -> io::Result<bool> {
+        #[cfg(feature = "simulation")]
+        if self.storage.is_some() {
+            return Ok(true);
+        }
+        PageStore::is_there(dir)
+    }
+
+    /// Moves a page store that is not to be used out of the way; returns its new place.
+    pub(crate) fn set_pages_aside(&self, dir: &Path, aside: Aside) -> io::Result<PathBuf> {
         #[cfg(feature = "simulation")]
         if let Some(storage) = &self.storage {
             storage.remove_pages(dir);
             return Ok(dir.to_owned());
         }
-        pages::set_aside(dir)
+        pages::set_aside(dir, aside)
+    }
+
+    /// The page stores that were set aside as unreadable, the newest first.
+    pub(crate) fn unreadable_pages(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        #[cfg(feature = "simulation")]
+        if self.storage.is_some() {
+            return Ok(Vec::new());
+        }
+        pages::unreadable(dir)
+    }
+
+    /// Puts a page store that was set aside back in its place, which must be free.
+    pub(crate) fn put_pages_back(&self, aside: &Path, dir: &Path) -> io::Result<()> {
+        pages::put_back(aside, dir)
     }
 
     /// Removes a closed page store, if there is one.

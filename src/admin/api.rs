@@ -62,6 +62,10 @@ pub struct Cluster {
     /// Why writes that need space are refused; null if they are not.
     #[serde(default)]
     pub no_room: Option<String>,
+    /// Directories of this node with pages that were set aside, because they could not be read or differed
+    /// from the others'.
+    #[serde(default)]
+    pub set_aside: Vec<String>,
     pub members: Vec<Member>,
 }
 
@@ -147,6 +151,7 @@ impl From<Status> for Cluster {
                 state: status.disk.state.name().to_owned(),
             },
             no_room: status.no_room,
+            set_aside: status.set_aside.iter().map(|path| path.display().to_string()).collect(),
             members: status.members.into_iter().map(Member::from).collect(),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use kvorum_raft::{Cause, Disk, Member, Role, Status};
+use kvorum_raft::{Cause, Disk, Member, Role, Status, descriptors};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text::encode},
@@ -135,6 +135,8 @@ impl Collected {
             ("kvorum_clients", "Connected clients", shared.clients.len() as u64),
             ("kvorum_clients_max", "The most clients allowed", shared.settings.clients_max() as u64),
             ("process_resident_memory_bytes", "Resident memory", resident_bytes()),
+            ("process_open_fds", "Open file descriptors", descriptors::open().unwrap_or(0)),
+            ("process_max_fds", "The most file descriptors allowed", descriptors::limit_in_force()),
             ("kvorum_uptime_seconds", "Time since the start", shared.started.elapsed().as_secs()),
             ("kvorum_feed_subscribers", "Readers of the change feed", feed.readers as u64),
             ("kvorum_feed_history_bytes", "Size of the feed's history", feed.history_bytes as u64),
@@ -142,7 +144,7 @@ impl Collected {
             ("kvorum_feed_last_index", "The last entry in the feed", feed.last_index),
         ];
         for (name, help, value) in gauges {
-            plain(encoder, name, help, &ConstGauge::new(value as i64))?;
+            plain(encoder, name, help, &ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)))?;
         }
         let counters = [
             ("kvorum_connections", "Connections accepted", &stats.connections),

@@ -8,6 +8,7 @@ mod log;
 mod recover;
 mod serve;
 mod status;
+mod want;
 
 /// The server did not start or a verb failed, for a reason without a code of its own.
 pub const FAILED: u8 = 1;
@@ -21,6 +22,8 @@ pub const DATA_LOCKED: u8 = 4;
 pub const OTHER_DATA: u8 = 5;
 /// The log or the pages are damaged, or older than what this node has promised.
 pub const DATA_DAMAGED: u8 = 6;
+/// The system refuses something that the node needs. The data directory is as it was.
+pub const WANTING: u8 = 8;
 
 const EXIT_CODES: &str = "Exit codes:
   0  stopped in good order
@@ -30,7 +33,9 @@ const EXIT_CODES: &str = "Exit codes:
   4  the data directory is used by another process
   5  the data directory belongs to another node or cluster
   6  the log or the pages in the data directory are damaged or an older copy (how to rejoin is told)
-  7  the other nodes contradict what this node has applied: keep its data directory, and look into it";
+  7  the other nodes contradict what this node has applied: keep its data directory, and look into it
+  8  the system refuses what a node needs: file descriptors, memory, threads, space, permission, or an answer of
+     the disk (which of them, and what to do, is told); nothing in the data directory was moved or lost";
 
 /// A Raft-replicated, strongly consistent key-value server that speaks the Redis protocol.
 #[derive(Debug, Parser)]

@@ -1,19 +1,22 @@
 //! `kvorum recover`: for a cluster that has lost a majority of the voters for good. Inspects the directories
 //! of the surviving nodes; when told so explicitly, makes one of them a new cluster.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
 use kvorum_raft::{
-    NodeId, StartError,
+    NodeId, StartError, descriptors,
     offline::{
         Checkpoint, INDEXES_SKIPPED, NewCluster, RecoverError, Survivor, check, found_cluster, longest,
         surviving_majority,
     },
 };
 
-use super::{DATA_DAMAGED, DATA_LOCKED, FAILED, Failure, OTHER_DATA};
+use super::{DATA_DAMAGED, DATA_LOCKED, FAILED, Failure, OTHER_DATA, want};
 
 /// The introduction of `--help`.
 pub(super) const HELP: &str = "\
@@ -48,6 +51,8 @@ pub struct Recover {
 pub(super) fn run(recover: Recover) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
+    // The pages have many files.
+    descriptors::raise();
     runtime.block_on(recover.run())
 }
 
@@ -111,6 +116,9 @@ impl Recover {
 
 /// The exit code and the advice for each error.
 fn failure(error: RecoverError) -> Failure {
+    if let Some(refused) = error.want() {
+        return want::failure(refused, Path::new("the data directory"), &error);
+    }
     let (code, advice) = match &error {
         RecoverError::Directory(StartError::Locked(_)) => (
             DATA_LOCKED,
@@ -156,6 +164,9 @@ fn describe(survivor: &Survivor) -> String {
         let role =
             if survivor.voters.iter().any(|voters| voters.contains(id)) { "" } else { ", does not vote" };
         line("", format!("node {id} at {peer}{role}"));
+    }
+    for path in &survivor.set_aside {
+        line("set aside", format!("{}: pages that could not be read", path.display()));
     }
     if survivor.is_unfinished {
         line("UNFINISHED", "a recovery of this directory was begun; run the same command again".into());

@@ -10,13 +10,14 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use kvorum_raft::StartError;
+use kvorum_raft::{StartError, Want, descriptors};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use super::{ADDRESS_TAKEN, CONFIG, DATA_DAMAGED, DATA_LOCKED, FAILED, Failure, OTHER_DATA};
+use super::{ADDRESS_TAKEN, CONFIG, DATA_DAMAGED, DATA_LOCKED, FAILED, Failure, OTHER_DATA, want};
 use crate::{
     config::{Config, ConfigError, Options},
+    connection::descriptors::Shares,
     server::{self, ServeError},
 };
 
@@ -52,12 +53,29 @@ pub(super) fn run(serve: Serve) -> Result<(), Failure> {
         .with_writer(io::stderr)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .init();
+    let mut config = config;
+    fit_to_descriptors(&mut config)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.threads {
         runtime.worker_threads(threads);
     }
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(serve_until_asked(config))
+}
+
+/// Raises the limit of file descriptors as far as it goes, and fits the number of clients to it.
+fn fit_to_descriptors(config: &mut Config) -> Result<(), Failure> {
+    let limit = descriptors::raise();
+    match Shares::of(limit, &config.node) {
+        Some(shares) => config.settings.fit_clients(&shares),
+        None => {
+            let needed = descriptors::NEEDED;
+            let error =
+                format!("this process may have {limit} open files, and a node needs at least {needed}");
+            return Err(want::failure(Want::Descriptors, &config.node.dir, &error));
+        }
+    }
+    Ok(())
 }
 
 /// File and line of an invalid value; None if it came from a flag or a variable.
@@ -114,6 +132,9 @@ fn failure(error: ServeError, dir: &Path) -> Failure {
             io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable | io::ErrorKind::PermissionDenied
         )
     };
+    if let Some(want) = want_of(&error) {
+        return want::failure(want, dir, &error);
+    }
     let (code, advice) = match &error {
         ServeError::Listen { source, .. } | ServeError::Start(StartError::Listen { source, .. }) => {
             (if taken(source.kind()) { ADDRESS_TAKEN } else { FAILED }, None)
@@ -153,28 +174,42 @@ fn failure(error: ServeError, dir: &Path) -> Failure {
             OTHER_DATA,
             Some("Start with the id that the directory belongs to, or with another directory.".to_owned()),
         ),
-        ServeError::Start(
-            StartError::LogCorrupted { .. } | StartError::PagesUnreadable(_) | StartError::WentBack { .. },
-        ) => (DATA_DAMAGED, Some(rejoin(dir))),
-        ServeError::Start(StartError::Config(_)) => (CONFIG, None),
-        ServeError::Start(StartError::Io { source, .. }) if is_full(source) => (FAILED, Some(make_room(dir))),
-        ServeError::Ended(..) | ServeError::Start(StartError::Io { .. } | StartError::StateDiffers(_)) => {
-            (FAILED, None)
+        ServeError::Start(StartError::LogCorrupted { .. } | StartError::WentBack { .. }) => {
+            (DATA_DAMAGED, Some(rejoin(dir)))
         }
+        ServeError::Start(StartError::PagesUnreadable { set_aside, .. }) => {
+            (DATA_DAMAGED, Some(format!("{}\n{}", put_back(dir, set_aside), rejoin(dir))))
+        }
+        ServeError::Start(StartError::Config(_)) => (CONFIG, None),
+        ServeError::Ended(..)
+        | ServeError::Start(
+            StartError::Io { .. } | StartError::Wanting { .. } | StartError::StateDiffers(_),
+        ) => (FAILED, None),
     };
     Failure { code, error: anyhow!("{error}"), advice }
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+/// What the system refused, if that is why the server did not start. Permission to listen is a matter of the
+/// address.
+fn want_of(error: &ServeError) -> Option<Want> {
+    match error {
+        ServeError::Listen { source, .. } | ServeError::Start(StartError::Listen { source, .. }) => {
+            Want::of(source).filter(|want| want.may_pass())
+        }
+        ServeError::Start(error) => error.want(),
+        ServeError::NotAdded(_) | ServeError::Ended(..) => None,
+    }
 }
 
-/// The advice when the disk is full and even the reserve is used up.
-fn make_room(dir: &Path) -> String {
+/// What can be done before a node whose pages are unreadable is given up.
+fn put_back(dir: &Path, set_aside: &[PathBuf]) -> String {
+    let kept: Vec<String> = set_aside.iter().map(|path| path.display().to_string()).collect();
+    let kept = if kept.is_empty() { "nowhere: they are missing".to_owned() } else { kept.join(", ") };
     format!(
-        "The disk is full, and nothing is left of what this node had set aside. Nothing is lost, and nothing is damaged:\n\
-         make room and start again. Enlarge the file system, or remove what others have put there. In {} only\n\
-         pages.unreadable-N and before-recovery-N may be removed, when nobody needs them any more.",
+        "Before you give this node up, start it again while other members run: it asks all of them for their pages.\n\
+         Unreadable pages are kept (here: {kept}). Each start tries the newest of them again, and puts back the first that\n\
+         is whole and new enough. So if they were unreadable for a reason that is gone, start the node again. If you have\n\
+         repaired them, or have them elsewhere, put them into {} as pages.unreadable-N with the highest N.",
         dir.display()
     )
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use kvorum_raft::{DiskState, Role};
+use kvorum_raft::{DiskState, NodeId, Role};
 
 use crate::{
     admin::api::{Cluster, Member},
@@ -41,6 +41,9 @@ pub(super) fn run(status: Status) -> Result<()> {
         if let Some(why) = &cluster.no_room {
             println!("node {} refuses what needs space: {why}", cluster.node_id);
         }
+        for path in &cluster.set_aside {
+            println!("{}", set_aside(cluster.node_id, path));
+        }
         for id in &cluster.differing {
             println!("node {id} has another log or state than node {}", cluster.node_id);
         }
@@ -60,6 +63,16 @@ pub(super) fn run(status: Status) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What to know of pages that a node has set aside.
+fn set_aside(node: NodeId, path: &str) -> String {
+    let why = if path.contains(".distrusted-") {
+        "they differed from the others', and are never used again"
+    } else {
+        "they could not be read; the node tries them again by itself if it starts without readable pages"
+    };
+    format!("node {node} has pages set aside in {path}: {why}")
 }
 
 /// Adds the scheme to an address, if it has none, and removes a trailing slash.

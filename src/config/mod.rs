@@ -170,6 +170,7 @@ impl Options {
             shown: self.shown(),
             databases,
             clients_max: number("maxclients", at_least("maxclients", self.maxclients, 1)?),
+            clients_bound: usize::MAX,
             idle_timeout_s: number("timeout", self.timeout),
             bulk_bytes_max: bulk as usize,
             arguments_max: number(

@@ -28,6 +28,7 @@ use crate::{
 };
 
 pub mod clients;
+pub mod descriptors;
 mod pipeline;
 mod presence;
 mod push;

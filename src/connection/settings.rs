@@ -8,6 +8,7 @@ use std::{
 
 use kvorum_raft::ReadLevel;
 
+use super::descriptors::Shares;
 use crate::resp::request::Limits;
 
 /// The values from the configuration.
@@ -18,6 +19,8 @@ pub struct Initial {
     pub shown: BTreeMap<&'static str, String>,
     pub databases: u32,
     pub clients_max: usize,
+    /// The most clients for which there are file descriptors.
+    pub clients_bound: usize,
     pub idle_timeout_s: u64,
     pub bulk_bytes_max: usize,
     pub arguments_max: usize,
@@ -30,6 +33,23 @@ pub struct Initial {
     pub dir: String,
     pub port: u16,
     pub bind: String,
+}
+
+impl Initial {
+    /// Fits the number of clients to the file descriptors that there are for them.
+    pub fn fit_clients(&mut self, shares: &Shares) {
+        self.clients_bound = usize::try_from(shares.clients).unwrap_or(usize::MAX);
+        let wanted = self.clients_max;
+        self.clients_max = wanted.min(self.clients_bound);
+        if wanted > self.clients_max {
+            tracing::warn!(
+                "You requested maxclients of {wanted}. Current maximum open files is {}. maxclients has been reduced to \
+                 {} to compensate for low ulimit. If you need higher maxclients increase 'ulimit -n'.",
+                shares.limit,
+                self.clients_max
+            );
+        }
+    }
 }
 
 /// The parameters of a running server.
@@ -183,7 +203,16 @@ impl Settings {
             Ok(())
         };
         match name {
-            "maxclients" => store(&self.clients_max, integer(1..=u64::from(u32::MAX))?),
+            "maxclients" => {
+                let number = integer(1..=u64::from(u32::MAX))?;
+                let bound = self.initial.clients_bound;
+                if number > bound as u64 {
+                    return Err(SetError::Invalid(format!(
+                        "The operating system is not able to handle the specified number of clients, try with {bound}"
+                    )));
+                }
+                store(&self.clients_max, number)
+            }
             "proto-max-bulk-len" => store(&self.bulk_bytes_max, size()?),
             "client-query-buffer-limit" => store(&self.query_buffer_bytes_max, size()?),
             "maxmemory-clients" => {

@@ -43,6 +43,8 @@ pub struct Cluster {
     data: BTreeMap<usize, PathBuf>,
     /// What more stands in their environments.
     environments: BTreeMap<usize, Vec<(&'static str, PathBuf)>>,
+    /// How many files each may have open: the soft limit, and the hard one.
+    file_limits: BTreeMap<usize, (u64, u64)>,
     /// The group of the first node; each has another one, by which a firewall knows it.
     first_group: Option<u32>,
     dir: TempDir,
@@ -167,6 +169,7 @@ impl Cluster {
             far: Vec::new(),
             data: BTreeMap::new(),
             environments: BTreeMap::new(),
+            file_limits: BTreeMap::new(),
             first_group: None,
             dir: tempfile::tempdir().expect("a directory for the test"),
         }
@@ -256,6 +259,16 @@ impl Cluster {
         if let Some(first) = self.first_group {
             command.gid(first + u32::try_from(node).expect("few nodes"));
         }
+        if let Some((soft, hard)) = self.file_limits.get(&node).copied() {
+            let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+            let set = move || {
+                // SAFETY: it reads one value that lives as long as the call.
+                let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+                if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+            };
+            // SAFETY: between fork and exec it makes one system call.
+            unsafe { command.pre_exec(set) };
+        }
         let child = command
             .args(["serve", "--id", &(node + 1).to_string(), "--data"])
             .arg(self.data_of(node))
@@ -287,6 +300,14 @@ impl Cluster {
     /// Adds to a node's environment, from its next start on.
     pub fn add_environment(&mut self, node: usize, variables: Vec<(&'static str, PathBuf)>) {
         self.environments.entry(node).or_default().extend(variables);
+    }
+
+    /// Sets how many files a node may have open from its next start on; None for as many as the test.
+    pub fn limit_files(&mut self, node: usize, soft_and_hard: Option<(u64, u64)>) {
+        match soft_and_hard {
+            Some(limits) => drop(self.file_limits.insert(node, limits)),
+            None => drop(self.file_limits.remove(&node)),
+        }
     }
 
     /// Whether the process goes on.

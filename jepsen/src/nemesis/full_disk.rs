@@ -1,5 +1,5 @@
 //! A full disk (docs/disk-space.md): it ends no node, and reads go on. The only end that is promised is that of
-//! a start, with exit code 1, if there is not even space to open what is there; so half of the time a node is
+//! a start, with exit code 8, if there is not even space to open what is there; so half of the time a node is
 //! also killed and started on the full disk.
 
 use std::{
@@ -24,8 +24,8 @@ use crate::{
 
 /// How long a node whose start has failed stays down while its disk is full.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
-/// The documented exit code of a start that fails without damaged data.
-const FAILED: i32 = 1;
+/// The documented exit code of a start for which the system has no space.
+const WANTING: i32 = 8;
 const POLL: Duration = Duration::from_millis(20);
 /// How long a read may take, how often nodes are asked for one, and how many in a row may fail: the machine is
 /// busy.
@@ -53,8 +53,8 @@ struct Victims<'a> {
 /// Why a node may not end like this; None if it may. `is_starting`: on a full disk, and it was never ready.
 fn broken_promise(status: ExitStatus, is_starting: bool) -> Option<&'static str> {
     match (is_starting, status.code()) {
-        (true, Some(FAILED)) => None,
-        (true, _) => Some("its start on a full disk may end with exit code 1 alone"),
+        (true, Some(WANTING)) => None,
+        (true, _) => Some("its start on a full disk may end with exit code 8 alone"),
         (false, _) => Some("a full disk ends no node"),
     }
 }
@@ -200,8 +200,10 @@ mod tests {
     fn only_a_start_may_end_and_only_with_its_own_exit_code() {
         let code = |code: i32| ExitStatus::from_raw(code << 8);
         let abort = ExitStatus::from_raw(libc::SIGABRT);
-        assert_eq!(broken_promise(code(1), true), None);
-        for (status, is_starting) in [(abort, true), (code(0), true), (code(1), false), (abort, false)] {
+        assert_eq!(broken_promise(code(8), true), None);
+        for (status, is_starting) in
+            [(abort, true), (code(0), true), (code(1), true), (code(8), false), (abort, false)]
+        {
             assert!(broken_promise(status, is_starting).is_some(), "{status} {is_starting}");
         }
     }

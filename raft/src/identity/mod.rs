@@ -143,6 +143,9 @@ impl Identity {
         if let Some(unfinished) = content.unfinished {
             return Err(StartError::Unfinished { dir: dir.to_owned(), backup: unfinished.backup });
         }
+        let witness = Witness::open(dir);
+        let witness =
+            witness.map_err(io(format!("cannot read what {} knows of other disks", dir.display())))?;
         let file = IdentityFile::new(dir, space.clone(), content);
         // Durable before any peer hears of it.
         file.change(|content| content.lives.begin())
@@ -157,7 +160,7 @@ impl Identity {
             boot: chance::id(),
             begun_with: Mutex::default(),
             told: Mutex::default(),
-            witness: Witness::open(dir),
+            witness,
             distances: Distances::default(),
             matched: OnceLock::new(),
             clock: clock.clone(),

@@ -113,17 +113,19 @@ fn not_from(begun: &Lives, met: Life) -> Option<String> {
 }
 
 impl Witness {
-    /// Opens the memory of a data directory. Unreadable marks are dropped: they were not durable.
-    pub(crate) fn open(dir: &Path) -> Witness {
+    /// Opens the memory of a data directory. Marks that make no sense are dropped: they were not durable. Those
+    /// that the system does not let this process read are not dropped: they would be overwritten.
+    pub(crate) fn open(dir: &Path) -> io::Result<Witness> {
         let file = dir.join(FILE);
-        let read = std::fs::read(&file).and_then(|bytes| Ok(serde_json::from_slice::<Memory>(&bytes)?));
-        let memory = read.unwrap_or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
+        let memory = match std::fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 tracing::warn!(%error, "what was known of the peers' disks is lost");
-            }
-            Memory::default()
-        });
-        Witness { file, saved: Mutex::new(Some(memory.clone())), memory: Mutex::new(memory) }
+                Memory::default()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Memory::default(),
+            Err(error) => return Err(error),
+        };
+        Ok(Witness { file, saved: Mutex::new(Some(memory.clone())), memory: Mutex::new(memory) })
     }
 
     /// Why the disk `disk_id` of a peer must have gone back: to before the life that was met, or to less than

@@ -1,6 +1,6 @@
 //! What convicts a disk of being an older copy, and what does not.
 
-use super::{Begun, Held, Known, Met, Witness};
+use super::{Begun, FILE, Held, Known, Met, Witness};
 use crate::identity::lives::{Life, Lives};
 
 fn life(number: u64) -> Life {
@@ -21,7 +21,7 @@ fn known(number: u64, boot: u64, last: (u64, u64), voted: u64) -> Known {
 
 fn witness() -> (tempfile::TempDir, Witness) {
     let dir = tempfile::tempdir().unwrap();
-    let witness = Witness::open(dir.path());
+    let witness = Witness::open(dir.path()).unwrap();
     (dir, witness)
 }
 
@@ -92,10 +92,21 @@ fn it_is_remembered_over_a_restart_and_a_torn_file_is_forgotten() {
     witness.hear(2, &known(1, 1, (1, 1), 1));
     witness.hear(3, &known(4, 1, (2, 100), 5));
     witness.save().unwrap();
-    let again = Witness::open(dir.path());
+    let again = Witness::open(dir.path()).unwrap();
     assert_eq!((again.all(), again.newest(3)), (witness.all(), Some(known(4, 1, (2, 100), 5))));
     let file = dir.path().join("witness.json");
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
-    assert_eq!(Witness::open(dir.path()).all(), []);
+    assert_eq!(Witness::open(dir.path()).unwrap().all(), []);
+}
+
+/// What the system does not let a node read is not dropped: it would be overwritten.
+#[test]
+fn marks_that_cannot_be_read_are_not_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(FILE), b"no marks").unwrap();
+    assert_eq!(Witness::open(dir.path()).unwrap().all(), []);
+    std::fs::remove_file(dir.path().join(FILE)).unwrap();
+    std::fs::create_dir(dir.path().join(FILE)).unwrap();
+    assert!(Witness::open(dir.path()).is_err());
 }

@@ -47,9 +47,10 @@ pub(crate) trait DiskFile: Send + Sync + 'static {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// A directory of the operating system.
+/// A directory of the operating system. It is kept open, so that a sync of it never needs a descriptor.
 pub(super) struct RealDisk {
     dir: PathBuf,
+    opened: File,
 }
 
 impl RealDisk {
@@ -59,7 +60,8 @@ impl RealDisk {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             File::open(parent)?.sync_all()?;
         }
-        Ok(RealDisk { dir })
+        let opened = File::open(&dir)?;
+        Ok(RealDisk { dir, opened })
     }
 }
 
@@ -119,7 +121,7 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
+        self.opened.sync_all()
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -51,6 +51,8 @@ struct Faults {
     is_full: AtomicBool,
     /// Larger files find no space.
     file_bytes_max: AtomicU64,
+    /// There are no descriptors: no file can be created.
+    has_no_descriptors: AtomicBool,
 }
 
 #[derive(Default)]
@@ -84,6 +86,7 @@ impl FaultyDisk {
             lies: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             file_bytes_max: AtomicU64::new(NEVER),
+            has_no_descriptors: AtomicBool::new(false),
         };
         FaultyDisk { directory: Arc::new(Mutex::new(directory)), faults: Arc::new(faults), pace: None }
     }
@@ -140,6 +143,12 @@ impl FaultyDisk {
     #[cfg(test)]
     pub(crate) fn fill(&self, is_full: bool) {
         self.faults.is_full.store(is_full, Ordering::SeqCst);
+    }
+
+    /// From now on there are no descriptors, or there are some again.
+    #[cfg(test)]
+    pub(crate) fn take_descriptors(&self, are_taken: bool) {
+        self.faults.has_no_descriptors.store(are_taken, Ordering::SeqCst);
     }
 
     /// From now on there is no space for larger files.
@@ -204,6 +213,11 @@ fn count_down(left: &AtomicU64) -> io::Result<()> {
 }
 
 impl Faults {
+    fn descriptor(&self) -> io::Result<()> {
+        let are_taken = self.has_no_descriptors.load(Ordering::SeqCst);
+        if are_taken { Err(io::Error::from_raw_os_error(libc::EMFILE)) } else { Ok(()) }
+    }
+
     fn space(&self) -> io::Result<()> {
         if self.is_full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
@@ -220,6 +234,7 @@ impl Disk for FaultyDisk {
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         count_down(&self.faults.writes_left)?;
+        self.faults.descriptor()?;
         self.faults.space()?;
         if bytes > self.faults.file_bytes_max.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
@@ -234,6 +249,7 @@ impl Disk for FaultyDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.faults.descriptor()?;
         let inode = self.directory.lock().names.get(name).cloned().ok_or_else(|| not_found(name))?;
         Ok(Arc::new(FaultyFile { inode, faults: self.faults.clone() }))
     }

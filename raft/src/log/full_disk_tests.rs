@@ -1,4 +1,4 @@
-//! A log whose disk is full waits, then continues with what it was about to write; nothing that was durable
+//! A log whose disk is full, or that has no descriptors, waits, then continues with what it was about to write; nothing that was durable
 //! is touched.
 
 use std::{
@@ -12,13 +12,15 @@ use openraft::{
 };
 
 use super::{
-    Log, LogConfig, LogStore,
+    Log, LogConfig, LogError, LogStore,
     faulty::FaultyDisk,
     tests::{all, append, block_on, config, entry, indexes, no_fatal},
 };
 use crate::{
+    DiskState,
     space::tests::Small,
     types::{Entry, TypeConfig},
+    want::Want,
 };
 
 const SEGMENT_BYTES: u64 = 4 << 20;
@@ -52,12 +54,12 @@ fn a_write_that_finds_no_space_is_written_when_there_is_some() {
         append(&mut store, vec![entry(1, 1, 1000)]).await;
         disk.fill(true);
         let durable = begin(&mut store, entry(1, 2, 1000)).await;
-        wait_for("the log to wait", || small.space.log_waits());
+        wait_for("the log to wait", || small.space.log_waits_for() == Some(Want::Space));
         assert!(log.stats().fsync_in_progress_since.is_some(), "a watchdog sees it");
         assert_eq!(store.durable_entry().map(|id| id.index), Some(1), "nobody is told that it is durable");
         disk.fill(false);
         assert!(durable.await);
-        assert!(!small.space.log_waits());
+        assert_eq!(small.space.log_waits_for(), None);
         append(&mut store, vec![entry(1, 3, 1000)]).await;
     });
     log.close();
@@ -75,7 +77,7 @@ fn a_log_that_is_closed_while_it_waits_keeps_what_it_had() {
         append(&mut store, vec![entry(1, 1, 1000)]).await;
         disk.fill(true);
         let durable = begin(&mut store, entry(1, 2, 1000)).await;
-        wait_for("the log to wait", || small.space.log_waits());
+        wait_for("the log to wait", || small.space.log_waits_for() == Some(Want::Space));
         log.close();
         assert!(!durable.await);
     });
@@ -118,4 +120,55 @@ fn where_no_whole_segment_fits_smaller_ones_do() {
         assert_eq!(indexes(&all(&store).await), (1..=41).collect::<Vec<_>>());
         append(&mut store, vec![entry(2, 42, bytes)]).await;
     });
+}
+
+#[test]
+fn a_segment_for_which_there_is_no_descriptor_is_created_when_there_is_one() {
+    let (disk, small) = (FaultyDisk::new(), Small::with_unused(0));
+    let log = open(&disk, &small);
+    let bytes = 1 << 20;
+    block_on(async {
+        let mut store = log.store(0);
+        append(&mut store, vec![entry(1, 1, bytes)]).await;
+        disk.take_descriptors(true);
+        // What has its place in the segment that is open needs none.
+        append(&mut store, vec![entry(1, 2, bytes)]).await;
+        let durable = begin(&mut store, entry(1, 3, 3 * bytes)).await;
+        wait_for("the log to wait", || small.space.log_waits_for() == Some(Want::Descriptors));
+        assert!(log.stats().fsync_in_progress_since.is_some(), "a watchdog sees it");
+        disk.take_descriptors(false);
+        assert!(durable.await);
+        assert_eq!(small.space.log_waits_for(), None);
+        append(&mut store, vec![entry(1, 4, bytes)]).await;
+    });
+    log.close();
+    // Opened without descriptors it changes nothing.
+    let before = disk.files();
+    disk.take_descriptors(true);
+    let config = LogConfig { spare_segments: 0, space: small.space.clone(), ..config(SEGMENT_BYTES, 0) };
+    let refused = Log::open_on(Arc::new(disk.clone()), config, no_fatal()).err().unwrap();
+    let LogError::Io { source, .. } = &refused else { panic!("{refused}") };
+    assert_eq!(Want::of(source), Some(Want::Descriptors));
+    assert_eq!(disk.files(), before);
+    disk.take_descriptors(false);
+    let log = open(&disk, &small);
+    assert_eq!(indexes(&block_on(all(&log.store(0)))), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_log_that_is_closed_while_it_has_no_descriptor_keeps_what_it_had() {
+    let (disk, small) = (FaultyDisk::new(), Small::with_unused(100 << 20));
+    let log = open(&disk, &small);
+    block_on(async {
+        let mut store = log.store(0);
+        append(&mut store, vec![entry(1, 1, 1000)]).await;
+        disk.take_descriptors(true);
+        let durable = begin(&mut store, entry(1, 2, SEGMENT_BYTES as usize)).await;
+        wait_for("the log to wait", || small.space.log_waits_for() == Some(Want::Descriptors));
+        assert_ne!(small.space.disk().state, DiskState::Full, "it is not the disk that is full");
+        log.close();
+        assert!(!durable.await);
+    });
+    disk.take_descriptors(false);
+    assert_eq!(indexes(&block_on(all(&open(&disk, &small).store(0)))), [1]);
 }

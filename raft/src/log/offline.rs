@@ -135,6 +135,8 @@ pub(crate) fn listing(dir: &Path, group: GroupId) -> Result<Listing, LogError> {
                 group,
             })
         }
+        // Nothing is known of the log then.
+        Err(refused @ LogError::Io { .. }) => Err(refused),
         Err(damage) => {
             let Salvaged { state, positions, files, skipped } =
                 salvage::salvage(&disk, group).map_err(failed)?;

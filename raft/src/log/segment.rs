@@ -21,7 +21,7 @@ use super::{
     LogConfig,
     disk::{Disk, DiskFile},
 };
-use crate::space::{Space, is_full};
+use crate::space::{Space, is_full, passes};
 
 /// How much is zeroed between two syncs, so that the log's own fdatasync never waits for a whole segment.
 const ZERO_CHUNK_BYTES: u64 = 1 << 20;
@@ -157,7 +157,7 @@ impl Spares {
         while let Some(job) = self.next_job() {
             match self.perform(job) {
                 // What was retired must still be removed.
-                Err(error) if is_full(&error) => self.rest(),
+                Err(error) if is_full(&error) || passes(&error) => self.rest(),
                 Err(error) => {
                     tracing::warn!(%error, "cannot prepare log segments; they will be created when they are needed");
                     return;

@@ -5,8 +5,8 @@
 //! durable, and the fatal handler is called, which in a node ends the process. A second fsync after a failed
 //! one may succeed without having written anything.
 //!
-//! A full disk is not a failure as long as nothing was synced: what found no space is written again when
-//! there is some, the same bytes at the same place.
+//! A full disk is not a failure as long as nothing was synced, nor is a lack of descriptors: what found no
+//! space is written again when there is some, the same bytes at the same place.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,7 +30,7 @@ use crate::{
     codec,
     machine::GroupId,
     safeguard::{self, Safeguard},
-    space::is_full,
+    space::{is_full, passes},
 };
 
 /// Where there is no room for a whole segment, one of this size is used, unless a batch is larger.
@@ -123,9 +123,11 @@ impl Writer {
     fn end(self, result: io::Result<()>) {
         let Err(error) = result else { return };
         self.shared.queue.fail(error.to_string());
-        if is_full(&error) && (self.shared.queue.is_closed() || self.shared.config.space.is_over()) {
+        if (is_full(&error) || passes(&error))
+            && (self.shared.queue.is_closed() || self.shared.config.space.is_over())
+        {
             // Nobody who waits is told anything, and nothing is damaged: a torn frame was never acknowledged.
-            tracing::warn!("the log is closed while the disk is full; what was to be written at last is not");
+            tracing::warn!(%error, "the log is closed while it waits; what was to be written at last is not");
             return;
         }
         (self.fatal)(format!("cannot write the log: {error}"));
@@ -218,6 +220,7 @@ impl Writer {
                 let small = bytes_min.max(SMALL_SEGMENT_BYTES.min(whole));
                 Ok((self.patiently(small, || disk.create(name, small))?, small))
             }
+            Err(error) if passes(&error) => Ok((self.patiently(0, || disk.create(name, whole))?, whole)),
             created => Ok((created?, whole)),
         }
     }

@@ -69,6 +69,7 @@ pub(crate) async fn serve<H: Handler>(
     mut stop: watch::Receiver<bool>,
 ) {
     let (mut connections, refusals) = (JoinSet::new(), Arc::<Refusals>::default());
+    let mut is_said = false;
     loop {
         tokio::select! {
             biased;
@@ -76,6 +77,7 @@ pub(crate) async fn serve<H: Handler>(
             _ = stop.changed() => return,
             accepted = listener.accept() => match accepted {
                 Ok(connection) => {
+                    is_said = false;
                     let (handler, refusals) = (handler.clone(), refusals.clone());
                     connections.spawn(async move {
                         if let Err(error) = serve_connection(connection, handler, &refusals).await
@@ -86,7 +88,9 @@ pub(crate) async fn serve<H: Handler>(
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a peer connection");
+                    if !std::mem::replace(&mut is_said, true) {
+                        tracing::warn!(%error, "cannot accept connections of peers");
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             },

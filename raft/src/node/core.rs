@@ -3,6 +3,7 @@
 //! (`contact.rs`).
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
@@ -89,6 +90,8 @@ pub(crate) struct Core<M: Machine> {
     /// Whether a linearizable read has succeeded since the leader was last unknown.
     pub caught_up: AtomicBool,
     pub stop: watch::Sender<bool>,
+    /// Pages that were set aside before this start, or at it.
+    pub set_aside: Vec<PathBuf>,
     pub read_rounds: AtomicU64,
     pub leader_changes: AtomicU64,
 }

@@ -46,7 +46,7 @@ use crate::{
         peer_table::PeerTable,
         supervised::Supervised,
     },
-    pages::PageStore,
+    pages::{self, PAGES, PageStore},
     platform::Platform,
     proposals::propose::{Limits, Proposer},
     reads::rounds::{Pace, Rounds},
@@ -100,8 +100,7 @@ impl<M: Machine> Node<M> {
         let started = Instant::now();
         config.validate()?;
         let platform = platform.with_space_of(&config);
-        let clock = Arc::new(Clock::new(platform.wall.clone()));
-        let hello = introduction(&config, &*machine);
+        let (clock, hello) = (Clock::new(platform.wall.clone()).into(), introduction(&config, &*machine));
         let identity = Arc::new(Identity::open(&config.dir, config.id, hello, &clock, &platform)?);
         let listener = listen(&platform, &config).await?;
         let peer_address = publish(&mut config, &*listener, &identity)?;
@@ -111,7 +110,6 @@ impl<M: Machine> Node<M> {
         let proposer = Arc::new(Proposer::new(config.id, limits(&config), contact.watch_refusal()));
         let parts = (clock.clone(), proposer.clone(), identity.apply_level());
         let checkpointer = Arc::new(checkpointer(&config, platform, machine, parts, (pages, progress)));
-        let applier = checkpointer.applier.clone();
         let snapshots = Arc::new(Sender::new(checkpointer.clone()));
         let receiver = Receiver::new(&checkpointer, config.dir.join(RECEIVED), log.store(GROUP));
         let (interest, elections) = (Arc::new(Interest::new()), Elections::default());
@@ -124,7 +122,8 @@ impl<M: Machine> Node<M> {
             timing: contact.timing.clone(),
             rivals: elections.rivals.clone(),
         };
-        let state = StateMachine { applier: applier.clone(), checkpointer: checkpointer.clone() };
+        let state =
+            StateMachine { applier: checkpointer.applier.clone(), checkpointer: checkpointer.clone() };
         let (own, store) = (openraft_config(&config)?, log.store(GROUP));
         let raft = openraft::Raft::new(config.id, own, factory, store, state).await;
         let raft = raft.map_err(|error| io_error("cannot start consensus", error))?;
@@ -135,7 +134,7 @@ impl<M: Machine> Node<M> {
             votes: log.store(GROUP),
             log,
             clock,
-            applier,
+            applier: checkpointer.applier.clone(),
             proposer,
             checkpointer,
             snapshots,
@@ -157,6 +156,7 @@ impl<M: Machine> Node<M> {
             stop: watch::Sender::new(false),
             read_rounds: AtomicU64::new(0),
             leader_changes: AtomicU64::new(0),
+            set_aside: pages::all_aside(&config.dir.join(PAGES)).unwrap_or_default(),
             config,
         });
         let node = Node { core, tasks: Arc::default(), peer_address };
@@ -348,6 +348,7 @@ impl<M: Machine> Node<M> {
             differing: self.core.differing(),
             disk: self.core.space().disk(),
             no_room: self.core.rooms.shortage(Need::Growth),
+            set_aside: self.core.set_aside.iter().filter(|path| path.exists()).cloned().collect(),
         }
     }
 

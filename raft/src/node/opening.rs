@@ -1,7 +1,12 @@
 //! What a node opens before it takes part: its address, its log, its pages; and what it refuses to start
 //! with.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use tokio::time::Instant;
@@ -12,7 +17,7 @@ use crate::{
     log::{Log, LogConfig, LogError},
     net::transport::Listener,
     node::peer_table::PeerTable,
-    pages::{PageStore, PagesError},
+    pages::{Aside, PAGES, PageStore, PagesError},
     platform::Platform,
     safeguard::{self, Safeguard},
     snapshot::{
@@ -22,10 +27,15 @@ use crate::{
     },
     state::progress::Progress,
     types::GROUP,
+    want::Want,
 };
 
 /// Spare log segments that are kept zeroed.
 const SPARE_SEGMENTS: usize = 2;
+
+/// How many of the directories that were set aside are tried again at a start. On some damage sled takes
+/// minutes.
+const TRIED_AGAIN_MAX: usize = 3;
 
 /// Where the pages of a received snapshot are collected.
 pub(crate) const RECEIVED: &str = "pages.received";
@@ -36,11 +46,6 @@ const ASKING_MIN: Duration = Duration::from_millis(750);
 
 pub(crate) fn io_error(context: &str, error: impl std::fmt::Display) -> StartError {
     StartError::Io { context: context.into(), source: std::io::Error::other(error.to_string()) }
-}
-
-fn no_room(why: String) -> StartError {
-    let source = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
-    StartError::Io { context: "cannot use the pages".into(), source }
 }
 
 pub(crate) async fn listen(
@@ -121,49 +126,129 @@ async fn open_pages<M: Machine>(
 }
 
 /// Loads the last checkpoint. Unusable pages are set aside and rebuilt, from the log alone if it still has
-/// every entry and the state was not distrusted, otherwise from a peer.
+/// every entry and the state was not distrusted, otherwise from what was set aside before, or from a peer.
 async fn load_pages<M: Machine>(
     config: &NodeConfig,
     log: &Log,
     table: &Arc<PeerTable>,
     machine: &M,
 ) -> Result<(PageStore, Progress), StartError> {
-    let dir = config.dir.join("pages");
+    let (platform, dir) = (&table.platform, config.dir.join(PAGES));
     let state =
         log.store(GROUP).get_log_state().await.map_err(|error| io_error("cannot read the log", error))?;
     let purged_index = state.last_purged_log_id.map_or(0, |purged| purged.index);
     let distrusted = table.identity.distrusted_state();
     let is_distrusted = distrusted.is_some();
-    let why = match distrusted {
-        Some(why) => why,
-        None => match open_trusted_pages(&table.platform, config, machine, purged_index).await? {
+    // Without what is set aside now.
+    let earlier = platform.unreadable_pages(&dir);
+    let earlier = earlier.map_err(|error| io_error("cannot list the data directory", error))?;
+    let (why, aside) = match distrusted {
+        Some(why) => (why, Aside::Distrusted),
+        None => match open_trusted_pages(platform, config, machine, purged_index).await? {
             Ok(opened) => return Ok(opened),
-            Err(why) => why,
+            Err(why) => (why, Aside::Unreadable),
         },
     };
-    let aside = table
-        .platform
-        .set_pages_aside(&dir)
-        .map_err(|error| io_error("cannot set the unusable pages aside", error))?;
-    tracing::error!(why, aside = %aside.display(), "the pages cannot be used and were set aside");
-    // A log that has led to a different state once may do so again.
-    if purged_index > 0 || is_distrusted {
-        let fetched = recover::fetch(table, &dir, config.page_cache_bytes, purged_index).await;
-        let store = fetched.map_err(|error| match error {
-            PagesError::Failed(error) => io_error("cannot fetch the pages", error),
-            PagesError::Full(why) => no_room(why),
-            PagesError::Unreadable(reasons) => StartError::PagesUnreadable(format!("{why}; {reasons}")),
-        })?;
-        store.close();
+    if platform.has_pages(&dir).map_err(|error| io_error("cannot list the data directory", error))? {
+        let aside = platform
+            .set_pages_aside(&dir, aside)
+            .map_err(|error| io_error("cannot set the unusable pages aside", error))?;
+        tracing::error!(why, aside = %aside.display(), "the pages cannot be used and were set aside");
     }
-    let opened = try_open_pages(&table.platform, config, machine).await.map_err(|error| match error {
-        LoadError::Pages(PagesError::Failed(why)) => io_error("cannot use the pages", why),
-        LoadError::Pages(PagesError::Full(why)) => no_room(why),
-        error => StartError::PagesUnreadable(error.to_string()),
-    })?;
+    // A log that has led to a different state once may do so again.
+    if is_distrusted {
+        fetch_pages(config, table, purged_index, &why).await?;
+    } else if purged_index > 0 && !put_pages_back(platform, config, machine, earlier, purged_index).await? {
+        fetch_pages(config, table, purged_index, &why).await?;
+    }
+    let opened = try_open_pages(platform, config, &dir, machine).await;
+    let opened = opened.map_err(|error| unusable(error, platform, config))?;
     let trusted = table.identity.trust_state();
     trusted.map_err(|error| io_error("cannot write the identity file", error))?;
     Ok(opened)
+}
+
+/// Why the node does not start with its pages.
+fn unusable(error: LoadError, platform: &Platform, config: &NodeConfig) -> StartError {
+    match error {
+        LoadError::Pages(error) => no_pages(error, "cannot use the pages", platform, config),
+        error if error.is_of_a_later_version() => StartError::Config(error.to_string()),
+        error => unreadable(error.to_string(), platform, config),
+    }
+}
+
+/// The same, where only the page store has something against it.
+fn no_pages(error: PagesError, context: &str, platform: &Platform, config: &NodeConfig) -> StartError {
+    match error {
+        PagesError::Failed(why) => io_error(context, why),
+        PagesError::Full(why) => {
+            StartError::Wanting { want: Want::Space, context: "cannot use the pages".into(), why }
+        }
+        PagesError::Refused { want, why } => StartError::Wanting { want, context: context.into(), why },
+        PagesError::Unreadable(why) => unreadable(why, platform, config),
+    }
+}
+
+fn unreadable(why: String, platform: &Platform, config: &NodeConfig) -> StartError {
+    // Only said for help: without it the message is still right.
+    let set_aside = platform.unreadable_pages(&config.dir.join(PAGES)).unwrap_or_default();
+    StartError::PagesUnreadable { why, set_aside }
+}
+
+/// Fetches a checkpoint from a peer. It gets its name when it is whole.
+async fn fetch_pages(
+    config: &NodeConfig,
+    table: &Arc<PeerTable>,
+    purged_index: u64,
+    why: &str,
+) -> Result<(), StartError> {
+    let (platform, staged) = (&table.platform, config.dir.join(RECEIVED));
+    let fetched = recover::fetch(table, &staged, config.page_cache_bytes, purged_index).await;
+    let store = fetched.map_err(|error| match error {
+        PagesError::Unreadable(reasons) => unreadable(format!("{why}; {reasons}"), platform, config),
+        error => no_pages(error, "cannot fetch the pages", platform, config),
+    })?;
+    store.close();
+    drop(store);
+    let replaced = platform.replace_pages(config.dir.join(PAGES), staged).await;
+    replaced.map_err(|error| io_error("cannot use the pages that were fetched", error))
+}
+
+/// Looks at what was set aside as unreadable, the newest first: it may have been unreadable only for a while,
+/// or have been repaired. Puts back what is whole and reaches as far as the log was purged. False if there is
+/// nothing like that.
+async fn put_pages_back<M: Machine>(
+    platform: &Platform,
+    config: &NodeConfig,
+    machine: &M,
+    set_aside: Vec<PathBuf>,
+    purged_index: u64,
+) -> Result<bool, StartError> {
+    for aside in set_aside.into_iter().take(TRIED_AGAIN_MAX) {
+        match try_open_pages(platform, config, &aside, machine).await {
+            Ok((store, progress)) => {
+                store.close();
+                let index = progress.last.map_or(0, |last| last.index);
+                if index >= purged_index {
+                    let back = platform.put_pages_back(&aside, &config.dir.join(PAGES));
+                    back.map_err(|error| io_error("cannot put the pages back", error))?;
+                    tracing::warn!(index, aside = %aside.display(), "pages that were set aside are whole and were put back");
+                    return Ok(true);
+                }
+                tracing::warn!(index, purged_index, aside = %aside.display(), "what was set aside is too old");
+            }
+            // It is not known yet whether it can be used.
+            Err(LoadError::Pages(
+                error @ (PagesError::Failed(_) | PagesError::Full(_) | PagesError::Refused { .. }),
+            )) => {
+                return Err(no_pages(error, "cannot read the pages that were set aside", platform, config));
+            }
+            Err(error) => {
+                tracing::warn!(%error, aside = %aside.display(), "what was set aside is not whole");
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Opens the pages as they are, or tells why they cannot be used.
@@ -173,7 +258,14 @@ async fn open_trusted_pages<M: Machine>(
     machine: &M,
     purged_index: u64,
 ) -> Result<Result<(PageStore, Progress), String>, StartError> {
-    match try_open_pages(platform, config, machine).await {
+    let dir = config.dir.join(PAGES);
+    let is_there =
+        platform.has_pages(&dir).map_err(|error| io_error("cannot list the data directory", error))?;
+    if purged_index > 0 && !is_there {
+        // An empty directory in their place would only be set aside.
+        return Ok(Err("the pages are missing".to_owned()));
+    }
+    match try_open_pages(platform, config, &dir, machine).await {
         Ok((store, progress)) => {
             let index = progress.last.map_or(0, |last| last.index);
             if index >= purged_index {
@@ -184,8 +276,10 @@ async fn open_trusted_pages<M: Machine>(
             Ok(Err(format!("the checkpoint is at {index}, but the log was purged up to {purged_index}")))
         }
         // The pages themselves are sound: setting them aside would lose them.
-        Err(LoadError::Pages(PagesError::Failed(why))) => Err(io_error("cannot use the pages", why)),
-        Err(LoadError::Pages(PagesError::Full(why))) => Err(no_room(why)),
+        Err(LoadError::Pages(
+            error @ (PagesError::Failed(_) | PagesError::Full(_) | PagesError::Refused { .. }),
+        )) => Err(no_pages(error, "cannot use the pages", platform, config)),
+        Err(LoadError::Io(error)) => Err(io_error("cannot use the pages", error)),
         Err(error) if error.is_of_a_later_version() => Err(StartError::Config(error.to_string())),
         Err(why) => Ok(Err(why.to_string())),
     }
@@ -194,10 +288,11 @@ async fn open_trusted_pages<M: Machine>(
 async fn try_open_pages<M: Machine>(
     platform: &Platform,
     config: &NodeConfig,
+    dir: &Path,
     machine: &M,
 ) -> Result<(PageStore, Progress), LoadError> {
     let started = Instant::now();
-    let store = platform.open_pages(config.dir.join("pages"), config.page_cache_bytes).await?;
+    let store = platform.open_pages(dir.to_owned(), config.page_cache_bytes).await?;
     match checkpoint::load(&store, GROUP, machine).await {
         Ok(progress) => {
             let progress = progress.unwrap_or_default();

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Cause, DiskState, Machine, NotReady, Unavailable, elections::contact::Complaint, node::core::Core,
-    space::room::Need, sparse, types::Metrics,
+    space::room::Need, sparse, types::Metrics, want::Want,
 };
 
 /// How often to check whether something belongs in the log.
@@ -28,7 +28,7 @@ impl<M: Machine> Core<M> {
     /// Why this node is not ready: of all reasons the one from which the others follow. A new reason has its
     /// place here.
     pub(crate) fn not_ready(&self, metrics: &Metrics) -> Option<NotReady> {
-        self.log_has_no_room()
+        self.log_waits()
             .or_else(|| self.disk_stalls())
             .or_else(|| self.is_no_member(metrics))
             .or_else(|| self.has_diverged())
@@ -39,10 +39,13 @@ impl<M: Machine> Core<M> {
             .or_else(|| self.has_no_room())
     }
 
-    fn log_has_no_room(&self) -> Option<NotReady> {
-        let dir = self.space().dir().filter(|_| self.space().log_waits())?;
-        let why = format!("the disk is full: the log in {} waits for space", dir.display());
-        because(Cause::DiskFull, why)
+    fn log_waits(&self) -> Option<NotReady> {
+        let want = self.space().log_waits_for()?;
+        let dir = self.config.dir.display();
+        if want == Want::Space {
+            return because(Cause::DiskFull, format!("the disk is full: the log in {dir} waits for space"));
+        }
+        because(Cause::System, format!("the log in {dir} waits for {want}, which the system refuses"))
     }
 
     /// Other nodes are better asked. Where all disks are full, whoever makes room needs this node too.

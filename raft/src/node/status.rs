@@ -1,6 +1,6 @@
 //! What a node reports of itself and of its group.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use thiserror::Error;
 
@@ -96,11 +96,13 @@ pub enum Cause {
     Behind,
     /// Its disk is full, or nearly so.
     DiskFull,
+    /// The system refuses what its log needs, such as file descriptors.
+    System,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Cause; 9] = [
+    pub const ALL: [Cause; 10] = [
         Cause::Disk,
         Cause::NotFormed,
         Cause::NotMember,
@@ -110,6 +112,7 @@ impl Cause {
         Cause::NoMajority,
         Cause::Behind,
         Cause::DiskFull,
+        Cause::System,
     ];
 
     /// Its name.
@@ -124,6 +127,7 @@ impl Cause {
             Cause::NoMajority => "no-majority",
             Cause::Behind => "behind",
             Cause::DiskFull => "disk-full",
+            Cause::System => "system",
         }
     }
 }
@@ -216,6 +220,9 @@ pub struct Status {
     pub disk: Disk,
     /// Why writes that need space are refused; None while they are not.
     pub no_room: Option<String>,
+    /// Pages that were set aside because they were unreadable or differed from the others', and are still
+    /// there.
+    pub set_aside: Vec<PathBuf>,
 }
 
 impl Status {

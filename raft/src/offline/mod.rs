@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::StartError;
+use crate::{StartError, want::Want};
 
 pub use self::{
     history::{History, PastContent, PastEntry, Voted},
@@ -62,6 +62,17 @@ pub enum RecoverError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl RecoverError {
+    /// What the system refused, if it is that.
+    pub fn want(&self) -> Option<Want> {
+        match self {
+            RecoverError::Directory(error) => error.want(),
+            RecoverError::Io { source, .. } => Want::of(source).filter(|want| *want != Want::Other),
+            _ => None,
+        }
+    }
 }
 
 /// Adds what was attempted.

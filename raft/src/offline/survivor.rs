@@ -10,15 +10,16 @@ use std::{
 
 use super::{RecoverError, copy, io};
 use crate::{
-    NodeId,
+    NodeId, StartError,
     identity::{
         DISK_ENDPOINT,
         directory::{self, Content},
     },
     log::{self, LogError},
-    pages::{PageStore, PagesError},
+    pages::{self, PAGES, PageStore, PagesError},
     snapshot::head::Head,
     types::{GROUP, LogId, MemberNode, StoredMembership},
+    want::Want,
 };
 
 /// The copy of the pages that is read, inside the data directory.
@@ -79,6 +80,8 @@ pub struct Survivor {
     pub purged_index: u64,
     /// The last checkpoint.
     pub checkpoint: Checkpoint,
+    /// Unreadable pages that were set aside, the newest first.
+    pub set_aside: Vec<PathBuf>,
     /// The voters of the last membership in it: two sets while one replaces the other.
     pub voters: Vec<BTreeSet<NodeId>>,
     /// All members of it, with the address for peers.
@@ -130,6 +133,7 @@ impl Survivor {
             committed_index: index(log.committed).max(index(applied)),
             purged_index: index(log.purged),
             checkpoint,
+            set_aside: pages::unreadable(&dir.join(PAGES)).map_err(io("cannot list the directory"))?,
             voters: membership.get_joint_config().clone(),
             members: membership.nodes().map(|(id, node)| (*id, node.peer.clone())).collect(),
             is_unfinished: content.unfinished.is_some(),
@@ -145,12 +149,19 @@ impl Survivor {
         if self.last.index == 0 {
             return Some("it has never been a member of a cluster, and has no data".into());
         }
+        let set_aside = match self.set_aside.first() {
+            Some(newest) => format!(
+                "; pages were set aside in {}: start the node once, it uses them if they are whole",
+                newest.display()
+            ),
+            None => String::new(),
+        };
         let reached = match &self.checkpoint {
             Checkpoint::None => 0,
             Checkpoint::At { index, .. } => *index,
             Checkpoint::Unreadable(why) if self.purged_index > 0 => {
                 return Some(format!(
-                    "its checkpoint cannot be read, and the log begins after {}: {why}",
+                    "its checkpoint cannot be read, and the log begins after {}: {why}{set_aside}",
                     self.purged_index
                 ));
             }
@@ -158,7 +169,10 @@ impl Survivor {
             Checkpoint::Unreadable(_) => self.purged_index,
         };
         (reached < self.purged_index).then(|| {
-            format!("its checkpoint ends at {reached}, and the log begins after {}", self.purged_index)
+            format!(
+                "its checkpoint ends at {reached}, and the log begins after {}{set_aside}",
+                self.purged_index
+            )
         })
     }
 }
@@ -195,22 +209,43 @@ async fn look_at_pages(dir: &Path) -> Result<(Checkpoint, Option<Head>), Recover
     Ok(match read {
         Ok((None, _)) => (Checkpoint::None, None),
         Ok((Some(head), pages)) => (Checkpoint::At { index: head.index(), pages }, Some(head)),
-        Err(why) => (Checkpoint::Unreadable(why), None),
+        Err(LookError::Damaged(why)) => (Checkpoint::Unreadable(why), None),
+        // Nothing is known of the pages. What was copied is removed.
+        Err(LookError::Pages(PagesError::Full(why))) => return Err(wanting(Want::Space, why)),
+        Err(LookError::Pages(PagesError::Refused { want, why })) => return Err(wanting(want, why)),
+        Err(LookError::Pages(error)) => (Checkpoint::Unreadable(error.to_string()), None),
     })
 }
 
+/// Why the pages of a copy cannot be read.
+enum LookError {
+    Pages(PagesError),
+    Damaged(String),
+}
+
+impl From<PagesError> for LookError {
+    fn from(error: PagesError) -> LookError {
+        LookError::Pages(error)
+    }
+}
+
+fn wanting(want: Want, why: String) -> RecoverError {
+    StartError::Wanting { want, context: "cannot read the pages".to_owned(), why }.into()
+}
+
 /// The head, and how many pages there are. A scan to the end checks them.
-async fn read_pages(dir: &Path) -> Result<(Option<Head>, u64), String> {
-    let text = |error: PagesError| error.to_string();
+async fn read_pages(dir: &Path) -> Result<(Option<Head>, u64), LookError> {
+    let damaged = |why: String| LookError::Damaged(why);
     let path = dir.to_owned();
     // A failed write can only be one to a copy.
     let opened = tokio::task::spawn_blocking(move || PageStore::open(&path, CACHE_BYTES, Arc::new(|_| ())));
-    let store = opened.await.map_err(|error| error.to_string())?.map_err(text)?;
-    let Some(head) = store.head(GROUP).await.map_err(text)? else { return Ok((None, 0)) };
-    let head = Head::decode(&head).map_err(|error| format!("the head of the checkpoint: {error}"))?;
+    let store = opened.await.map_err(|error| damaged(error.to_string()))??;
+    let Some(head) = store.head(GROUP).await? else { return Ok((None, 0)) };
+    let head =
+        Head::decode(&head).map_err(|error| damaged(format!("the head of the checkpoint: {error}")))?;
     let (mut after, mut count) = (None, 0);
     loop {
-        let pages = store.scan(GROUP, after.take(), SCAN_BYTES).await.map_err(text)?;
+        let pages = store.scan(GROUP, after.take(), SCAN_BYTES).await?;
         let Some((last, _)) = pages.last() else { break };
         after = Some(last.clone());
         count += pages.len() as u64;

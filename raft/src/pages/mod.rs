@@ -5,9 +5,11 @@
 //! flushes when it is closed.
 //!
 //! Files: `worker.rs` is the thread and the format, `panics.rs` handles panics of sled, `dirs.rs` creates,
-//! replaces and sets aside directories, `metadata_log.rs` repairs what a crash left in one, `need.rs` tells
+//! replaces, sets aside and puts back directories, `metadata_log.rs` repairs what a crash left in one, `need.rs` tells
 //! how much space a commit takes.
 
+#[cfg(test)]
+mod descriptor_tests;
 mod dirs;
 #[cfg(feature = "simulation")]
 pub(crate) mod memory;
@@ -20,6 +22,7 @@ mod worker;
 
 use std::{
     cell::Cell,
+    io,
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -31,14 +34,18 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub(crate) use self::dirs::{replace, set_aside};
+pub(crate) use self::dirs::{Aside, all_aside, put_back, replace, set_aside, unreadable};
 pub(crate) use self::worker::Tally;
 use self::worker::{Answer, Request, Worker};
 use crate::{
     log::Fatal,
     machine::{GroupId, PageWrite},
     space::{self, Space},
+    want::Want,
 };
+
+/// Where the pages of the last checkpoint are, in a data directory.
+pub(crate) const PAGES: &str = "pages";
 
 /// The most messages that may wait for the thread.
 const QUEUE_MAX: usize = 16;
@@ -53,7 +60,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 6
 /// A page's id and its content.
 pub(crate) type Page = (Vec<u8>, Vec<u8>);
 
-/// Why pages cannot be had. After any of these but `Full` the handle is useless.
+/// Why pages cannot be had. After `Unreadable` and `Failed` the handle is useless.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum PagesError {
     /// sled cannot open the directory, or what it returns is not what was committed. `set_aside` it, and get
@@ -64,10 +71,59 @@ pub(crate) enum PagesError {
     /// in use. Says nothing against the pages.
     #[error("the pages cannot be written: {0}")]
     Failed(String),
+    /// The system refuses something that has nothing to do with the content. Nothing was written, what is
+    /// staged stays staged. A handle that was open is as good as before, unless a read was refused.
+    #[error("the system refuses what the pages need: {why}")]
+    Refused {
+        /// What is missing.
+        want: Want,
+        /// What the system said.
+        why: String,
+    },
     /// The disk has no room. Nothing was written, what is staged stays staged, and the handle is as good as
     /// before.
     #[error("the disk has no room for the pages: {0}")]
     Full(String),
+}
+
+impl PagesError {
+    /// Whether it may succeed later as it is.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            PagesError::Full(_) => true,
+            PagesError::Refused { want, .. } => want.may_pass(),
+            PagesError::Unreadable(_) | PagesError::Failed(_) => false,
+        }
+    }
+
+    /// An error at files of which this node knows what they are.
+    pub(crate) fn of_own_files(error: io::Error) -> PagesError {
+        match PagesError::from(error) {
+            PagesError::Unreadable(why) => PagesError::Failed(why),
+            error => error,
+        }
+    }
+}
+
+impl From<io::Error> for PagesError {
+    /// A directory that the system does not let this process use is not damaged, and must not be set aside.
+    fn from(error: io::Error) -> PagesError {
+        let why = error.to_string();
+        match Want::of(&error) {
+            Some(Want::Space) => PagesError::Full(why),
+            Some(want) => PagesError::Refused { want, why },
+            None => PagesError::Unreadable(why),
+        }
+    }
+}
+
+/// sled panics on damage, and on some of what the system refuses it.
+fn panicked(panic: &str) -> PagesError {
+    let why = format!("sled panicked: {panic}");
+    match Want::in_text(panic) {
+        Some(want) => PagesError::Refused { want, why },
+        None => PagesError::Unreadable(why),
+    }
 }
 
 /// A directory of pages, opened. Closed when dropped.
@@ -83,6 +139,11 @@ impl PageStore {
     /// Opens a directory on a disk whose space is not known.
     pub(crate) fn open(dir: &Path, cache_bytes: usize, fatal: Fatal) -> Result<PageStore, PagesError> {
         PageStore::open_in(dir, cache_bytes, fatal, space::unknown())
+    }
+
+    /// Whether there is something to open.
+    pub(crate) fn is_there(dir: &Path) -> io::Result<bool> {
+        dirs::is_there(dir)
     }
 
     /// Opens the directory, or creates it, after finishing or undoing what a crash interrupted. Blocks, also
@@ -104,7 +165,7 @@ impl PageStore {
                 ((poisoner.clone(), opened_sender.clone(), fatal.clone()), is_committing.clone());
             panics::report_first(move |panic| {
                 let (poisoner, opened_sender, fatal) = told;
-                let error = PagesError::Unreadable(format!("sled panicked: {panic}"));
+                let error = panicked(&panic);
                 poisoner.send_replace(Some(error.clone()));
                 // Nobody receives this once the store is open.
                 let _ = opened_sender.send(Err(error));
@@ -122,7 +183,10 @@ impl PageStore {
             }
         };
         let thread = thread::Builder::new().name("pages".to_owned()).spawn(run);
-        let thread = thread.map_err(|error| PagesError::Failed(format!("cannot start a thread: {error}")))?;
+        let thread = thread.map_err(|error| PagesError::Refused {
+            want: Want::of(&error).unwrap_or(Want::Threads),
+            why: format!("cannot start a thread: {error}"),
+        })?;
         let silent = |_| Err(PagesError::Unreadable("sled did not open it in time".to_owned()));
         opened.recv_timeout(OPEN_TIMEOUT).unwrap_or_else(silent)?;
         let (requests, thread) = (Mutex::new(Some(requests)), Mutex::new(Some(thread)));
@@ -168,7 +232,7 @@ impl PageStore {
     }
 
     /// Makes what is staged for the group durable together with the head, all or nothing. `head` may be
-    /// empty. After `Full` it may be tried again, also with more staged.
+    /// empty. After an error that may pass it may be tried again, also with more staged.
     pub(crate) async fn commit(&self, group: GroupId, head: Vec<u8>) -> Result<(), PagesError> {
         self.ask(|answer| Request::Commit { group, head, answer }).await
     }

@@ -10,11 +10,12 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Page, PageStore, PagesError, replace, set_aside};
+use super::{Aside, Page, PageStore, PagesError, replace, set_aside};
 use crate::{
     kill,
     machine::PageWrite,
     space::{occupied, tests::Small},
+    want::Want,
 };
 
 const CACHE_BYTES: usize = 1 << 20;
@@ -267,7 +268,7 @@ fn a_directory_in_use_is_waited_for_and_then_refused() {
     let parent = TempDir::new().unwrap();
     let dir = parent.path().join("pages");
     let first = open(&dir).unwrap();
-    assert!(matches!(open(&dir), Err(PagesError::Failed(_))));
+    assert!(matches!(open(&dir), Err(PagesError::Refused { want: Want::Threads, .. })));
     let closing = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(300));
         drop(first);
@@ -318,7 +319,7 @@ fn damage_is_noticed() {
             Err(PagesError::Unreadable(_)) => unreadable += 1,
             Err(error) => panic!("{error}"),
         }
-        set_aside(&dir).unwrap();
+        set_aside(&dir, Aside::Unreadable).unwrap();
         fs::create_dir_all(dir.join("slabs")).unwrap();
         fs::create_dir_all(dir.join("metadata")).unwrap();
         originals.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());

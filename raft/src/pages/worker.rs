@@ -25,9 +25,10 @@ use super::{
 };
 use crate::{
     codec::{self, CodecError, Reader},
+    descriptors,
     log::Fatal,
     machine::{GroupId, PageWrite},
-    space::{Space, is_full},
+    space::Space,
 };
 
 /// How long opening waits for sled's lock on the directory, and how often it tries.
@@ -159,11 +160,13 @@ struct Closed {
 pub(super) struct Worker {
     dir: PathBuf,
     cache_bytes: usize,
-    /// None only while sled is being reopened, and for ever if that failed.
+    /// None while sled is closed to be opened again, and for ever if that failed.
     db: Option<Db>,
     /// Page bytes written since it was opened.
     written_bytes: usize,
     groups: HashMap<GroupId, Group>,
+    /// The groups while sled is closed, because the system refused to open it again. The next request tries.
+    closed: Option<HashMap<GroupId, Closed>>,
     /// The error after which nothing more is done.
     poison: watch::Sender<Option<PagesError>>,
     fatal: Fatal,
@@ -184,9 +187,11 @@ impl Worker {
     ) -> Result<Worker, PagesError> {
         let unreadable = |error: io::Error| {
             let error = io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
-            sled_error(error)
+            PagesError::from(error)
         };
         let open = |path: &Path| open_when_free(path, cache_bytes);
+        // sled changes files before it has opened all of them.
+        descriptors::ensure(descriptors::OF_PAGES).map_err(unreadable)?;
         dirs::settle(dir).map_err(unreadable)?;
         space.make_room(need::of_opening(dir));
         if !dir.exists() {
@@ -200,6 +205,7 @@ impl Worker {
             db: Some(db),
             written_bytes: 0,
             groups: HashMap::new(),
+            closed: None,
             poison,
             fatal,
             space,
@@ -229,9 +235,7 @@ impl Worker {
             Request::Scan { group, after, bytes_max, answer } => {
                 let _ = answer.send(self.read(group, |group| group.scan(after, bytes_max)));
             }
-            Request::Write { group, pages } => self.stage(group, |group| {
-                group.staged.extend(pages.into_iter().map(|page| (page.id, page.content)));
-            }),
+            Request::Write { group, pages } => self.stage(group, pages),
             Request::Commit { group, head, answer } => {
                 let _ = answer.send(self.flush(group, Some(head)));
                 self.free_memory();
@@ -249,23 +253,43 @@ impl Worker {
         if self.written_bytes < REOPEN_CACHES * self.cache_bytes || self.poison.borrow().is_some() {
             return;
         }
-        if !self.space.has_free(need::of_opening(&self.dir)) {
+        let has_room = self.space.has_free(need::of_opening(&self.dir));
+        if !has_room || descriptors::ensure(descriptors::OF_COMMIT).is_err() {
             // Left to a later commit: memory is worth less than a node.
             return;
         }
-        if let Err(error) = self.reopen() {
-            poison(&self.poison, &error);
-            (self.fatal)(format!("cannot open the pages again: {error}"));
-        }
-    }
-
-    fn reopen(&mut self) -> Result<(), PagesError> {
-        let groups: Vec<_> = self.groups.drain().map(|(id, group)| (id, group.close())).collect();
+        self.closed = Some(self.groups.drain().map(|(id, group)| (id, group.close())).collect());
         // The last handle: closing waits for sled's threads.
         self.db = None;
         self.written_bytes = 0;
-        let db = self.db.insert(open_when_free(&self.dir, self.cache_bytes).map_err(sled_error)?);
-        for (id, closed) in groups {
+        if let Err(error) = self.open_again() {
+            tracing::warn!(%error, "the pages are closed until they can be opened again");
+        }
+    }
+
+    /// Opens sled, if it is closed. What the system refuses is left to the next request: nothing is lost.
+    fn open_again(&mut self) -> Result<(), PagesError> {
+        let Some(closed) = self.closed.take() else { return Ok(()) };
+        let opened = descriptors::ensure(descriptors::OF_PAGES)
+            .and_then(|()| open_when_free(&self.dir, self.cache_bytes))
+            .map_err(PagesError::from);
+        let reopened = match opened {
+            Err(error) if error.may_pass() => {
+                self.closed = Some(closed);
+                return Err(error);
+            }
+            opened => opened.and_then(|db| self.compare(db, closed)),
+        };
+        reopened.inspect_err(|error| {
+            poison(&self.poison, error);
+            (self.fatal)(format!("cannot open the pages again: {error}"));
+        })
+    }
+
+    /// Takes what was opened, if it is what was closed.
+    fn compare(&mut self, db: Db, closed: HashMap<GroupId, Closed>) -> Result<(), PagesError> {
+        let db = self.db.insert(db);
+        for (id, closed) in closed {
             let group = Group::open(db, id)?;
             if (group.committed, &group.head) != (closed.committed, &closed.head) {
                 return Err(PagesError::Unreadable("sled opened an older commit than the last".into()));
@@ -280,6 +304,7 @@ impl Worker {
         if let Some(error) = &*self.poison.borrow() {
             return Err(error.clone());
         }
+        self.open_again()?;
         match self.groups.entry(id) {
             hash_map::Entry::Occupied(group) => Ok(group.into_mut()),
             hash_map::Entry::Vacant(vacant) => {
@@ -299,17 +324,25 @@ impl Worker {
         result.inspect_err(|error| poison(&self.poison, error))
     }
 
-    /// Stages something. If that is impossible, the commit will report it.
-    fn stage(&mut self, id: GroupId, stage: impl FnOnce(&mut Group)) {
-        if let Ok(group) = self.group(id) {
-            stage(group);
+    /// Stages pages. If that is impossible, the commit will report it.
+    fn stage(&mut self, id: GroupId, pages: Vec<PageWrite>) {
+        let pages = pages.into_iter().map(|page| (page.id, page.content));
+        if let Some(closed) = self.closed.as_mut().and_then(|closed| closed.get_mut(&id)) {
+            closed.staged.extend(pages);
+            return;
+        }
+        match self.group(id) {
+            Ok(group) => group.staged.extend(pages),
+            Err(error) => poison(&self.poison, &error),
         }
     }
 
-    /// Makes sure that the disk has room for what is staged. Neither sled nor the node survives a failed
-    /// write.
+    /// Makes sure that there are descriptors, and that the disk has room, for what is staged. Neither sled nor
+    /// the node survives a failed write.
     fn reserve(&mut self, id: GroupId) -> Result<(), PagesError> {
         let (space, dir) = (self.space.clone(), self.dir.clone());
+        self.open_again()?;
+        descriptors::ensure(descriptors::OF_COMMIT)?;
         if !space.is_known() {
             return Ok(());
         }
@@ -323,8 +356,10 @@ impl Worker {
 
     /// Writes what is staged, and the head if there is one, as a unit.
     fn flush(&mut self, id: GroupId, head: Option<Vec<u8>>) -> Result<(), PagesError> {
-        if let Err(full @ PagesError::Full(_)) = self.reserve(id) {
-            return Err(full);
+        if let Err(error) = self.reserve(id)
+            && error.may_pass()
+        {
+            return Err(error);
         }
         self.is_committing.set(true);
         let result = self.group(id).and_then(|group| group.flush(head));
@@ -347,7 +382,7 @@ impl Worker {
 /// Opens sled, and waits a while for its lock on the directory. A closed store can hold it a moment longer: a
 /// process that another thread is just starting has all descriptors of this one until it executes its
 /// program.
-fn open_when_free(path: &Path, cache_bytes: usize) -> io::Result<Db> {
+pub(super) fn open_when_free(path: &Path, cache_bytes: usize) -> io::Result<Db> {
     let config = sled::Config::new().path(path).zstd_compression_level(ZSTD_LEVEL);
     let config = config.flush_every_ms(Some(FLUSH_EVERY_MS)).cache_capacity_bytes(cache_bytes);
     let deadline = Instant::now() + LOCK_WAIT;
@@ -366,33 +401,16 @@ fn poison(poison: &watch::Sender<Option<PagesError>>, error: &PagesError) {
     poison.send_replace(Some(error.clone()));
 }
 
-/// A directory that is in use, is on a full disk, or may not be changed by this process is not damaged, and
-/// must not be set aside.
-fn sled_error(error: io::Error) -> PagesError {
-    let is_harmless = matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock
-            | io::ErrorKind::PermissionDenied
-            | io::ErrorKind::ReadOnlyFilesystem
-            | io::ErrorKind::OutOfMemory
-    );
-    let text = error.to_string();
-    if is_full(&error) {
-        return PagesError::Full(text);
-    }
-    if is_harmless { PagesError::Failed(text) } else { PagesError::Unreadable(text) }
-}
-
 impl Group {
     fn open(db: &Db, id: GroupId) -> Result<Group, PagesError> {
-        let tree = db.open_tree(format!("group-{id}")).map_err(sled_error)?;
+        let tree = db.open_tree(format!("group-{id}"))?;
         // sled makes the name of a new tree durable without the tree, and then cannot open the directory: an
         // empty tree must not be flushed.
-        if tree.get(MADE_KEY).map_err(sled_error)?.is_none() {
-            tree.insert(MADE_KEY, []).map_err(sled_error)?;
-            tree.flush().map_err(sled_error)?;
+        if tree.get(MADE_KEY)?.is_none() {
+            tree.insert(MADE_KEY, [])?;
+            tree.flush()?;
         }
-        let (tally, head) = match tree.get(HEAD_KEY).map_err(sled_error)? {
+        let (tally, head) = match tree.get(HEAD_KEY)? {
             None => (Tally::default(), None),
             Some(record) => {
                 let (tally, head) = decode_head(&record)
@@ -412,7 +430,7 @@ impl Group {
         let start = after.map_or_else(|| vec![PAGE_PREFIX], |after| [&page_key(&after)[..], &[0]].concat());
         let (mut pages, mut bytes) = (Vec::new(), 0);
         for item in self.tree.range(start..) {
-            let (key, value) = item.map_err(sled_error)?;
+            let (key, value) = item?;
             let (id, content, crc) = decode_page(&key, &value)?;
             if bytes + content.len() > bytes_max && !pages.is_empty() {
                 break;
@@ -444,7 +462,7 @@ impl Group {
         let start = [&page_key(id)[..], &[0]].concat();
         let (mut first, mut bytes) = (None, 0);
         for item in self.tree.range(start..).take(LEAF_FANOUT - 1) {
-            let (key, value) = item.map_err(sled_error)?;
+            let (key, value) = item?;
             first = first.or_else(|| key.split_first().map(|(_, id)| id.to_vec()));
             bytes += value.len() as u64;
         }
@@ -454,7 +472,8 @@ impl Group {
     /// The bytes of the pages before this one that may share a leaf with it.
     pub(super) fn before(&self, id: &[u8]) -> Result<u64, PagesError> {
         let pages = self.tree.range(..page_key(id)).rev().take(LEAF_FANOUT - 1);
-        pages.map(|item| item.map(|(_, value)| value.len() as u64).map_err(sled_error)).sum()
+        let bytes: io::Result<u64> = pages.map(|item| item.map(|(_, value)| value.len() as u64)).sum();
+        Ok(bytes?)
     }
 
     /// What of it is not in sled, and what sled must still hold when it is reopened.
@@ -469,7 +488,7 @@ impl Group {
         let mut batch = sled::Batch::default();
         for (at, (id, content)) in mem::take(&mut self.staged).into_iter().enumerate() {
             let key = page_key(&id);
-            if let Some(old) = self.tree.get(&key).map_err(sled_error)? {
+            if let Some(old) = self.tree.get(&key)? {
                 let (_, _, crc) = decode_page(&key, &old)?;
                 self.tally.subtract(&id, crc);
             }
@@ -481,18 +500,18 @@ impl Group {
                     batch.insert(key, [&crc.to_le_bytes(), &content[..]].concat());
                 }
                 // Not in a batch, which leaves empty leaves behind.
-                None => drop(self.tree.remove(key).map_err(sled_error)?),
+                None => drop(self.tree.remove(key)?),
             }
             if at % BATCH_PAGES_MAX == BATCH_PAGES_MAX - 1 {
-                self.tree.apply_batch(mem::take(&mut batch)).map_err(sled_error)?;
+                self.tree.apply_batch(mem::take(&mut batch))?;
             }
         }
         if let Some(head) = head {
             batch.insert(&HEAD_KEY[..], encode_head(self.tally, &head));
             (self.committed, self.head) = (self.tally, Some(head));
         }
-        self.tree.apply_batch(batch).map_err(sled_error)?;
-        self.tree.flush().map_err(sled_error)?;
+        self.tree.apply_batch(batch)?;
+        self.tree.flush()?;
         Ok(bytes)
     }
 }

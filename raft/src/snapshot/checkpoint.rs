@@ -30,6 +30,7 @@ use crate::{
         progress::Progress,
     },
     types::SnapshotMeta,
+    want::Want,
 };
 
 /// Page bytes serialized in one step, during which nothing is applied.
@@ -156,6 +157,8 @@ pub(crate) struct Checkpointer<M: Machine> {
     /// A checkpoint is due, and an entry should ask all nodes for it.
     wish: Notify,
     requests: Mutex<Vec<Requester>>,
+    /// The system refused the last one something that it may have again.
+    is_refused: AtomicBool,
     /// When one was last attempted.
     tried: Mutex<Option<Instant>>,
     /// The digests of all pages at the last checkpoints.
@@ -194,6 +197,7 @@ impl<M: Machine> Checkpointer<M> {
             requests: Mutex::default(),
             states: Mutex::default(),
             is_disputed: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
             tried: Mutex::default(),
             count: AtomicU64::new(0),
             pages_written: AtomicU64::new(0),
@@ -244,7 +248,7 @@ impl<M: Machine> Checkpointer<M> {
     /// Whether this node should write one, whatever the others do.
     fn is_due(&self) -> bool {
         let (since, allowed, space) = (self.bytes_since(), self.allowed_bytes(), &self.platform.space);
-        if space.checkpoint_waits() {
+        if space.checkpoint_waits() || self.is_refused.load(Ordering::Relaxed) {
             return !self.has_tried_lately();
         }
         if since > 0 && space.is_tight() && !self.has_tried_lately() {
@@ -326,6 +330,7 @@ impl<M: Machine> Checkpointer<M> {
             let begun_at_bytes = self.begun_at_bytes.load(Ordering::Relaxed);
             let written = self.write().await;
             self.platform.space.set_checkpoint_waits(matches!(written, Err(PagesError::Full(_))));
+            self.is_refused.store(matches!(written, Err(PagesError::Refused { .. })), Ordering::Relaxed);
             *self.tried.lock() = Some(Instant::now());
             match written {
                 Ok(index) => return Durable { index, requests },
@@ -334,6 +339,11 @@ impl<M: Machine> Checkpointer<M> {
                     tracing::debug!(why, "there is no room for a checkpoint");
                     self.begun_at_bytes.store(begun_at_bytes, Ordering::Relaxed);
                     answer(requests, &Err(format!("the disk has no room for a checkpoint: {why}")));
+                }
+                Err(error) if error.may_pass() => {
+                    tracing::warn!(%error, "a checkpoint has to wait");
+                    self.begun_at_bytes.store(begun_at_bytes, Ordering::Relaxed);
+                    answer(requests, &Err(format!("there is no checkpoint at present: {error}")));
                 }
                 // The page store is poisoned and its fatal handler is ending the process.
                 Err(error) => tracing::error!(%error, "the checkpoint failed"),
@@ -400,7 +410,7 @@ impl<M: Machine> Checkpointer<M> {
                 break;
             }
             match store.commit(self.group, head.to_vec()).await {
-                Err(PagesError::Full(_)) => break,
+                Err(error) if error.may_pass() => break,
                 settled => settled?,
             }
         }
@@ -433,9 +443,31 @@ impl<M: Machine> Checkpointer<M> {
             staging.close();
         };
         self.platform.block(close).await?;
-        self.platform.replace_pages(live_dir.clone(), staging_dir).await?;
-        let store = self.platform.open_pages(live_dir, self.cache_bytes).await?;
-        *self.store.write() = Arc::new(store);
+        let mut replaced = self.platform.replace_pages(live_dir.clone(), staging_dir.clone()).await;
+        while let Err(error) = &replaced
+            && self.is_worth_waiting(Want::of(error), error).await
+        {
+            replaced = self.platform.replace_pages(live_dir.clone(), staging_dir.clone()).await;
+        }
+        replaced?;
+        let mut opened = self.platform.open_pages(live_dir.clone(), self.cache_bytes).await;
+        while let Err(error @ PagesError::Refused { want, .. }) = &opened
+            && self.is_worth_waiting(Some(*want), error).await
+        {
+            opened = self.platform.open_pages(live_dir.clone(), self.cache_bytes).await;
+        }
+        *self.store.write() = Arc::new(opened?);
         Ok(())
+    }
+
+    /// Waits a moment where the system may give later what it refused: there is no way back, and a node must
+    /// not end for it.
+    async fn is_worth_waiting(&self, want: Option<Want>, error: &impl std::fmt::Display) -> bool {
+        if !want.is_some_and(Want::may_pass) || self.platform.space.is_over() {
+            return false;
+        }
+        tracing::warn!(%error, "new pages have to wait");
+        tokio::time::sleep(EAGER).await;
+        true
     }
 }

@@ -18,6 +18,7 @@ use crate::{
         transfer::{decode_pages, put_pages},
     },
     types::GROUP,
+    want::Want,
 };
 
 const CHUNK_BYTES: usize = 1 << 20;
@@ -60,8 +61,8 @@ pub(crate) async fn answer<M: Machine>(
     Ok(out)
 }
 
-/// Fetches a checkpoint of at least `index_min` from any peer into an empty page store at `dir`. `Failed`
-/// concerns this node's own disk; `Unreadable` means that no peer has given one.
+/// Fetches a checkpoint of at least `index_min` from any peer into an empty page store at `dir`. `Unreadable`
+/// means that no peer has given one; all other errors concern this node's own disk, or its system.
 pub(crate) async fn fetch(
     table: &Arc<PeerTable>,
     dir: &Path,
@@ -79,6 +80,10 @@ pub(crate) async fn fetch(
         for (id, address) in &peers {
             let peer = table.at(*id, address);
             if let Err(error) = peer.bulk_link().await {
+                if let Some(want) = Want::of(&error).filter(|want| want.may_pass()) {
+                    // Nothing is known about the peer.
+                    return Err(PagesError::Refused { want, why: error.to_string() });
+                }
                 is_one_missing = true;
                 reasons.push(format!("node {id} ({address}): {error}"));
                 continue;
@@ -86,8 +91,8 @@ pub(crate) async fn fetch(
             tracing::info!(peer = id, address, "asking a peer for its checkpoint");
             match fetch_from(&table.platform, &peer, dir, cache_bytes, index_min).await {
                 Ok(store) => return Ok(store),
-                Err(error @ (PagesError::Failed(_) | PagesError::Full(_))) => return Err(error),
                 Err(PagesError::Unreadable(why)) => reasons.push(format!("node {id} ({address}): {why}")),
+                Err(error) => return Err(error),
             }
         }
         let reasons = reasons.join("; ");
@@ -107,7 +112,7 @@ async fn fetch_from(
     index_min: u64,
 ) -> Result<PageStore, PagesError> {
     for _ in 0..ATTEMPTS {
-        platform.remove_pages(dir).await.map_err(|error| PagesError::Failed(text(error)))?;
+        platform.remove_pages(dir).await.map_err(PagesError::of_own_files)?;
         let store = platform.open_pages(dir.to_owned(), cache_bytes).await?;
         if copy(peer, &store, index_min).await? {
             return Ok(store);

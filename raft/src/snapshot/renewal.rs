@@ -56,8 +56,7 @@ impl<M: Machine> Checkpointer<M> {
     }
 
     async fn write_anew(&self, dir: PathBuf, pages: Vec<Page>, head: &[u8]) -> Result<PageStore, PagesError> {
-        let removed = self.platform.remove_pages(&dir).await;
-        removed.map_err(|error| PagesError::Failed(error.to_string()))?;
+        self.platform.remove_pages(&dir).await.map_err(PagesError::of_own_files)?;
         let renewed = self.platform.open_pages(dir, self.cache_bytes).await?;
         let pages = pages.into_iter().map(|(id, content)| PageWrite { id, content: Some(content) });
         renewed.write(self.group, pages.collect()).await?;

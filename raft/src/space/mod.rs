@@ -16,7 +16,7 @@ pub(crate) mod room_watch;
 
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,7 +32,7 @@ use self::{
     probe::Room,
     reserve::{Reserve, STEP_BYTES},
 };
-use crate::{Disk, DiskState, NodeConfig, sparse::Sparse};
+use crate::{Disk, DiskState, NodeConfig, sparse::Sparse, want::Want};
 
 /// By default the reserve, and what is left free beside it, are at most one part in this many of the file
 /// system.
@@ -44,6 +44,9 @@ const LENT_FOR: Duration = Duration::from_secs(10);
 
 /// How long a writer that found no space waits before it tries again.
 const RETRY: Duration = Duration::from_millis(50);
+
+/// How often something small is tried again that the system refused: for two seconds.
+const RETRIES_MAX: u32 = 40;
 
 /// How much is to be kept free.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +71,8 @@ pub(crate) struct Space {
     reserve: Mutex<Reserve>,
     /// Never held while the disk is queried.
     state: Mutex<State>,
-    /// Whether the log has no space for what it has to write.
-    log_waits: AtomicBool,
+    /// What the log waits for, if it cannot write.
+    log_waits_for: Mutex<Option<Want>>,
     /// Whether the last checkpoint found no space.
     checkpoint_waits: AtomicBool,
     /// The node is stopping: nobody waits for space any more.
@@ -108,7 +111,7 @@ impl Default for Space {
             place: None,
             reserve: Mutex::default(),
             state: Mutex::default(),
-            log_waits: AtomicBool::new(false),
+            log_waits_for: Mutex::default(),
             checkpoint_waits: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             changed: Notify::new(),
@@ -193,7 +196,11 @@ impl Space {
         let is_lent = self.state.lock().lent.is_some_and(|lent| lent.elapsed() < place.plan.lent_for);
         let changed = if held > wanted {
             reserve.shrink(held - wanted).map(|_| true)
-        } else if taken > 0 && taken >= missing.min(STEP_BYTES) && !is_lent && !self.log_waits() {
+        } else if taken > 0
+            && taken >= missing.min(STEP_BYTES)
+            && !is_lent
+            && self.log_waits_for() != Some(Want::Space)
+        {
             reserve.grow(taken)
         } else {
             return self.judge(place);
@@ -227,7 +234,7 @@ impl Space {
     }
 
     fn judge(&self, place: &Place) {
-        let waits = if self.log_waits() {
+        let waits = if self.log_waits_for() == Some(Want::Space) {
             DiskState::Full
         } else if self.checkpoint_waits() {
             DiskState::Short
@@ -314,20 +321,24 @@ impl Space {
         self.measure(place, &self.reserve.lock()).is_none_or(|room| room.free >= bytes)
     }
 
-    /// Writes something small, from the reserve if there is no other space. `write` must be safe to repeat.
-    /// Blocks.
+    /// Writes something small, from the reserve if there is no other space, and some moments later if there
+    /// are no descriptors. `write` must be safe to repeat. Blocks.
     pub(crate) fn with_room<T>(&self, mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut retries = 0..RETRIES_MAX;
         loop {
             match write() {
                 Err(error) if is_full(&error) && self.release(STEP_BYTES) => {}
+                Err(error) if passes(&error) && !self.is_over() && retries.next().is_some() => {
+                    std::thread::sleep(RETRY);
+                }
                 result => return result,
             }
         }
     }
 
-    /// Writes what the log cannot do without: from the reserve, or as soon as there is space. Gives up when
-    /// `is_closed`, or when the node stops. `write` takes about `bytes` bytes, and must be safe to repeat:
-    /// nothing of it was synced. Blocks.
+    /// Writes what the log cannot do without: from the reserve, or as soon as there is space, or whatever else
+    /// the system has refused and may give later. Gives up when `is_closed`, or when the node stops. `write`
+    /// takes about `bytes` bytes, and must be safe to repeat: nothing of it was synced. Blocks.
     pub(crate) fn patiently<T>(
         &self,
         bytes: u64,
@@ -336,16 +347,18 @@ impl Space {
     ) -> io::Result<T> {
         let result = loop {
             match write() {
+                Err(error) if passes(&error) && !self.is_over() && !is_closed() => {
+                    self.wait_for_log(Want::of(&error), &error);
+                }
                 Err(error) if self.is_known() && is_full(&error) && !self.is_over() && !is_closed() => {
                     if !self.release(bytes) {
-                        self.set_log_waits(true);
-                        std::thread::sleep(RETRY);
+                        self.wait_for_log(Some(Want::Space), &error);
                     }
                 }
                 result => break result,
             }
         };
-        self.set_log_waits(false);
+        self.set_log_waits(None);
         result
     }
 
@@ -359,16 +372,26 @@ impl Space {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    fn set_log_waits(&self, waits: bool) {
-        let is_news = self.log_waits.swap(waits, Ordering::Relaxed) != waits;
+    fn wait_for_log(&self, want: Option<Want>, error: &io::Error) {
+        if want != Some(Want::Space)
+            && let Some(times) = self.state.lock().said.say("the log waits for what the system refuses")
+        {
+            tracing::error!(%error, times, "the log has to wait, because the system refuses what it needs");
+        }
+        self.set_log_waits(want);
+        std::thread::sleep(RETRY);
+    }
+
+    fn set_log_waits(&self, want: Option<Want>) {
+        let is_news = std::mem::replace(&mut *self.log_waits_for.lock(), want) != want;
         if let (true, Some(place)) = (is_news, &self.place) {
             self.judge(place);
         }
     }
 
-    /// Whether the log waits for space.
-    pub(crate) fn log_waits(&self) -> bool {
-        self.log_waits.load(Ordering::Relaxed)
+    /// What the log waits for, if it does: space, or something else that the system has refused.
+    pub(crate) fn log_waits_for(&self) -> Option<Want> {
+        *self.log_waits_for.lock()
     }
 
     /// Sets whether the last checkpoint found no space.
@@ -421,11 +444,11 @@ impl Space {
         let total = state.room.total;
         state.kept().saturating_sub(place.plan.reserve(total)).saturating_sub(place.plan.margin(total))
     }
+}
 
-    /// Where the data are.
-    pub(crate) fn dir(&self) -> Option<&Path> {
-        self.place.as_ref().map(|place| place.dir.as_path())
-    }
+/// Whether the system may give later what it refused now.
+pub(crate) fn passes(error: &io::Error) -> bool {
+    Want::of(error).is_some_and(Want::may_pass)
 }
 
 /// The room of a disk of which nothing is known.

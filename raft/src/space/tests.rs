@@ -92,15 +92,15 @@ fn the_log_waits_until_there_is_space_or_it_is_closed() {
             if tries.fetch_add(1, Relaxed) < 4 {
                 return Err(full());
             }
-            assert!(small.space.log_waits());
+            assert_eq!(small.space.log_waits_for(), Some(Want::Space));
             assert_eq!(small.space.disk().state, DiskState::Full);
             Ok(7)
         },
     );
-    assert_eq!((written.unwrap(), small.space.log_waits()), (7, false));
+    assert_eq!((written.unwrap(), small.space.log_waits_for()), (7, None));
     assert_eq!(small.space.disk().reserve_bytes, 0);
     let given_up = small.space.patiently(1, || true, || Err::<(), _>(full()));
-    assert!(is_full(&given_up.unwrap_err()) && !small.space.log_waits());
+    assert!(is_full(&given_up.unwrap_err()) && small.space.log_waits_for().is_none());
     small.space.give_up();
     assert!(small.space.patiently(1, || false, || Err::<(), _>(full())).is_err(), "the node stops");
     // Only a lack of space is tried again.

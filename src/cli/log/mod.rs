@@ -17,7 +17,7 @@ use kvorum_raft::{
     offline::{History, PastContent, PastEntry, RecoverError},
 };
 
-use super::{DATA_DAMAGED, DATA_LOCKED, FAILED, Failure, OTHER_DATA};
+use super::{DATA_DAMAGED, DATA_LOCKED, FAILED, Failure, OTHER_DATA, want};
 use crate::proposal::Requests;
 
 /// The introduction of `--help`.
@@ -70,7 +70,7 @@ trait Printer {
 
 pub(super) fn run(log: Log) -> Result<(), Failure> {
     let LogVerb::Show(show) = log.verb;
-    let history = History::open(&show.dir).map_err(failure)?;
+    let history = History::open(&show.dir).map_err(|error| failure(error, &show.dir))?;
     let mut out = BufWriter::new(io::stdout().lock());
     let mut printer: Box<dyn Printer> =
         if show.json { Box::new(json::Json) } else { Box::new(text::Text::default()) };
@@ -135,7 +135,10 @@ fn date(ms: i64) -> String {
 }
 
 /// The exit code and the advice for each error.
-fn failure(error: RecoverError) -> Failure {
+fn failure(error: RecoverError, dir: &Path) -> Failure {
+    if let Some(refused) = error.want() {
+        return want::failure(refused, dir, &error);
+    }
     let (code, advice) = match &error {
         RecoverError::Directory(StartError::Locked(_)) => (
             DATA_LOCKED,

@@ -3,7 +3,7 @@
 
 use std::{fmt::Write, sync::atomic::Ordering::Relaxed, time::SystemTime};
 
-use kvorum_raft::{NotReady, Role, Status};
+use kvorum_raft::{NotReady, Role, Status, descriptors};
 
 use crate::connection::{
     Connection, REDIS_VERSION, Shared, table,
@@ -103,6 +103,8 @@ fn clients(shared: &Shared, _: &Status, out: &mut String) {
     field(out, "connected_clients", all.len());
     field(out, "cluster_connections", 0);
     field(out, "maxclients", shared.settings.clients_max());
+    field(out, "open_file_descriptors", descriptors::open().unwrap_or(0));
+    field(out, "max_file_descriptors", descriptors::limit_in_force());
     field(out, "client_recent_max_input_buffer", longest(|client| client.query_bytes.load(Relaxed)));
     field(out, "client_recent_max_output_buffer", longest(|client| client.reply_bytes.load(Relaxed)));
     field(out, "blocked_clients", shared.clients.waiting());
