@@ -156,9 +156,10 @@ async fn load_pages<M: Machine>(
         tracing::error!(why, aside = %aside.display(), "the pages cannot be used and were set aside");
     }
     // A log that has led to a different state once may do so again.
-    if is_distrusted {
-        fetch_pages(config, table, purged_index, &why).await?;
-    } else if purged_index > 0 && !put_pages_back(platform, config, machine, earlier, purged_index).await? {
+    let is_put_back = !is_distrusted
+        && purged_index > 0
+        && put_pages_back(platform, config, machine, earlier, purged_index).await?;
+    if (is_distrusted || purged_index > 0) && !is_put_back {
         fetch_pages(config, table, purged_index, &why).await?;
     }
     let opened = try_open_pages(platform, config, &dir, machine).await;
