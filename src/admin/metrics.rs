@@ -110,6 +110,7 @@ impl Collected {
                 counters.log_bytes_since_checkpoint,
             ),
             ("log_segments", "Segments of the log", counters.log_segments),
+            ("peer_connections", "Open connections that peers have made", counters.peer_connections),
         ] {
             in_group(encoder, &format!("kvorum_raft_{name}"), help, &ConstGauge::new(value as i64))?;
         }
