@@ -80,6 +80,11 @@ pub struct Stats {
     pub protocol_errors: AtomicU64,
     pub output_limit_disconnections: AtomicU64,
     pub query_limit_disconnections: AtomicU64,
+    /// Open at present.
+    pub http_connections: AtomicU64,
+    /// Closed to make room for others.
+    pub http_connections_put_out: AtomicU64,
+    pub http_connections_refused: AtomicU64,
 }
 
 impl Default for Stats {
@@ -94,6 +99,9 @@ impl Default for Stats {
             protocol_errors: AtomicU64::default(),
             output_limit_disconnections: AtomicU64::default(),
             query_limit_disconnections: AtomicU64::default(),
+            http_connections: AtomicU64::default(),
+            http_connections_put_out: AtomicU64::default(),
+            http_connections_refused: AtomicU64::default(),
         }
     }
 }
@@ -116,6 +124,8 @@ impl Stats {
             &self.protocol_errors,
             &self.output_limit_disconnections,
             &self.query_limit_disconnections,
+            &self.http_connections_put_out,
+            &self.http_connections_refused,
         ] {
             counter.store(0, Relaxed);
         }
