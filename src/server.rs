@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    admin,
+    admin::{self, names::Names},
     config::Config,
     connection::{self, Shared, clients::Clients, settings::Settings, stats::Stats, stream::Stream},
     feed::Feed,
@@ -78,8 +78,8 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         );
     }
 
-    let mut admin =
-        tokio::spawn(admin::serve(http, shared.clone(), config.http_body_bytes_max, stop.clone()));
+    let limits = admin_limits(&config, &shared);
+    let mut admin = tokio::spawn(admin::serve(http, shared.clone(), limits, stop.clone()));
     let joining = join(&shared, config.join.clone());
     let mut outcome = Ok(());
     tokio::select! {
@@ -108,6 +108,13 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     shared.router.node().shutdown().await;
     admin.abort();
     outcome
+}
+
+/// What the admin API takes. It answers by the names of all of the node's addresses.
+fn admin_limits(config: &Config, shared: &Shared) -> admin::Limits {
+    let peer_host = shared.peer_address.rsplit_once(':').map(|(host, _)| host.to_owned());
+    let own = config.own_hosts.iter().cloned().chain(peer_host);
+    admin::Limits { body_bytes_max: config.http_body_bytes_max, names: Names::new(own, &config.http_hosts) }
 }
 
 fn ended_early(what: &'static str, ended: Result<(), JoinError>) -> ServeError {

@@ -130,7 +130,7 @@ fn a_lease_ends_soon_after_its_client_s_machine_did() {
         let wish = r#"{"owner":"waiter:http","ttl_ms":60000,"wait_ms":600000}"#;
         write!(
             web,
-            "POST /v1/locks/lock HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{wish}",
+            "POST /v1/locks/lock HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n\r\n{wish}",
             wish.len()
         )
         .unwrap();

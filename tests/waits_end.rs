@@ -146,7 +146,7 @@ fn a_stopping_node_leaves_no_wait_and_no_grant_behind() {
     wait_until("both wait", PATIENCE, || waiting(&mut holder, "l") == 2);
     // Streams and connections that do nothing hold nothing up.
     let mut stream = TcpStream::connect(&cluster.addresses[stopping].http).unwrap();
-    write!(stream, "GET /v1/feed HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    write!(stream, "GET /v1/feed HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
     let idle = TcpStream::connect(&cluster.addresses[stopping].http).unwrap();
     thread::sleep(Duration::from_millis(200));
     let elapsed = cluster.stop(stopping);
@@ -398,7 +398,7 @@ fn a_request_that_waits_ends_with_its_client_whatever_that_has_sent_behind_it() 
         "POST /v1/locks/l HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
-    for behind in ["", "\r\n", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"] {
+    for behind in ["", "\r\n", "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"] {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.write_all((request.clone() + behind).as_bytes()).unwrap();
         wait_until("it waits", PATIENCE, || waiting(&mut watcher, "l") == 1);

@@ -87,7 +87,7 @@ pub enum StartError {
         expected: NodeId,
     },
     /// The directory belongs to a node of another cluster than the peers.
-    #[error("the data directory {} belongs to cluster {ours}, but node {peer} belongs to cluster {theirs}", dir.display())]
+    #[error("the data directory {} belongs to cluster {ours}, but node {peer} belongs to another one", dir.display())]
     OtherCluster {
         /// The directory.
         dir: PathBuf,
@@ -95,8 +95,6 @@ pub enum StartError {
         ours: String,
         /// A peer.
         peer: NodeId,
-        /// That peer's cluster.
-        theirs: String,
     },
     /// The directory belongs to a cluster that was given up: a peer says that its own was recovered from it.
     #[error("the data directory {} belongs to cluster {ours}, which was recovered as cluster {theirs}: node {peer} is part of that one", dir.display())]

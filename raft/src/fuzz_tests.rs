@@ -134,6 +134,7 @@ fn hello() -> Hello {
         },
         address: "host1:7000".into(),
         went_back: String::new(),
+        wall_ms: 0,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use kvorum_raft::{Cause, Disk, Member, Role, Status, descriptors};
+use kvorum_raft::{Cause, Counters, Disk, Member, Role, Status, descriptors};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text::encode},
@@ -86,6 +86,7 @@ impl Collected {
         not_ready(encoder, status.not_ready.map(|not_ready| not_ready.cause))?;
         disk(encoder, &status.disk, status.no_room.is_some())?;
         let counters = self.0.router.node().counters();
+        peer_connections(encoder, &counters)?;
         let totals = [
             ("log_fsyncs", "Syncs of the log", counters.log_fsyncs),
             ("log_fsync_microseconds", "Time in syncs of the log", counters.log_fsync_us_total),
@@ -134,6 +135,7 @@ impl Collected {
             ),
             ("kvorum_clients", "Connected clients", shared.clients.len() as u64),
             ("kvorum_clients_max", "The most clients allowed", shared.settings.clients_max() as u64),
+            ("kvorum_http_connections", "Open HTTP connections", stats.http_connections.load(Relaxed)),
             ("process_resident_memory_bytes", "Resident memory", resident_bytes()),
             ("process_open_fds", "Open file descriptors", descriptors::open().unwrap_or(0)),
             ("process_max_fds", "The most file descriptors allowed", descriptors::limit_in_force()),
@@ -149,6 +151,16 @@ impl Collected {
         let counters = [
             ("kvorum_connections", "Connections accepted", &stats.connections),
             ("kvorum_connections_refused", "Connections refused", &stats.connections_refused),
+            (
+                "kvorum_http_connections_put_out",
+                "HTTP connections closed, without a request, to make room for others",
+                &stats.http_connections_put_out,
+            ),
+            (
+                "kvorum_http_connections_refused",
+                "HTTP connections refused, as all were being answered",
+                &stats.http_connections_refused,
+            ),
             ("kvorum_received_bytes", "Bytes received from clients", &stats.bytes_in),
             ("kvorum_sent_bytes", "Bytes sent to clients", &stats.bytes_out),
             ("kvorum_protocol_errors", "Clients that broke the protocol", &stats.protocol_errors),
@@ -211,6 +223,15 @@ impl EncodeMetric for Latency<'_> {
     fn metric_type(&self) -> MetricType {
         MetricType::Histogram
     }
+}
+
+/// The connections that peers have made.
+fn peer_connections(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(), std::fmt::Error> {
+    let (name, help) = ("kvorum_raft_peer_connections", "Open connections that peers have made");
+    in_group(encoder, name, help, &ConstGauge::new(counters.peer_connections as i64))?;
+    let help = "Connections of peers that had to make room for others, first those whose peer is not known";
+    let put_out = ConstCounter::new(counters.peer_connections_put_out);
+    in_group(encoder, "kvorum_raft_peer_connections_put_out", help, &put_out)
 }
 
 fn clock(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), std::fmt::Error> {

@@ -7,10 +7,7 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, Request, State, rejection::BytesRejection},
-    http::{
-        HeaderValue, Method, StatusCode,
-        header::{CONTENT_TYPE, HOST, ORIGIN},
-    },
+    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
@@ -23,32 +20,43 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::connection::Shared;
 
 pub mod api;
+mod connections;
 mod coordination;
 mod feed;
 pub mod join;
 mod metrics;
+pub mod names;
 mod problem;
 mod socket;
 
 use api::{Checkpoint, ClockPace, Cluster, NewLeader, NewMember, Problem};
-use socket::{Connections, Socket};
+use names::Names;
+
+/// What the API takes.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The largest body of a request.
+    pub body_bytes_max: usize,
+    /// The names by which it answers.
+    pub names: Names,
+}
 
 /// Serves the API until `stop` is set.
-pub async fn serve(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    body_bytes_max: usize,
-    stop: watch::Receiver<bool>,
-) {
-    let app = routes(shared).layer(DefaultBodyLimit::max(body_bytes_max));
-    let stopped = async move {
-        let mut stop = stop;
-        // If the sender is gone, the process is ending.
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
-    let app = app.into_make_service_with_connect_info::<Socket>();
-    if let Err(error) = axum::serve(Connections(listener), app).with_graceful_shutdown(stopped).await {
-        tracing::error!(%error, "the admin API has ended");
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>, limits: Limits, stop: watch::Receiver<bool>) {
+    let timeout = connections::body_timeout(limits.body_bytes_max);
+    // What is added last comes first: no body is read of a request that is refused.
+    let app = routes(shared.clone())
+        .layer(middleware::from_fn_with_state(timeout, connections::receive))
+        .layer(middleware::from_fn_with_state(Arc::new(limits.names), refuse_others))
+        .layer(DefaultBodyLimit::max(limits.body_bytes_max));
+    connections::serve(listener, app, shared, stop).await;
+}
+
+/// Refuses requests that are not for this node, or come from another site's page.
+async fn refuse_others(State(names): State<Arc<Names>>, request: Request, next: Next) -> Response {
+    match names.objection(&request) {
+        Some(problem) => problem.into_response(),
+        None => next.run(request).await,
     }
 }
 
@@ -70,24 +78,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method")
         })
-        .layer(middleware::from_fn(refuse_other_sites))
         .with_state(shared)
-}
-
-/// Refuses requests that may change something, if they come from another site's page: browsers send that site
-/// as the Origin. Such a page has no business here, whoever opened it.
-async fn refuse_other_sites(request: Request, next: Next) -> Response {
-    let headers = request.headers();
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    let is_own = headers.get(ORIGIN).is_none_or(|origin| {
-        let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-        origin.is_some_and(|(_, authority)| Some(authority) == host)
-    });
-    if request.method() == Method::GET || is_own {
-        next.run(request).await
-    } else {
-        Problem::new(StatusCode::FORBIDDEN, "requests of other sites' pages are refused").into_response()
-    }
 }
 
 async fn healthz() -> &'static str {

@@ -3,19 +3,11 @@
 //! wait forever.
 
 use std::{
-    io,
-    net::SocketAddr,
     os::fd::{AsRawFd, RawFd},
     time::Duration,
 };
 
-use axum::{
-    extract::connect_info::Connected,
-    serve::{IncomingStream, Listener},
-};
-use tokio::net::{TcpListener, TcpStream};
-
-use crate::connection::stream::ask_often;
+use tokio::net::TcpStream;
 
 /// How often the socket is checked.
 const LOOK: Duration = Duration::from_millis(250);
@@ -24,31 +16,11 @@ const LOOK: Duration = Duration::from_millis(250);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Socket(RawFd);
 
-/// Accepts connections with frequent keepalive probes.
-pub(super) struct Connections(pub(super) TcpListener);
-
-impl Listener for Connections {
-    type Io = TcpStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-        let (stream, address) = Listener::accept(&mut self.0).await;
-        ask_often(&stream);
-        (stream, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Listener::local_addr(&self.0)
-    }
-}
-
-impl Connected<IncomingStream<'_, Connections>> for Socket {
-    fn connect_info(stream: IncomingStream<'_, Connections>) -> Socket {
-        Socket(stream.io().as_raw_fd())
-    }
-}
-
 impl Socket {
+    pub(super) fn of(stream: &TcpStream) -> Socket {
+        Socket(stream.as_raw_fd())
+    }
+
     /// Returns once the other end has closed the connection or is gone.
     pub(super) async fn ended(self) {
         while !self.has_ended() {

@@ -76,6 +76,10 @@ pub struct Config {
     pub join: Option<String>,
     /// The largest HTTP request body.
     pub http_body_bytes_max: usize,
+    /// The hosts of the addresses that are configured.
+    pub own_hosts: Vec<String>,
+    /// Further names of the HTTP API.
+    pub http_hosts: Vec<String>,
     /// How long a stopping node lets clients finish.
     pub drain_ms: u64,
     /// Worker threads; None for the number of cores.
@@ -126,6 +130,8 @@ impl Options {
         {
             return Err(invalid("join", "it is the HTTP address of a member, as http://HOST:PORT"));
         }
+        let listed = bootstrap.as_ref().and_then(|peers| peers.get(&id));
+        let (own_hosts, http_hosts) = (self.own_hosts(listed), http_hosts(self.http_hosts.as_deref())?);
         let settings = self.settings(&dir, resp)?;
         let feed = feed::Limits {
             history_bytes_max: size("feed-history-bytes", &self.feed_history_bytes, 0)? as usize,
@@ -140,6 +146,8 @@ impl Options {
             http,
             join: self.join,
             http_body_bytes_max: size("http-body-limit", &self.http_body_limit, 1 << 10)? as usize,
+            own_hosts,
+            http_hosts,
             drain_ms: number("drain-ms", self.drain_ms),
             threads: at_least("threads", self.threads, 1)?,
             maxmemory: match &self.maxmemory {
@@ -147,6 +155,20 @@ impl Options {
                 text => Some(size("maxmemory", text, 0)?),
             },
         })
+    }
+
+    /// The hosts of this node's addresses, of which `listed` is the one in the list of peers.
+    fn own_hosts(&self, listed: Option<&String>) -> Vec<String> {
+        let given = [
+            &self.resp,
+            &self.http,
+            &self.peer,
+            &self.advertise_resp,
+            &self.advertise_http,
+            &self.advertise_peer,
+        ];
+        let host = |address: &String| address.rsplit_once(':').map(|(host, _)| host.to_owned());
+        given.into_iter().flatten().chain(listed).filter_map(host).collect()
     }
 
     fn settings(&self, dir: &Path, resp: SocketAddr) -> Result<Initial, ConfigError> {
@@ -302,6 +324,23 @@ fn address(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
     found.ok_or_else(|| invalid(key, format!("{text:?} has no address")))
 }
 
+/// The names in `http-hosts`.
+fn http_hosts(list: Option<&str>) -> Result<Vec<String>, ConfigError> {
+    let hosts = list.unwrap_or_default().split(',').map(str::trim).filter(|host| !host.is_empty());
+    let checked = hosts.map(|host| match host {
+        "*" => Ok(host.to_owned()),
+        // As the host of an address, so with any port.
+        _ => match check_address(&format!("{host}:1")) {
+            Ok(()) => Ok(host.to_owned()),
+            Err(_) => Err(invalid(
+                "http-hosts",
+                format!("{host:?} is no name of a host, without a port, and not *"),
+            )),
+        },
+    });
+    checked.collect()
+}
+
 fn peers(list: &str, id: NodeId) -> Result<BTreeMap<NodeId, String>, ConfigError> {
     let mut peers = BTreeMap::new();
     for peer in list.split(',').map(str::trim).filter(|peer| !peer.is_empty()) {
@@ -351,6 +390,20 @@ mod tests {
     }
 
     #[test]
+    fn the_names_of_the_api_are_those_of_the_addresses_and_those_that_are_listed() {
+        let options = Options {
+            http: Some("localhost:8379".into()),
+            advertise_resp: Some("node1:6379".into()),
+            peers: Some("1=kv-0:7379,2=kv-1:7379".into()),
+            http_hosts: Some(" kv.example.com, * ,".into()),
+            ..least()
+        };
+        let config = options.validate().unwrap();
+        assert_eq!(config.own_hosts, ["localhost", "node1", "kv-0"]);
+        assert_eq!(config.http_hosts, ["kv.example.com", "*"]);
+    }
+
+    #[test]
     fn flags_win_over_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("kvorum.toml");
@@ -373,7 +426,7 @@ mod tests {
 
     #[test]
     fn contradictions_name_their_key() {
-        let cases: [(&str, Options); 17] = [
+        let cases: [(&str, Options); 19] = [
             ("id", Options { id: None, ..least() }),
             ("id", Options { id: Some(0), ..least() }),
             ("id", Options { id: Some(u64::MAX), ..least() }),
@@ -382,6 +435,8 @@ mod tests {
             ("advertise-peer", Options { advertise_peer: Some("nowhere".into()), ..least() }),
             ("advertise-resp", Options { advertise_resp: Some("a:0".into()), ..least() }),
             ("advertise-http", Options { advertise_http: Some("a:1\n".into()), ..least() }),
+            ("http-hosts", Options { http_hosts: Some("a,b:8379".into()), ..least() }),
+            ("http-hosts", Options { http_hosts: Some("http://a".into()), ..least() }),
             ("peers", Options { peers: Some("2=a:1".into()), ..least() }),
             ("peers", Options { peers: Some("1=a:1,1=b:1".into()), ..least() }),
             ("peers", Options { peers: Some("1=a:1,2=a:1".into()), ..least() }),

@@ -149,6 +149,9 @@ options! {
          \"bounded MS\" or stale";
     http_body_limit: String, "http-body-limit", "KVORUM_HTTP_BODY_LIMIT", "SIZE", Size, "64kb", Fixed,
         "The largest HTTP request body";
+    http_hosts: String, "http-hosts", "KVORUM_HTTP_HOSTS", "NAME,...", Text, "", Fixed,
+        "Further names under which the HTTP API is reached, as through a proxy; besides these, the node's \
+         own names and all addresses are accepted. * for any name";
     drain_ms: u64, "drain-ms", "KVORUM_DRAIN_MS", "MS", Number, "5000", Fixed,
         "How long a stopping node lets clients finish their requests";
     heartbeat_ms: u64, "heartbeat-ms", "KVORUM_HEARTBEAT_MS", "MS", Number, "100", Fixed,

@@ -82,6 +82,11 @@ pub struct Stats {
     /// Connections closed because the buffers of all clients were too large together.
     pub evicted_clients: AtomicU64,
     pub query_limit_disconnections: AtomicU64,
+    /// Open at present.
+    pub http_connections: AtomicU64,
+    /// Closed to make room for others.
+    pub http_connections_put_out: AtomicU64,
+    pub http_connections_refused: AtomicU64,
 }
 
 impl Default for Stats {
@@ -97,6 +102,9 @@ impl Default for Stats {
             output_limit_disconnections: AtomicU64::default(),
             evicted_clients: AtomicU64::default(),
             query_limit_disconnections: AtomicU64::default(),
+            http_connections: AtomicU64::default(),
+            http_connections_put_out: AtomicU64::default(),
+            http_connections_refused: AtomicU64::default(),
         }
     }
 }
@@ -120,6 +128,8 @@ impl Stats {
             &self.output_limit_disconnections,
             &self.evicted_clients,
             &self.query_limit_disconnections,
+            &self.http_connections_put_out,
+            &self.http_connections_refused,
         ] {
             counter.store(0, Relaxed);
         }

@@ -2,8 +2,10 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 pub mod alone;
+pub mod crowd;
 pub mod grammar;
 pub mod hostile;
+pub mod peer;
 pub mod process;
 pub mod random_log;
 pub mod redis_server;

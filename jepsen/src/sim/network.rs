@@ -14,7 +14,7 @@ use std::{
 use futures::future::BoxFuture;
 use kvorum_raft::{
     simulation::{Endpoint, NodeEnd, duplicable},
-    transport::{Connection, Listener, Transport},
+    transport::{Connection, Incoming, Listener, Transport},
 };
 use tokio::sync::mpsc;
 
@@ -112,10 +112,10 @@ impl Listener for Door {
         address(self.node)
     }
 
-    fn accept(&mut self) -> BoxFuture<'_, io::Result<Box<dyn Connection>>> {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Incoming>> {
         Box::pin(async {
             match self.incoming.recv().await {
-                Some(end) => Ok(Box::new(end) as Box<dyn Connection>),
+                Some(end) => Ok((Box::new(end) as Box<dyn Connection>, None)),
                 None => std::future::pending().await,
             }
         })

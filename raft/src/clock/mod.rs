@@ -14,7 +14,8 @@
 //!
 //! A node that has just started hears the time in its peers' greetings, which may have been delayed for long.
 //! So the nodes that vote for it tell the time too: a leader is behind by no more than their answers
-//! travelled, and the next leader's clock does not jump from its own.
+//! travelled, and the next leader's clock does not jump from its own. A time that is told counts only up to a
+//! bound (`jump.rs`), since the clock never goes back, and neither does what ended by it.
 //!
 //! Clients mean the wall clock when they name an instant. So the leader records in each entry how far the log
 //! clock is ahead of its wall clock (`ahead.rs`). An operator may make a log clock that is ahead wait for the
@@ -22,6 +23,7 @@
 
 pub(crate) mod ahead;
 pub(crate) mod closing;
+mod jump;
 
 use std::time::Duration;
 
@@ -29,8 +31,13 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{
-    clock::ahead::{Distance, ahead_us},
+    NodeId,
+    clock::{
+        ahead::{Distance, ahead_us},
+        jump::{JUMP_US_MAX, Walls},
+    },
     platform::WallClock,
+    sparse::Sparse,
 };
 
 /// A live clock that sees a stamp older than its own estimate by more than this takes it for a replayed one.
@@ -62,6 +69,8 @@ pub(crate) struct Stamp {
 pub(crate) struct Clock {
     wall: WallClock,
     inner: Mutex<Inner>,
+    /// What was told and not believed, as far as it was logged.
+    unbelieved: Mutex<Sparse<()>>,
 }
 
 /// Invariants:
@@ -85,11 +94,13 @@ struct Inner {
     /// Whether the clock waits for the wall clock.
     is_closing: bool,
     distance: Distance,
+    /// The wall clocks of the peers.
+    walls: Walls,
 }
 
 impl Clock {
     pub(crate) fn new(wall: WallClock) -> Clock {
-        Clock { wall, inner: Mutex::default() }
+        Clock { wall, inner: Mutex::default(), unbelieved: Mutex::default() }
     }
 
     /// The stamp of an entry that this node, as the leader, is about to propose.
@@ -124,9 +135,37 @@ impl Clock {
         self.learn_us(clock_ms.saturating_mul(1000));
     }
 
-    /// As `learn_ms`, in microseconds.
+    /// As `learn_ms`, in microseconds. Not taken over if it is too far ahead both of the last entry's and of
+    /// this node's wall clock: the next leader may continue from it.
     pub(crate) fn learn_us(&self, clock_us: u64) {
-        self.inner.lock().learn(clock_us, Instant::now());
+        let wall_us = (self.wall)();
+        let mut inner = self.inner.lock();
+        if clock_us <= inner.highest_us.max(wall_us).saturating_add(JUMP_US_MAX) {
+            inner.learn(clock_us, Instant::now());
+            return;
+        }
+        drop(inner);
+        if let Some(times) = self.unbelieved.lock().say(()) {
+            tracing::error!(
+                told_ms = clock_us / 1000,
+                wall_ms = wall_us / 1000,
+                times,
+                "a peer's clock is more than ten days ahead of this node's and of the log's, and is not believed: see \
+                 docs/clocks.md"
+            );
+        }
+    }
+
+    /// This node's wall clock, in milliseconds.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        (self.wall)() / 1000
+    }
+
+    /// A peer said that this is its wall clock, in milliseconds; 0 if it did not say.
+    pub(crate) fn hear_wall(&self, id: NodeId, wall_ms: u64) {
+        if wall_ms > 0 {
+            self.inner.lock().walls.hear(id, wall_ms.saturating_mul(1000), Instant::now());
+        }
     }
 
     /// The leader said that this is the time, in microseconds, in answer to a question sent at `asked`: the
@@ -182,7 +221,7 @@ impl Inner {
 
     fn stamp(&mut self, now: Instant, wall_us: u64) -> u64 {
         let stamp = match self.anchor {
-            None => self.estimate(now, wall_us),
+            None => self.walls.begin(wall_us, self.highest_us, now).max(self.highest_us),
             Some((value, since)) => {
                 let elapsed_us = micros(now.duration_since(since));
                 let pull_max = share(&mut self.unslewed_us, elapsed_us, SLEW_DIVISOR);
@@ -305,6 +344,47 @@ mod tests {
             clock.observe(1000 * HOUR + micros(now - start), now);
         }
         assert_eq!(clock.estimate(now, 0), 1000 * HOUR + micros(now - start));
+    }
+
+    #[test]
+    fn a_cluster_that_was_down_believes_the_wall_clock_on_which_its_nodes_agree() {
+        const DAY: u64 = 24 * HOUR;
+        let (now, log) = (Instant::now(), 20_000 * DAY);
+        let begun = |own: u64, peers: &[u64]| {
+            let mut clock = fresh();
+            clock.observe(log, now);
+            for (id, wall) in peers.iter().enumerate() {
+                clock.walls.hear(id as u64 + 2, *wall, now);
+            }
+            clock.stamp(now, own)
+        };
+        let right = log + 30 * DAY;
+        assert_eq!(begun(right, &[right, right + SECOND]), right, "they were down for a month");
+        assert_eq!(begun(right, &[]), right, "a node alone has nothing else");
+        assert_eq!(begun(right + 9 * DAY, &[right, right]), right + 9 * DAY);
+        assert_eq!(begun(right + 365 * DAY, &[right, right + SECOND]), right + SECOND);
+        assert_eq!(begun(right + 365 * DAY, &[right]), right);
+        assert_eq!(begun(right, &[0, right]), right, "one that is behind does not count");
+        assert_eq!(begun(right, &[0, 0]), log, "but most do, and the log's clock never goes back");
+    }
+
+    #[test]
+    fn a_clock_that_is_told_counts_up_to_ten_days() {
+        const DAY_MS: u64 = 24 * HOUR / 1000;
+        let now_ms = 20_000 * DAY_MS;
+        let clock = Clock::new(std::sync::Arc::new(move || now_ms * 1000));
+        clock.learn_ms(u64::MAX);
+        clock.learn_ms(now_ms + 10 * DAY_MS + 1);
+        assert_eq!(clock.live_ms(), None);
+        clock.learn_ms(now_ms + 10 * DAY_MS);
+        assert!(clock.live_ms().unwrap() >= now_ms + 10 * DAY_MS);
+        // What was told is nothing to go on from.
+        clock.learn_ms(now_ms + 19 * DAY_MS);
+        assert!(clock.live_ms().unwrap() < now_ms + 11 * DAY_MS);
+        // What is in the log is, and so is what the leader answers.
+        clock.observe(Stamp { clock_ms: now_ms + 30 * DAY_MS, ahead_ms: 0 });
+        clock.learn_ms(now_ms + 39 * DAY_MS);
+        assert!(clock.live_ms().unwrap() >= now_ms + 39 * DAY_MS);
     }
 
     #[test]

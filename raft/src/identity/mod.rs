@@ -1,11 +1,12 @@
-//! Who this node is: the lock on its data directory and the identity file in it. Judges the peers that it
-//! talks to, and learns from them the cluster's id, its time and the lives of their disks.
+//! Who this node is: the lock on its data directory and the identity file in it.
 //!
-//! Files: `directory.rs` is the lock and the file, `address.rs` says which ids and addresses are allowed,
+//! Files: `greetings.rs` judges the peers that it talks to, and learns from them the cluster's id, its time and
+//! the lives of their disks; `directory.rs` is the lock and the file, `address.rs` says which ids and addresses are allowed,
 //! `lives.rs` tells the starts of a disk apart, and `witness.rs` remembers how far the peers' disks were.
 
 pub(crate) mod address;
 pub(crate) mod directory;
+mod greetings;
 pub(crate) mod lives;
 pub(crate) mod witness;
 
@@ -17,10 +18,8 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -31,16 +30,17 @@ use crate::{
     identity::{
         address::{check_address, is_unspecified},
         directory::{Content, IdentityFile},
-        witness::{Begun, Held, Known, Met, Witness},
+        witness::{Begun, Held, Known, Witness},
     },
-    net::{
-        handshake::{Hello, PROTOCOL_OLDEST, PROTOCOL_VERSION, objection, outgrown},
-        peer::Greeter,
-    },
+    net::{handshake::Hello, horizon::Horizon},
     platform::Platform,
     safeguard::{self, Safeguard},
+    sparse::Sparse,
     types::{LogId, MemberNode},
 };
+
+/// How many peers are remembered while no membership says who is one.
+const PEERS_MAX: usize = 256;
 
 /// The endpoint under which a node publishes its disk id.
 pub(crate) const DISK_ENDPOINT: &str = "disk";
@@ -86,12 +86,14 @@ pub(crate) struct Identity {
     /// How far away the peers are.
     pub(crate) distances: Distances,
     matched: OnceLock<Matched>,
+    /// How far the terms and indexes of a disk may be ahead of this node's.
+    horizon: OnceLock<Box<dyn Fn() -> Horizon + Send + Sync>>,
     clock: Arc<Clock>,
-    /// The disk ids in the membership.
-    disks: Mutex<BTreeMap<NodeId, String>>,
+    /// The members, with the ids of their disks as far as the membership has them.
+    members: Mutex<BTreeMap<NodeId, Option<String>>>,
     /// Ids of nodes that were removed.
     retired: Mutex<BTreeSet<NodeId>>,
-    /// Changes with `disks` and `retired`: a peer that was welcome may not be any more.
+    /// Changes with `members` and `retired`: a peer that was welcome may not be any more.
     judgement: AtomicU64,
     /// The last greeting of each peer that was not objected to.
     seen: Mutex<BTreeMap<NodeId, Hello>>,
@@ -101,8 +103,10 @@ pub(crate) struct Identity {
     went_back: Mutex<Option<(NodeId, String)>>,
     /// Peers whose disks went back to an older copy: the start that showed it, and the evidence.
     old_disks: Mutex<BTreeMap<NodeId, (u64, String)>>,
-    /// Peers that belong to another cluster, and that cluster's id.
-    strangers: Mutex<BTreeMap<NodeId, String>>,
+    /// Peers that belong to another cluster.
+    strangers: Mutex<BTreeSet<NodeId>>,
+    /// Whose disks are said to hold what no disk can, as far as that was logged.
+    unreasonable: Mutex<Sparse<NodeId>>,
     /// A peer whose cluster was recovered from this node's, and that cluster's id.
     successor: Mutex<Option<(NodeId, String)>>,
     /// Why this version cannot follow its cluster, once a peer has shown that.
@@ -163,8 +167,9 @@ impl Identity {
             witness,
             distances: Distances::default(),
             matched: OnceLock::new(),
+            horizon: OnceLock::new(),
             clock: clock.clone(),
-            disks: Mutex::default(),
+            members: Mutex::default(),
             retired: Mutex::default(),
             judgement: AtomicU64::new(0),
             seen: Mutex::default(),
@@ -172,6 +177,7 @@ impl Identity {
             went_back: Mutex::default(),
             old_disks: Mutex::default(),
             strangers: Mutex::default(),
+            unreasonable: Mutex::default(),
             successor: Mutex::default(),
             outgrown: Mutex::default(),
             _lock: lock,
@@ -206,12 +212,12 @@ impl Identity {
         self.file.look(|content| content.peers.clone())
     }
 
-    /// One of the peers that belong to another cluster, and that cluster's id, if they are more than half of
-    /// the `others`: then it is this node that is in the wrong place.
-    pub(crate) fn stranger(&self, others: usize) -> Option<(NodeId, String)> {
+    /// One of the peers that belong to another cluster, if they are more than half of the `others`: then it is
+    /// this node that is in the wrong place.
+    pub(crate) fn stranger(&self, others: usize) -> Option<NodeId> {
         let strangers = self.strangers.lock();
         let is_alone = strangers.len() * 2 > others;
-        strangers.first_key_value().filter(|_| is_alone).map(|(id, cluster)| (*id, cluster.clone()))
+        strangers.first().filter(|_| is_alone).copied()
     }
 
     /// A peer that says that its cluster was recovered from this node's, and its cluster's id.
@@ -229,14 +235,22 @@ impl Identity {
         self.file.change(|content| content.cluster_id = directory::random_id())
     }
 
-    /// Takes the members' disk ids from the membership.
-    pub(crate) fn learn_disks<'a>(&self, members: impl Iterator<Item = (&'a NodeId, &'a MemberNode)>) {
-        let disk_of =
-            |(id, node): (&NodeId, &MemberNode)| Some((*id, node.endpoints.get(DISK_ENDPOINT)?.clone()));
-        let disks: BTreeMap<NodeId, String> = members.filter_map(disk_of).collect();
-        if std::mem::replace(&mut *self.disks.lock(), disks.clone()) != disks {
+    /// Takes the members and their disk ids from the membership.
+    pub(crate) fn learn_members<'a>(&self, members: impl Iterator<Item = (&'a NodeId, &'a MemberNode)>) {
+        let disk_of = |(id, node): (&NodeId, &MemberNode)| (*id, node.endpoints.get(DISK_ENDPOINT).cloned());
+        let members: BTreeMap<NodeId, Option<String>> = members.map(disk_of).collect();
+        if std::mem::replace(&mut *self.members.lock(), members.clone()) != members {
             self.judgement.fetch_add(1, Ordering::Release);
         }
+    }
+
+    /// Whether this node knows a membership at all.
+    pub(crate) fn has_members(&self) -> bool {
+        !self.members.lock().is_empty()
+    }
+
+    fn is_member(&self, id: NodeId) -> bool {
+        self.members.lock().contains_key(&id)
     }
 
     /// Saves the members' addresses, and that this node is a member, if a committed entry says so and its log
@@ -279,13 +293,14 @@ impl Identity {
         self.address.get_or_init(|| address.to_owned());
     }
 
-    /// Takes the address of a peer, from itself or from another node that has heard it. Whether it is right
+    /// Takes the address of a peer, from itself or from another member that has heard it. Whether it is right
     /// shows when the peer is greeted.
     pub(crate) fn hear_of_address(&self, id: NodeId, heard: &Told) {
         let is_sound = check_address(&heard.address).is_ok() && !is_unspecified(&heard.address);
+        let may_be_peer = id != self.node_id() && (self.is_member(id) || !self.has_members());
         let mut told = self.told.lock();
-        if is_sound && id != self.node_id() && told.get(&id).is_none_or(|present| present.life <= heard.life)
-        {
+        let is_newest = told.get(&id).map_or(told.len() < PEERS_MAX, |present| present.life <= heard.life);
+        if is_sound && may_be_peer && is_newest {
             told.insert(id, heard.clone());
         }
     }
@@ -310,9 +325,14 @@ impl Identity {
         *self.begun_with.lock() = held;
     }
 
-    /// Provides how far the followers' logs match this node's while it leads.
-    pub(crate) fn judge_by(&self, matched: impl Fn(NodeId) -> Option<LogId> + Send + Sync + 'static) {
+    /// Provides how far the followers' logs match this node's while it leads, and what a disk can hold.
+    pub(crate) fn judge_by(
+        &self,
+        matched: impl Fn(NodeId) -> Option<LogId> + Send + Sync + 'static,
+        horizon: impl Fn() -> Horizon + Send + Sync + 'static,
+    ) {
         self.matched.get_or_init(|| Box::new(matched));
+        self.horizon.get_or_init(|| Box::new(horizon));
     }
 
     /// This start of the node.
@@ -327,8 +347,11 @@ impl Identity {
         Some(Known { disk_id, life: life?, boot: self.boot, held })
     }
 
-    /// Takes what the peer `from` reports of a disk.
+    /// Takes what the member `from` reports of a member's disk.
     pub(crate) fn hear_of_disk(&self, from: NodeId, id: NodeId, known: &Known) {
+        if !self.is_member(id) || !self.is_within_reason(id, &known.held) {
+            return;
+        }
         self.witness.hear(id, known);
         if id == self.node_id() {
             let why = self.witness.objection(id, &self.disk_id(), &self.begun(), None);
@@ -378,26 +401,6 @@ impl Identity {
         self.went_back.lock().clone()
     }
 
-    /// Takes what a peer says of this disk in a greeting.
-    pub(crate) fn hear_of_older_disk(&self, greeting: &Hello) {
-        if !greeting.went_back.is_empty() {
-            *self.went_back.lock() = Some((greeting.node_id, greeting.went_back.clone()));
-        }
-    }
-
-    /// Why a peer's disk is an older copy, as far as this node knows.
-    pub(crate) fn old_disk(&self, id: NodeId) -> Option<String> {
-        self.old_disks.lock().get(&id).map(|(_, why)| why.clone())
-    }
-
-    /// The same, if it is the start that sends this greeting that has the older copy: another one may be
-    /// refused for another reason.
-    pub(crate) fn old_disk_of(&self, theirs: &Hello) -> Option<String> {
-        let old_disks = self.old_disks.lock();
-        let (_, why) = old_disks.get(&theirs.node_id).filter(|(boot, _)| *boot == theirs.begun.boot)?;
-        Some(why.clone())
-    }
-
     /// A peer's last greeting that was not objected to.
     pub(crate) fn seen(&self, id: NodeId) -> Option<Hello> {
         self.seen.lock().get(&id).cloned()
@@ -407,190 +410,13 @@ impl Identity {
     pub(crate) fn refusal(&self) -> Option<(NodeId, String)> {
         self.refusal.lock().clone()
     }
-
-    /// Why this node must not talk to the sender of `theirs`. Remembers peers that belong to another cluster.
-    pub(crate) fn judge(&self, theirs: &Hello) -> Option<String> {
-        let is_stranger =
-            !theirs.cluster_id.is_empty() && self.cluster_id().is_some_and(|ours| ours != theirs.cluster_id);
-        if is_stranger {
-            self.strangers.lock().insert(theirs.node_id, theirs.cluster_id.clone());
-            if self.cluster_id().is_some_and(|ours| theirs.former_clusters.contains(&ours)) {
-                *self.successor.lock() = Some((theirs.node_id, theirs.cluster_id.clone()));
-            }
-        } else {
-            self.strangers.lock().remove(&theirs.node_id);
-        }
-        let known = self.disks.lock().get(&theirs.node_id).cloned();
-        let ours = self.hello(theirs.node_id);
-        let objection = objection(&ours, theirs, known.as_deref());
-        if objection.is_some() && objection == outgrown(&ours, theirs) {
-            self.outgrown.lock().clone_from(&objection);
-        }
-        let objection = objection.or_else(|| {
-            let is_retired = self.retired.lock().contains(&theirs.node_id);
-            is_retired.then(|| {
-                format!(
-                    "node {id} was removed from the cluster, and its id is never given again; set its data directory \
-                     aside and join with a new id",
-                    id = theirs.node_id
-                )
-            })
-        });
-        let objection = objection.or_else(|| self.judge_disk(theirs));
-        if objection.is_none() {
-            self.seen.lock().insert(theirs.node_id, theirs.clone());
-        }
-        objection
-    }
-
-    /// Why a peer's disk must have gone back to an older copy.
-    fn judge_disk(&self, theirs: &Hello) -> Option<String> {
-        if safeguard::is_off(Safeguard::DiskWitness) {
-            return None;
-        }
-        let id = theirs.node_id;
-        // This node replicates to the start that was greeted last. Another start of the same disk must hold
-        // as much.
-        if let Some(matched) = self.matched.get().and_then(|matched| matched(id))
-            && let Some(seen) = self.seen(id).filter(|seen| seen.begun.boot != theirs.begun.boot)
-            && let Some(life) = seen.begun.lives.present()
-        {
-            let (disk_id, boot, held) = (seen.disk_id, seen.begun.boot, Held::new(Some(matched), 0));
-            self.witness.hear(id, &Known { disk_id, life, boot, held });
-        }
-        let met = self.file.look(|content| content.met.get(&id).cloned());
-        let why = self.witness.objection(id, &theirs.disk_id, &theirs.begun, met.as_ref());
-        let mut old_disks = self.old_disks.lock();
-        match &why {
-            Some(why) => old_disks.insert(id, (theirs.begun.boot, why.clone())),
-            None => old_disks.remove(&id),
-        };
-        why.map(|why| {
-            format!(
-                "node {id} came back with an older copy of its disk ({why}): what it acknowledged and voted since is lost, \
-                 so its id must not be used again; remove it (DELETE /v1/cluster/members/{id}) and join with a new id"
-            )
-        })
-    }
-
-    /// As `judge`, for a caller: a node without data that is no member must be told that the cluster is
-    /// formed, also by a node that has not heard the cluster's id.
-    pub(crate) fn judge_caller(&self, theirs: &Hello) -> Option<String> {
-        self.judge(theirs).or_else(|| {
-            let is_member = self.disks.lock().get(&theirs.node_id) == Some(&theirs.disk_id);
-            (self.has_log() && theirs.cluster_id.is_empty() && !is_member).then(|| {
-                format!("node {} is no member of the cluster, which is formed already", theirs.node_id)
-            })
-        })
-    }
-
-    /// Learns from a peer when neither side objects. What the peer says of its disk is durable afterwards.
-    pub(crate) async fn learn(&self, theirs: &Hello) -> Result<(), String> {
-        if let Some(clock_ms) = theirs.clock_ms {
-            self.clock.learn_ms(clock_ms);
-        }
-        let joins = self.cluster_id().is_none() && !theirs.cluster_id.is_empty();
-        let present = theirs.begun.lives.present();
-        let met = present.map(|life| Met { disk_id: theirs.disk_id.clone(), life });
-        let is_known = self.file.look(|content| {
-            content.lives.is_met && (met.is_none() || content.met.get(&theirs.node_id) == met.as_ref())
-        });
-        if joins || !is_known {
-            let (file, theirs, met) = (self.file.clone(), theirs.clone(), met.clone());
-            let save = move || file.change(|content| take(content, &theirs, met));
-            let saved = self.platform.block(save).await.flatten();
-            saved.map_err(|error| format!("cannot save what a peer says of itself: {error}"))?;
-        }
-        if joins {
-            tracing::info!(cluster_id = theirs.cluster_id, "this node is now part of the cluster");
-        }
-        let told = Told { life: theirs.begun.lives.number, address: theirs.address.clone() };
-        self.hear_of_address(theirs.node_id, &told);
-        if let Some(Met { disk_id, life }) = met {
-            // The end of its log need not be committed.
-            let (boot, held) = (theirs.begun.boot, Held { last: None, ..theirs.begun.with });
-            self.witness.hear(theirs.node_id, &Known { disk_id, life, boot, held });
-        }
-        Ok(())
-    }
-}
-
-/// What a peer's greeting adds to the identity file.
-fn take(content: &mut Content, theirs: &Hello, met: Option<Met>) {
-    if content.cluster_id.is_empty() {
-        content.cluster_id.clone_from(&theirs.cluster_id);
-        content.former_clusters.clone_from(&theirs.former_clusters);
-    }
-    content.lives.is_met = true;
-    if let Some(met) = met {
-        content.met.insert(theirs.node_id, met);
-    }
-}
-
-impl Greeter for Identity {
-    fn hello(&self, to: NodeId) -> Hello {
-        let content = self.file.look(Content::clone);
-        Hello {
-            protocol_version: PROTOCOL_VERSION,
-            cluster_id: content.cluster_id,
-            node_id: content.node_id,
-            to,
-            disk_id: content.disk_id,
-            clock_ms: self.clock.live_ms(),
-            refusal: String::new(),
-            former_clusters: content.former_clusters,
-            protocol_oldest: PROTOCOL_OLDEST,
-            has_log: content.has_log || self.has_entries.load(Ordering::Relaxed),
-            first_members: self.introduction.first_members.clone(),
-            apply_level: self.apply_level.load(Ordering::Acquire),
-            apply_level_max: self.introduction.apply_level_max,
-            begun: self.begun(),
-            address: self.address.get().cloned().unwrap_or_default(),
-            went_back: String::new(),
-        }
-    }
-
-    fn greeted<'a>(&'a self, answer: &'a Hello) -> BoxFuture<'a, Result<(), String>> {
-        Box::pin(async move {
-            let objection = self.judge(answer);
-            let refusal = (!answer.refusal.is_empty()).then(|| (answer.node_id, answer.refusal.clone()));
-            self.refusal.lock().clone_from(&refusal);
-            self.hear_of_older_disk(answer);
-            match (objection, refusal) {
-                (Some(why), _) => Err(why),
-                (None, Some((_, why))) => Err(format!("refused: {why}")),
-                (None, None) => self.learn(answer).await,
-            }
-        })
-    }
-
-    fn parting(&self, answer: &Hello) -> Option<Hello> {
-        Some(Hello { went_back: self.old_disk_of(answer)?, ..self.hello(answer.node_id) })
-    }
-
-    fn judgement(&self) -> u64 {
-        // Both only grow, so the sum changes whenever either does.
-        self.judgement.load(Ordering::Acquire) + u64::from(self.apply_level.load(Ordering::Acquire))
-    }
-
-    fn objection(&self, theirs: &Hello) -> Option<String> {
-        self.judge(theirs)
-    }
-
-    fn measured(&self, id: NodeId, round_trip: Duration) {
-        self.distances.take(id, round_trip);
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    };
+    use std::sync::Arc;
 
-    use super::{Begun, Greeter, Held, Hello, Identity, Introduction, Known, LogId};
-    use crate::identity::lives::Lives;
+    use super::{Identity, Introduction};
     use crate::{Platform, StartError, clock::Clock};
 
     #[test]
@@ -608,49 +434,5 @@ mod tests {
         drop(again);
         let other = open(4).err().unwrap();
         assert!(matches!(other, StartError::OtherNode { found: 3, expected: 4, .. }));
-    }
-
-    /// A peer's greeting in one start of its disk.
-    fn greeting(number: u64, boot: u64, index: u64) -> Hello {
-        let dir = tempfile::tempdir().unwrap();
-        let clock = Arc::new(Clock::new(Arc::new(|| 0)));
-        let peer =
-            Identity::open(dir.path(), 2, Introduction::default(), &clock, &Platform::system()).unwrap();
-        let names = (1..=number).collect();
-        let lives = Lives { number, names, is_met: true };
-        let with = Held { last: Some((1, index)), voted: 1 };
-        Hello { disk_id: "disk".into(), begun: Begun { lives, boot, with }, ..peer.hello(1) }
-    }
-
-    #[tokio::test]
-    async fn a_disk_is_judged_by_what_was_committed_and_by_the_start_that_had_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let clock = Arc::new(Clock::new(Arc::new(|| 0)));
-        let identity =
-            Identity::open(dir.path(), 1, Introduction::default(), &clock, &Platform::system()).unwrap();
-        let matched = Arc::new(AtomicU64::new(0));
-        let told = matched.clone();
-        identity.judge_by(move |_| Some(LogId::new_term_index(1, told.load(Ordering::Relaxed))));
-        let welcome = async |hello: &Hello| {
-            assert_eq!(identity.judge(hello), None);
-            identity.learn(hello).await.unwrap();
-        };
-        welcome(&greeting(1, 7, 90)).await;
-        // Entries that were not committed may be truncated.
-        welcome(&greeting(2, 8, 50)).await;
-        matched.store(60, Ordering::Relaxed);
-        // It has acknowledged these since: it need not have begun with them.
-        welcome(&greeting(2, 8, 50)).await;
-        assert!(identity.judge(&greeting(3, 9, 59)).unwrap().contains("had acknowledged 60"));
-        welcome(&greeting(3, 9, 60)).await;
-        // What is reported of another start of the same life changes nothing.
-        let other = Known { boot: 10, ..identity.witness.newest(2).unwrap() };
-        identity.witness.hear(2, &other);
-        matched.store(70, Ordering::Relaxed);
-        welcome(&greeting(3, 9, 60)).await;
-        // A connection of an earlier start is judged anew: what follows from that is not said of this one.
-        assert!(identity.judge(&greeting(2, 8, 50)).is_some());
-        assert!(identity.old_disk_of(&greeting(2, 8, 50)).is_some());
-        assert_eq!(identity.old_disk_of(&greeting(3, 9, 60)), None);
     }
 }

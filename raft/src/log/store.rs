@@ -97,6 +97,12 @@ impl LogStore {
         self.group.log.lock().vote
     }
 
+    /// The vote as last set, and the last entry.
+    pub(crate) fn vote_and_last(&self) -> (Option<Vote>, Option<LogId>) {
+        let log = self.group.log.lock();
+        (log.vote, log.last_log_id())
+    }
+
     /// Sets the guard: the log is never truncated below what is applied.
     pub(crate) fn guard(
         &self,

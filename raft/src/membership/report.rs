@@ -76,9 +76,12 @@ impl<M: Machine> Core<M> {
         }
     }
 
-    /// Answers a member's report with this node's.
-    pub(crate) fn answer_report(&self, body: &[u8]) -> Result<Vec<u8>, String> {
-        let heard = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    /// Answers a member's report with this node's, and that of another node with an empty one.
+    pub(crate) fn answer_report(&self, from: &Hello, body: &[u8]) -> Result<Vec<u8>, String> {
+        let heard: Report = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        if !self.identity.names(from) || heard.from != from.node_id {
+            return Ok(b"{}".to_vec());
+        }
         self.take_report(&heard, None);
         Ok(self.encoded_report())
     }
@@ -122,7 +125,8 @@ impl<M: Machine> Core<M> {
         }
         let asked = Instant::now();
         if let Ok(answer) = peer.call(Kind::Report, GROUP, report, PATIENCE).await
-            && let Ok(heard) = serde_json::from_slice(&answer)
+            && let Ok(heard) = serde_json::from_slice::<Report>(&answer)
+            && heard.from == id
         {
             self.take_report(&heard, Some(asked));
         }

@@ -17,6 +17,9 @@ const HEAD_BYTES: usize = 13;
 /// The largest frame accepted: the largest proposal and some overhead.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 
+/// The largest greeting accepted. One of a node that was started hundreds of times has 2.5 KB.
+pub(crate) const GREETING_BYTES_MAX: usize = 16 * 1024;
+
 /// Frames up to this size are merged into one write.
 const MERGE_BYTES_MAX: usize = 64 * 1024;
 
@@ -140,10 +143,26 @@ pub(crate) fn finish(mut out: Vec<u8>) -> Bytes {
 
 /// Reads the next frame; `buffer` keeps what was read beyond it.
 pub(crate) async fn read(reader: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<Frame> {
+    read_up_to(FRAME_BYTES_MAX, reader, buffer).await
+}
+
+/// Reads the first frame of a connection: nobody has said yet who sends it, so it is small.
+pub(crate) async fn read_greeting(
+    reader: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+) -> io::Result<Frame> {
+    read_up_to(GREETING_BYTES_MAX, reader, buffer).await
+}
+
+async fn read_up_to(
+    bytes_max: usize,
+    reader: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+) -> io::Result<Frame> {
     loop {
         if buffer.len() >= 4 {
             let len = u32::from_le_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as usize;
-            if !(HEAD_BYTES..=FRAME_BYTES_MAX).contains(&len) {
+            if !(HEAD_BYTES..=bytes_max).contains(&len) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {len} bytes")));
             }
             if buffer.len() >= 4 + len {
@@ -158,7 +177,7 @@ pub(crate) async fn read(reader: &mut (impl AsyncRead + Unpin), buffer: &mut Byt
             }
             buffer.reserve((4 + len - buffer.len()).min(buffer.len().max(CLAIM_BYTES_MAX)));
         } else {
-            buffer.reserve(64 * 1024);
+            buffer.reserve(bytes_max.min(64 * 1024));
         }
         if reader.read_buf(buffer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -208,7 +227,7 @@ pub(crate) async fn write_all(
 mod tests {
     use bytes::BytesMut;
 
-    use super::{Kind, encode, read};
+    use super::{GREETING_BYTES_MAX, HEAD_BYTES, Kind, encode, read, read_greeting};
 
     #[tokio::test]
     async fn frames_survive_any_split() {
@@ -227,6 +246,18 @@ mod tests {
             assert_eq!((second.kind, second.id, second.body.len()), (Kind::Hello, u64::MAX, 0));
             assert!(read(&mut reader, &mut buffer).await.is_err());
         }
+    }
+
+    #[tokio::test]
+    async fn a_greeting_is_small_and_nothing_is_made_room_for_before() {
+        let largest = encode(Kind::Hello, 0, 0, &vec![7; GREETING_BYTES_MAX - HEAD_BYTES]);
+        let read = read_greeting(&mut &largest[..], &mut BytesMut::new()).await.unwrap();
+        assert_eq!(read.body.len(), GREETING_BYTES_MAX - HEAD_BYTES);
+        let larger = encode(Kind::Hello, 0, 0, &vec![7; GREETING_BYTES_MAX - HEAD_BYTES + 1]);
+        let mut buffer = BytesMut::new();
+        assert!(read_greeting(&mut &larger[..], &mut buffer).await.is_err());
+        assert!(buffer.capacity() <= 2 * GREETING_BYTES_MAX, "{}", buffer.capacity());
+        assert!(super::read(&mut &larger[..], &mut BytesMut::new()).await.is_ok());
     }
 
     #[tokio::test]

@@ -1,10 +1,12 @@
 //! The first frame in each direction of a connection: who is there, of which cluster, with which disk, and at
-//! what log time. Refuses what would be unsafe to talk to.
+//! what log time. Refuses what would be unsafe to talk to. Nothing proves what a greeting says, but the ids of
+//! clusters and disks are random, and only members are told them: a refusal does not tell them.
 
 use crate::{
     NodeId,
     codec::{CodecError, Reader, put_bool, put_str, put_u32, put_u64},
     identity::{
+        address::check_id,
         lives::Lives,
         witness::{Begun, Held},
     },
@@ -21,6 +23,18 @@ pub(crate) const PROTOCOL_OLDEST: u32 = 3;
 pub(crate) const PROTOCOL_REPORTS: u32 = 4;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"KVPN");
+
+/// In a refusal: the cluster of this node, which the caller has not named.
+pub(crate) const UNTOLD: &str = "another";
+
+/// The longest id of a cluster or a disk; those that are given have 32 bytes.
+const ID_BYTES_MAX: usize = 64;
+
+/// The longest address, refusal and evidence.
+const TEXT_BYTES_MAX: usize = 2048;
+
+/// How many clusters that came before are named: a node of an older one asks its operator.
+const FORMER_CLUSTERS_TOLD: usize = 64;
 
 /// What each side says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +69,8 @@ pub(crate) struct Hello {
     /// From the callee that refuses: its evidence that the caller's disk went back to an older copy; empty if
     /// it did not.
     pub went_back: String,
+    /// The wall clock, in milliseconds since the Unix epoch; 0 from versions that do not say it.
+    pub wall_ms: u64,
 }
 
 impl Hello {
@@ -69,8 +85,10 @@ impl Hello {
         put_bool(&mut out, self.clock_ms.is_some());
         put_u64(&mut out, self.clock_ms.unwrap_or(0));
         put_str(&mut out, &self.refusal);
-        put_u32(&mut out, self.former_clusters.len() as u32);
-        for cluster in &self.former_clusters {
+        let skipped = self.former_clusters.len().saturating_sub(FORMER_CLUSTERS_TOLD);
+        let former_clusters = &self.former_clusters[skipped..];
+        put_u32(&mut out, former_clusters.len() as u32);
+        for cluster in former_clusters {
             put_str(&mut out, cluster);
         }
         put_u32(&mut out, self.protocol_oldest);
@@ -84,11 +102,57 @@ impl Hello {
         put_begun(&mut out, &self.begun);
         put_str(&mut out, &self.address);
         put_str(&mut out, &self.went_back);
+        put_u64(&mut out, self.wall_ms);
         out
     }
 
+    /// Why no node says this. What it says to people is on one line, and not long.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        check_id(self.node_id)?;
+        let is_id =
+            |text: &String| text.len() <= ID_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if ![&self.cluster_id, &self.disk_id].into_iter().chain(&self.former_clusters).all(is_id) {
+            return Err(format!(
+                "ids of clusters and disks have up to {ID_BYTES_MAX} characters, without spaces"
+            ));
+        }
+        let is_text = |text: &String| text.len() <= TEXT_BYTES_MAX && !text.contains(char::is_control);
+        if ![&self.address, &self.refusal, &self.went_back].into_iter().all(is_text) {
+            return Err(format!(
+                "an address and a reason have up to {TEXT_BYTES_MAX} characters, on one line"
+            ));
+        }
+        self.first_members.iter().try_for_each(|id| check_id(*id))
+    }
+
+    /// Makes it a refusal of `caller`. It tells only what the caller needs in order to know what is wrong, and
+    /// names the cluster, and those that came before, only to who knows one of them.
+    pub(crate) fn refuse(self, caller: &Hello, refusal: String, went_back: Option<String>) -> Hello {
+        let named = &caller.cluster_id;
+        let is_known = self.cluster_id == *named || self.former_clusters.contains(named);
+        let is_none = self.cluster_id.is_empty() || named.is_empty();
+        let (cluster_id, former_clusters) = match () {
+            () if is_none => (String::new(), Vec::new()),
+            () if is_known => (self.cluster_id, self.former_clusters),
+            () => (UNTOLD.to_owned(), Vec::new()),
+        };
+        Hello {
+            cluster_id,
+            former_clusters,
+            disk_id: String::new(),
+            clock_ms: None,
+            refusal,
+            first_members: Vec::new(),
+            begun: Begun::default(),
+            address: String::new(),
+            went_back: went_back.unwrap_or_default(),
+            wall_ms: 0,
+            ..self
+        }
+    }
+
     /// Trailing bytes are from a later version and ignored; earlier versions end before the former clusters,
-    /// after them, or before the life of the disk.
+    /// after them, before the life of the disk, or before the wall clock.
     pub(crate) fn decode(body: &[u8]) -> Result<Hello, CodecError> {
         let mut reader = Reader::new(body);
         if reader.u32()? != MAGIC {
@@ -123,6 +187,7 @@ impl Hello {
             begun: Begun::default(),
             address: String::new(),
             went_back: String::new(),
+            wall_ms: 0,
         };
         if reader.remaining() > 0 {
             hello.protocol_oldest = reader.u32()?;
@@ -136,6 +201,9 @@ impl Hello {
             hello.begun = begun(&mut reader)?;
             hello.address = reader.str()?.to_owned();
             hello.went_back = reader.str()?.to_owned();
+        }
+        if reader.remaining() > 0 {
+            hello.wall_ms = reader.u64()?;
         }
         Ok(hello)
     }
@@ -178,7 +246,7 @@ pub(crate) fn objection(ours: &Hello, theirs: &Hello, known_disk: Option<&str>) 
     let (our_cluster, their_cluster) = (&ours.cluster_id, &theirs.cluster_id);
     if !our_cluster.is_empty() && !their_cluster.is_empty() && our_cluster != their_cluster {
         return Some(format!(
-            "node {} belongs to cluster {their_cluster}, node {} to cluster {our_cluster}",
+            "node {} belongs to another cluster than node {}",
             theirs.node_id, ours.node_id
         ));
     }
@@ -207,7 +275,7 @@ pub(crate) fn outgrown(node: &Hello, by: &Hello) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Begun, Held, Hello, Lives, PROTOCOL_VERSION, objection};
+    use super::{Begun, Held, Hello, Lives, PROTOCOL_VERSION, TEXT_BYTES_MAX, UNTOLD, objection};
 
     fn hello(node_id: u64, cluster: &str, disk: &str) -> Hello {
         Hello {
@@ -231,6 +299,7 @@ mod tests {
             },
             address: "host:7379".into(),
             went_back: "why".into(),
+            wall_ms: 6,
         }
     }
 
@@ -239,14 +308,19 @@ mod tests {
         let one = hello(3, "c", "d");
         let bytes = one.encode();
         assert_eq!(Hello::decode(&bytes).unwrap(), one);
-        let version_3 = bytes.len() - (8 + 4 + 3 * 8) - 8 - (1 + 3 * 8) - (4 + 9) - (4 + 3);
+        let without_wall = bytes.len() - 8;
+        let version_3 = without_wall - (8 + 4 + 3 * 8) - 8 - (1 + 3 * 8) - (4 + 9) - (4 + 3);
         let version_2 = version_3 - 4 - 1 - (4 + 3 * 8) - 8;
         let version_1 = version_2 - 4 - (4 + 3) - (4 + 5);
-        for len in (0..bytes.len()).filter(|len| ![version_1, version_2, version_3].contains(len)) {
+        for len in
+            (0..bytes.len()).filter(|len| ![version_1, version_2, version_3, without_wall].contains(len))
+        {
             assert!(Hello::decode(&bytes[..len]).is_err());
         }
+        let earlier = Hello { wall_ms: 0, ..one };
+        assert_eq!(Hello::decode(&bytes[..without_wall]).unwrap(), earlier);
         let earlier =
-            Hello { begun: Begun::default(), address: String::new(), went_back: String::new(), ..one };
+            Hello { begun: Begun::default(), address: String::new(), went_back: String::new(), ..earlier };
         assert_eq!(Hello::decode(&bytes[..version_3]).unwrap(), earlier);
         let earlier = Hello {
             has_log: false,
@@ -265,7 +339,7 @@ mod tests {
         let ours = hello(1, "a", "x");
         assert_eq!(objection(&ours, &hello(2, "a", "y"), Some("y")), None);
         assert_eq!(objection(&ours, &hello(2, "", "y"), None), None);
-        assert!(objection(&ours, &hello(2, "b", "y"), None).unwrap().contains("cluster b"));
+        assert!(objection(&ours, &hello(2, "b", "y"), None).unwrap().contains("another cluster"));
         assert!(objection(&ours, &hello(2, "a", "z"), Some("y")).unwrap().contains("another disk"));
         let future = Hello { protocol_version: 9, ..hello(2, "a", "y") };
         assert_eq!(objection(&ours, &future, None), None, "it says that it can speak ours");
@@ -273,6 +347,56 @@ mod tests {
         assert!(objection(&ours, &future, None).unwrap().contains("protocol 9"));
         let past = Hello { protocol_version: 2, protocol_oldest: 2, ..hello(2, "a", "y") };
         assert!(objection(&ours, &past, None).unwrap().contains("protocol 2"));
+    }
+
+    #[test]
+    fn a_refusal_names_no_cluster_to_a_stranger() {
+        let ours = Hello { cluster_id: "secret".into(), ..hello(1, "", "mine") };
+        let told = |cluster: &str| {
+            let refusal = ours.clone().refuse(&hello(2, cluster, "d"), "no".into(), None);
+            assert_eq!((&refusal.disk_id[..], refusal.clock_ms, refusal.wall_ms), ("", None, 0));
+            assert_eq!((&refusal.begun, &refusal.address[..]), (&Begun::default(), ""));
+            assert!(refusal.has_log && refusal.apply_level == 2, "what it needs to know why");
+            (refusal.cluster_id, refusal.former_clusters.len())
+        };
+        assert_eq!(told(""), (String::new(), 0));
+        assert_eq!(told("guessed"), (UNTOLD.to_owned(), 0));
+        assert_eq!(told("secret"), ("secret".to_owned(), 2));
+        assert_eq!(told("old"), ("secret".to_owned(), 2), "a node that its cluster has left behind");
+    }
+
+    #[test]
+    fn what_a_greeting_says_has_bounds() {
+        let sane = hello(3, "c", "d");
+        assert_eq!(sane.check(), Ok(()));
+        let largest = Hello {
+            former_clusters: (0..1000).map(|number| format!("{number:032}")).collect(),
+            begun: Begun {
+                lives: Lives { number: 300, names: (0..256).collect(), is_met: true },
+                ..Begun::default()
+            },
+            first_members: (1..100).collect(),
+            refusal: "r".repeat(TEXT_BYTES_MAX),
+            ..sane.clone()
+        };
+        assert_eq!(largest.check(), Ok(()));
+        assert!(largest.encode().len() < crate::net::frame::GREETING_BYTES_MAX - 64);
+        for wrong in [
+            Hello { node_id: 0, ..sane.clone() },
+            Hello { node_id: u64::MAX, ..sane.clone() },
+            Hello { first_members: vec![1, 1 << 53], ..sane.clone() },
+            Hello { cluster_id: "a\nb".into(), ..sane.clone() },
+            Hello { cluster_id: "x".repeat(60_000), ..sane.clone() },
+            Hello { disk_id: "a b".into(), ..sane.clone() },
+            Hello { former_clusters: vec!["x".repeat(65)], ..sane.clone() },
+            Hello { address: "a\n:1".into(), ..sane.clone() },
+            Hello { address: "x".repeat(60_000), ..sane.clone() },
+            Hello { refusal: "a\u{1b}[2J".into(), ..sane.clone() },
+            Hello { went_back: "x".repeat(2049), ..sane.clone() },
+        ] {
+            let why = wrong.check().unwrap_err();
+            assert!(why.len() < 200 && !why.contains(char::is_control), "{why}");
+        }
     }
 
     #[test]

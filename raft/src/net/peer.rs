@@ -300,12 +300,15 @@ impl Remote {
             .write_all(&frame::encode(Kind::Hello, 0, 0, &self.greeter.hello(self.id).encode()))
             .await?;
         let mut buffer = BytesMut::new();
-        let answer = frame::read(&mut connection, &mut buffer).await?;
+        let answer = frame::read_greeting(&mut connection, &mut buffer).await?;
         let round_trip = asked.elapsed();
         let answer = (answer.kind == Kind::Hello).then(|| Hello::decode(&answer.body));
         let Some(Ok(answer)) = answer else {
             return Err(io::Error::other(format!("{address} does not speak the peer protocol")));
         };
+        answer
+            .check()
+            .map_err(|why| io::Error::other(format!("{address} answers what no node says: {why}")))?;
         if !answer.refusal.is_empty() {
             self.greeter.greeted(&answer).await.map_err(io::Error::other)?;
         }

@@ -27,6 +27,7 @@ fn hello(node_id: NodeId) -> Hello {
         begun: Default::default(),
         address: String::new(),
         went_back: String::new(),
+        wall_ms: 0,
     }
 }
 

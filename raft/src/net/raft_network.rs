@@ -15,7 +15,7 @@ use openraft::{
         RaftNetworkFactory,
     },
     raft::{
-        SnapshotResponse, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
+        SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
         TransferLeaderResponse, VoteRequest, VoteResponse,
     },
     type_config::alias::SnapshotOf,
@@ -28,6 +28,7 @@ use tokio::{
 use super::{
     frame::{self, Kind},
     heartbeat::LateAnswer,
+    horizon::Horizon,
     interest::Interest,
     messages::{self, AppendRequest, AppendResult},
     peer::{CallError, Link, Peer},
@@ -37,6 +38,7 @@ use crate::{
     clock::Clock,
     codec::CodecError,
     elections::{rivals::Rivals, timing::Timing},
+    log::LogStore,
     snapshot::{content::SnapshotData, transfer::SnapshotSender},
     types::{MemberNode, TypeConfig, Vote},
 };
@@ -70,6 +72,7 @@ pub(crate) struct Factory {
     pub clock: Arc<Clock>,
     pub timing: Arc<Timing>,
     pub rivals: Arc<Rivals>,
+    pub votes: LogStore,
 }
 
 /// One group's client of one peer.
@@ -82,6 +85,7 @@ pub(crate) struct Client {
     clock: Arc<Clock>,
     timing: Arc<Timing>,
     rivals: Arc<Rivals>,
+    votes: LogStore,
     /// Only in a client for heartbeats.
     late: Option<LateAnswer>,
 }
@@ -96,6 +100,7 @@ impl Factory {
             clock: self.clock.clone(),
             timing: self.timing.clone(),
             rivals: self.rivals.clone(),
+            votes: self.votes.clone(),
             late: heartbeat.then(LateAnswer::default),
         }
     }
@@ -119,6 +124,22 @@ fn unreachable(error: impl std::fmt::Display) -> RpcError {
 
 fn malformed(error: CodecError) -> RpcError {
     unreachable(format_args!("the peer's answer is malformed: {error}"))
+}
+
+/// A peer that has seen another vote than this node's says so. openraft gives way to a higher one and keeps it,
+/// so one beyond reason is no answer.
+fn sane(log: &LogStore, vote: &Vote) -> Result<(), RpcError> {
+    Horizon::of(log).check_vote(vote).map_err(|why| {
+        tracing::warn!(why, "a peer's answer is not believed");
+        unreachable(why)
+    })
+}
+
+fn sane_result(log: &LogStore, result: AppendResult) -> Result<AppendResult, RpcError> {
+    if let Err(StreamAppendError::HigherVote(vote)) = &result {
+        sane(log, vote)?;
+    }
+    Ok(result)
 }
 
 impl From<CallError> for RpcError {
@@ -166,12 +187,16 @@ impl Client {
         if response.is_conflict() && request.prev_log_id.is_none() {
             return Err(unreachable("the peer's answer contradicts the request"));
         }
-        Ok(response.into_stream_result(request.prev_log_id, last.or(request.prev_log_id)))
+        sane_result(
+            &self.votes,
+            response.into_stream_result(request.prev_log_id, last.or(request.prev_log_id)),
+        )
     }
 
     /// Decodes the answer to a request for a vote, and learns the clock of the node that gives it.
     fn voted(&self, answer: &[u8]) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let (response, clock_ms) = messages::vote_response(answer).map_err(malformed)?;
+        sane(&self.votes, &response.vote)?;
         if clock_ms > 0 {
             self.clock.learn_ms(clock_ms);
         }
@@ -199,6 +224,7 @@ struct Replication<S> {
     /// When `held` is sent at the latest, while nothing is in flight; otherwise a little later.
     held_until: tokio::time::Instant,
     interest: Arc<Interest>,
+    votes: LogStore,
     requests_ended: bool,
     failed: bool,
 }
@@ -214,7 +240,7 @@ impl<S> Drop for Replication<S> {
 impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
     /// Connects, and sends the first of the requests.
     async fn open(client: Client, first: Option<AppendRequest>, rest: S) -> Result<Replication<S>, RpcError> {
-        let Client { group, peer, interest, timing, .. } = client;
+        let Client { group, peer, interest, timing, votes, .. } = client;
         let link = tokio::time::timeout(timing.election_max(), peer.bulk_link())
             .await
             .map_err(|_| unreachable("connecting took too long"))?
@@ -231,6 +257,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
             held: None,
             held_until: tokio::time::Instant::now(),
             interest,
+            votes,
             requests_ended: first.is_none(),
             failed: false,
         };
@@ -316,7 +343,8 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
                     result = self.results.recv(), if !is_idle => {
                         let Some(body) = result else { return Some(Err(unreachable("the connection was lost"))) };
                         if let Err(error) = self.answered() { return Some(Err(error)) }
-                        return Some(messages::append_result(&body).map_err(malformed));
+                        let result = messages::append_result(&body).map_err(malformed);
+                        return Some(result.and_then(|result| sane_result(&self.votes, result)));
                     }
                     request = self.requests.next(), if may_send => match request {
                         Some(request) => self.take(request),
@@ -448,7 +476,10 @@ impl NetSnapshot<TypeConfig> for Client {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             result = self.snapshots.send(&self.peer, vote) => match result {
-                Ok(vote) => Ok(SnapshotResponse::new(vote)),
+                Ok(vote) => match Horizon::of(&self.votes).check_vote(&vote) {
+                    Ok(()) => Ok(SnapshotResponse::new(vote)),
+                    Err(why) => Err(StreamingError::Unreachable(Unreachable::from_string(why))),
+                },
                 Err(why) => Err(StreamingError::Unreachable(Unreachable::from_string(why))),
             },
         }

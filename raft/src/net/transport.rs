@@ -1,6 +1,6 @@
 //! How bytes reach a peer. TCP for real nodes; tests and simulations bring their own, with faults.
 
-use std::{io, time::Duration};
+use std::{io, net::IpAddr, time::Duration};
 
 use futures::future::BoxFuture;
 use socket2::{SockRef, TcpKeepalive};
@@ -13,12 +13,15 @@ use tokio::{
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
+/// A connection that somebody made, and the address of the machine that it comes from, where there is one.
+pub type Incoming = (Box<dyn Connection>, Option<IpAddr>);
+
 /// Accepts connections from peers.
 pub trait Listener: Send {
     /// The address that peers can connect to.
     fn local_address(&self) -> String;
     /// The next connection.
-    fn accept(&mut self) -> BoxFuture<'_, io::Result<Box<dyn Connection>>>;
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Incoming>>;
 }
 
 /// Listens and connects.
@@ -84,11 +87,11 @@ impl Listener for TcpListener {
         self.local_addr().map(|address| address.to_string()).unwrap_or_default()
     }
 
-    fn accept(&mut self) -> BoxFuture<'_, io::Result<Box<dyn Connection>>> {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Incoming>> {
         Box::pin(async move {
-            let (stream, _) = TcpListener::accept(self).await?;
+            let (stream, from) = TcpListener::accept(self).await?;
             tune(&stream)?;
-            Ok(Box::new(stream) as Box<dyn Connection>)
+            Ok((Box::new(stream) as Box<dyn Connection>, Some(from.ip())))
         })
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     identity::Identity,
     log::{Log, LogStore},
     net::{
+        admission::Admission,
         frame::Kind,
         interest::Interest,
         peer::{CallError, Peer},
@@ -83,6 +84,8 @@ pub(crate) struct Core<M: Machine> {
     /// The timeouts.
     pub timing: Arc<Timing>,
     pub elections: Elections,
+    /// The connections that peers have made.
+    pub admission: Admission,
     /// What the formation of the cluster is waiting for.
     pub forming: Mutex<Option<String>>,
     /// Counts changes of role, leader and membership.

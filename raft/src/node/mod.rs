@@ -38,10 +38,14 @@ use crate::{
     clock::{Clock, closing},
     elections::{Elections, candidacy, contact::Contact, leader_watch, pings},
     identity::{Identity, Introduction, address},
+    log::LogStore,
     membership::{AdminRequest, formation, last_contact_ms, report},
-    net::{interest::Interest, raft_network::Factory, serve, transport::Listener},
+    net::{
+        admission::Admission, horizon::Horizon, interest::Interest, raft_network::Factory, serve,
+        transport::Listener,
+    },
     node::{
-        core::Core,
+        core::{Core, Raft},
         opening::{RECEIVED, io_error, listen, open_data},
         peer_table::PeerTable,
         supervised::Supervised,
@@ -121,12 +125,11 @@ impl<M: Machine> Node<M> {
             clock: clock.clone(),
             timing: contact.timing.clone(),
             rivals: elections.rivals.clone(),
+            votes: log.store(GROUP),
         };
         let state =
             StateMachine { applier: checkpointer.applier.clone(), checkpointer: checkpointer.clone() };
-        let (own, store) = (openraft_config(&config)?, log.store(GROUP));
-        let raft = openraft::Raft::new(config.id, own, factory, store, state).await;
-        let raft = raft.map_err(|error| io_error("cannot start consensus", error))?;
+        let raft = consensus(&config, factory, log.store(GROUP), state).await?;
         let core = Arc::new(Core {
             identity,
             table,
@@ -150,6 +153,7 @@ impl<M: Machine> Node<M> {
             timing: contact.timing.clone(),
             contact,
             elections,
+            admission: Admission::default(),
             forming: Mutex::default(),
             changes: watch::Sender::new(0),
             caught_up: AtomicBool::new(false),
@@ -169,12 +173,13 @@ impl<M: Machine> Node<M> {
         let core = &self.core;
         let members = core.raft.with_raft_state(|state| state.membership_state.effective().clone()).await;
         let members = members.map_err(|error| io_error("cannot start consensus", error))?;
-        core.identity.learn_disks(members.membership().nodes());
+        core.identity.learn_members(members.membership().nodes());
         if core.raft.is_initialized().await.unwrap_or(false) {
             core.identity.note_entries();
         }
         tasks::learn_retired(core);
-        core.identity.judge_by(core.matched());
+        let votes = core.votes.clone();
+        core.identity.judge_by(core.matched(), move || Horizon::of(&votes));
         let applier = core.applier.clone();
         core.votes.guard(move || applier.index(), core.table.platform.contradiction.clone());
         let noted = core.checkpointer.note_state().await;
@@ -186,7 +191,10 @@ impl<M: Machine> Node<M> {
     fn spawn_tasks(&self, listener: Box<dyn Listener>) {
         let core = &self.core;
         let mut tasks = Supervised::default();
-        tasks.spawn("peers", serve::serve(listener, core.clone(), core.stop.subscribe()));
+        tasks.spawn(
+            "peers",
+            serve::serve(listener, core.admission.clone(), core.clone(), core.stop.subscribe()),
+        );
         tasks.spawn("proposals", core.proposer.clone().run(core.clone()));
         tasks.spawn("limits of time", core.proposer.clone().sweep(core.clone()));
         tasks.spawn("leadership", tasks::follow(core.clone()));
@@ -241,10 +249,8 @@ impl<M: Machine> Node<M> {
         loop {
             let peers = config.bootstrap.clone().unwrap_or_else(|| core.identity.peers());
             let others = peers.keys().filter(|id| **id != config.id).count();
-            if let (Some(ours), Some((peer, theirs))) =
-                (core.identity.cluster_id(), core.identity.stranger(others))
-            {
-                return StartError::OtherCluster { dir: config.dir.clone(), ours, peer, theirs };
+            if let (Some(ours), Some(peer)) = (core.identity.cluster_id(), core.identity.stranger(others)) {
+                return StartError::OtherCluster { dir: config.dir.clone(), ours, peer };
             }
             if let Some(why) = core.identity.outgrown() {
                 return StartError::Config(why);
@@ -402,6 +408,8 @@ impl<M: Machine> Node<M> {
             leader_changes: load(&core.leader_changes),
             log_bytes_since_checkpoint: core.checkpointer.bytes_since(),
             log_segments: log.segments,
+            peer_connections: core.admission.count().0 as u64,
+            peer_connections_put_out: core.admission.count().1,
         }
     }
 
@@ -545,6 +553,16 @@ fn limits(config: &NodeConfig) -> Limits {
         in_flight_max: config.entries_in_flight_max,
         timeout: Duration::from_millis(config.request_timeout_ms),
     }
+}
+
+async fn consensus<M: Machine>(
+    config: &NodeConfig,
+    factory: Factory,
+    log: LogStore,
+    state: StateMachine<M>,
+) -> Result<Raft<M>, StartError> {
+    let raft = openraft::Raft::new(config.id, openraft_config(config)?, factory, log, state).await;
+    raft.map_err(|error| io_error("cannot start consensus", error))
 }
 
 fn openraft_config(config: &NodeConfig) -> Result<Arc<Config>, StartError> {

@@ -250,6 +250,8 @@ pub struct Counters {
     pub leader_changes: u64,
     pub log_bytes_since_checkpoint: u64,
     pub log_segments: u64,
+    pub peer_connections: u64,
+    pub peer_connections_put_out: u64,
 }
 
 /// Why an administrative request was not carried out.

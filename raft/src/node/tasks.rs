@@ -43,7 +43,7 @@ pub(crate) async fn follow<M: Machine>(core: Arc<Core<M>>) {
         }
         // Without an entry this is openraft's initial value.
         if membership.log_id().is_some() && members.as_ref() != Some(&membership) {
-            core.identity.learn_disks(membership.membership().nodes());
+            core.identity.learn_members(membership.membership().nodes());
             core.identity.note_entries();
             members = Some(membership);
         }

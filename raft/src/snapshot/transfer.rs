@@ -26,7 +26,7 @@ use crate::{
     pages::{PageStore, PagesError, Tally},
     platform::Platform,
     snapshot::{checkpoint::Checkpointer, content::Received, head::Head},
-    types::{SnapshotMeta, Vote},
+    types::{LogId, SnapshotMeta, Vote},
 };
 
 /// Page bytes in one frame.
@@ -172,6 +172,8 @@ pub(crate) struct Announced {
     head: Vec<u8>,
     /// The running hashes of the log that it comes from. Earlier versions send none.
     pub(crate) trail: Vec<Mark>,
+    /// The last entry in it.
+    pub(crate) last: Option<LogId>,
 }
 
 impl Announced {
@@ -180,14 +182,14 @@ impl Announced {
         let vote = codec::vote(&mut reader)?;
         let tally = Tally::read(&mut reader)?;
         let head = reader.bytes()?.to_vec();
-        Head::decode(&head)?;
+        let last = Head::decode(&head)?.progress.last;
         let mut trail = Vec::new();
         if reader.remaining() > 0 {
             for _ in 0..reader.u32()? {
                 trail.push(Mark { index: reader.u64()?, hash: reader.u64()? });
             }
         }
-        Ok(Announced { vote, tally, head, trail })
+        Ok(Announced { vote, tally, head, trail, last })
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use kvorum_raft::transport::{Connection, Listener, Transport};
+use kvorum_raft::transport::{Connection, Incoming, Listener, Transport};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -18,11 +18,9 @@ use tokio::{
     time::Instant,
 };
 
-type Incoming = Box<dyn Connection>;
-
 #[derive(Default)]
 struct Hub {
-    listeners: HashMap<String, mpsc::UnboundedSender<Incoming>>,
+    listeners: HashMap<String, mpsc::UnboundedSender<Box<dyn Connection>>>,
     cut: HashSet<(String, String)>,
     links: Vec<(String, String, AbortHandle, Arc<Notify>)>,
     /// How many connections were asked for, by address.
@@ -200,7 +198,7 @@ impl Transport for Port {
 
 struct Door {
     name: String,
-    receiver: mpsc::UnboundedReceiver<Incoming>,
+    receiver: mpsc::UnboundedReceiver<Box<dyn Connection>>,
 }
 
 impl Listener for Door {
@@ -208,7 +206,10 @@ impl Listener for Door {
         self.name.clone()
     }
 
-    fn accept(&mut self) -> BoxFuture<'_, io::Result<Box<dyn Connection>>> {
-        Box::pin(async { self.receiver.recv().await.ok_or_else(|| io::ErrorKind::NotConnected.into()) })
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Incoming>> {
+        Box::pin(async {
+            let connection = self.receiver.recv().await.ok_or(io::ErrorKind::NotConnected)?;
+            Ok((connection, None))
+        })
     }
 }
