@@ -121,18 +121,7 @@ impl Collected {
         let shared = &self.0;
         let stats = &shared.stats;
         let feed = shared.router.feed().status();
-        let machine = shared.router.machine();
         let gauges = [
-            (
-                "kvorum_memory_used_bytes",
-                "Memory of keys and values, counted alike on all nodes",
-                machine.used_bytes(),
-            ),
-            (
-                "kvorum_memory_limit_bytes",
-                "The cluster's maxmemory, 0 if there is none",
-                machine.maxmemory().unwrap_or(0),
-            ),
             ("kvorum_clients", "Connected clients", shared.clients.len() as u64),
             ("kvorum_clients_max", "The most clients allowed", shared.settings.clients_max() as u64),
             ("kvorum_http_connections", "Open HTTP connections", stats.http_connections.load(Relaxed)),
@@ -179,13 +168,25 @@ impl Collected {
         for (name, help, value) in counters {
             plain(encoder, name, help, &ConstCounter::new(value.load(Relaxed)))?;
         }
-        let help = "Calls in entries that were refused because they would have passed maxmemory";
-        plain(encoder, "kvorum_memory_refused", help, &ConstCounter::new(machine.refused()))?;
         let (user, system) = cpu_seconds();
         plain(encoder, "process_cpu_seconds", "Processor time", &ConstCounter::new(user + system))?;
+        self.content(encoder)
+    }
+
+    /// What the machine holds.
+    fn content(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let router = &self.0.router;
+        let machine = router.machine();
+        let help = "Memory of keys and values, counted alike on all nodes";
+        plain(encoder, "kvorum_memory_used_bytes", help, &ConstGauge::new(machine.used_bytes() as i64))?;
+        let limit = machine.maxmemory().unwrap_or(0);
+        let help = "The cluster's maxmemory, 0 if there is none";
+        plain(encoder, "kvorum_memory_limit_bytes", help, &ConstGauge::new(limit as i64))?;
+        let help = "Calls in entries that were refused because they would have passed maxmemory";
+        plain(encoder, "kvorum_memory_refused", help, &ConstCounter::new(machine.refused()))?;
         let mut keyspace =
             encoder.encode_descriptor("kvorum_keys", "Keys by database", None, MetricType::Gauge)?;
-        for (db, keys, _) in shared.router.database_sizes() {
+        for (db, keys, _) in router.database_sizes() {
             let labels = [("group", "0".to_owned()), ("db", db.to_string())];
             ConstGauge::new(keys as i64).encode(keyspace.encode_family(&labels)?)?;
         }
