@@ -53,9 +53,9 @@ impl Router {
         self.node.tick().await.map_err(|why| proposal::unavailable(&why))
     }
 
-    /// Reads the current state of database `db`, under the shared lock. Never blocks for long.
-    pub fn read<R>(&self, db: u32, read: impl FnOnce(&View<'_>) -> R) -> R {
-        self.machine.read(db, self.node.clock_ms(), fastrand::u64(..), read)
+    /// Reads the current state of database `db`, under the shared lock.
+    pub async fn read<R>(&self, db: u32, read: impl FnOnce(&View<'_>) -> R) -> R {
+        self.machine.read_soon(db, || self.node.clock_ms(), fastrand::u64(..), read).await
     }
 
     /// Reads the current state of database `db` so that it satisfies `level`.
@@ -79,13 +79,13 @@ impl Router {
     ) -> Result<R, Error> {
         let repeats = if is_linearizable(level) { LATE_READS_MAX } else { 0 };
         for _ in 0..repeats {
-            let (result, is_late) = self.read(db, |view| (read(view), view.late.get()));
+            let (result, is_late) = self.read(db, |view| (read(view), view.late.get())).await;
             if !is_late {
                 return Ok(result);
             }
             self.tick().await?;
         }
-        Ok(self.read(db, read))
+        Ok(self.read(db, read).await)
     }
 
     /// The last applied entry, and the digest of all content at that point. Blocks while it walks over all
@@ -124,8 +124,8 @@ impl Router {
         self.machine.outcome_at(db, key, ticket)
     }
 
-    /// The nodes that have pending waits, each with its run.
-    pub fn waiting_nodes(&self) -> BTreeSet<(u64, u64)> {
+    /// See [`Machine::waiting_nodes`].
+    pub fn waiting_nodes(&self) -> Option<BTreeSet<(u64, u64)>> {
         self.machine.waiting_nodes()
     }
 

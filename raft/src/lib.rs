@@ -11,6 +11,7 @@
 //! room on the disks. `offline/` works on a stopped node's files, `simulation/` replaces the outside world.
 
 mod agreement;
+pub mod aside;
 pub mod chance;
 mod clock;
 mod codec;

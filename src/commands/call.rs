@@ -4,7 +4,7 @@
 //! A call is all or nothing. Commands check before they change anything, rather than undo: a function that
 //! returns an error has changed nothing and written no reply. Where assertions are on, this is asserted.
 
-use kvorum_raft::Need;
+use kvorum_raft::{Need, aside};
 
 use super::{Run, Spec, coordination::fence, keys::KeySpec, table};
 use crate::{
@@ -76,6 +76,22 @@ impl<'a> Call<'a> {
         copies * arguments.sum::<usize>()
     }
 
+    /// Whether it may take so long that others would notice, judged by its arguments and by what it looks at.
+    fn may_take_long(&self, view: &View<'_>) -> bool {
+        if self.args.len() > LONG_ARGUMENTS {
+            return true;
+        }
+        if self.spec.has("fast") || self.spec.complexity.starts_with("O(1)") {
+            return false;
+        }
+        if self.spec.keys.is_empty() {
+            return view.used_bytes() > LONG_BYTES as u64;
+        }
+        let keys = self.spec.keys.iter().filter(|spec| spec.is_looked_at());
+        let keys = keys.flat_map(|spec| spec.keys(&self.args));
+        keys.map(|key| view.cost_of(key)).sum::<usize>() > LONG_BYTES
+    }
+
     /// Its keys, and those of the call that it runs, each with its specification.
     pub fn keys(&self) -> Vec<(&'a [u8], KeySpec)> {
         let mut found = Vec::new();
@@ -112,7 +128,9 @@ impl<'a> Call<'a> {
         }
         fence::admit(&ctx.view(), self, fenced_by)?;
         let before = (ctx.revision(), reply.buffer().len());
-        let result = write(ctx, &self.args, reply);
+        let takes_long = self.may_take_long(&ctx.view());
+        let mut run = || write(ctx, &self.args, reply);
+        let result = if takes_long { aside::run(run) } else { run() };
         debug_assert!(
             result.is_ok() || before == (ctx.revision(), reply.buffer().len()),
             "{} has failed half way",
@@ -130,6 +148,7 @@ impl<'a> Call<'a> {
     /// Runs it on a view, if it only reads.
     pub fn read(&self, view: &View<'_>, reply: &mut Reply) -> Result<()> {
         match self.spec.run {
+            Run::Read(read) if self.may_take_long(view) => aside::run(|| read(view, &self.args, reply)),
             Run::Read(read) => read(view, &self.args, reply),
             Run::Write(_) => Err(Error::err("a write came where only reads may be")),
             Run::Connection => Err(not_on_state(self.spec)),
@@ -143,6 +162,11 @@ impl<'a> Call<'a> {
         }
     }
 }
+
+/// A call with more arguments than this may take long, ...
+const LONG_ARGUMENTS: usize = 4_096;
+/// ... and so may one that looks at more than this.
+const LONG_BYTES: usize = 1 << 20;
 
 /// How many commands may run another one before the one that is run in the end.
 const WRAPPERS_MAX: usize = 2;

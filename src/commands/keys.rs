@@ -173,6 +173,11 @@ impl KeySpec {
         self.uses.split(' ').any(|usage| usage == "access")
     }
 
+    /// Whether how long the command takes depends on what the keys hold: it reads it, or removes it.
+    pub fn is_looked_at(&self) -> bool {
+        self.uses.split(' ').any(|usage| matches!(usage, "access" | "delete"))
+    }
+
     /// The index of the first key.
     fn first(&self, args: &Args<'_>) -> Option<usize> {
         match self.begin {

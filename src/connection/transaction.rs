@@ -289,7 +289,7 @@ impl Connection {
         }
         let db = self.db;
         let versions: SmallVec<[u64; 8]> =
-            self.shared.router.read(db, |view| argv[1..].iter().map(|key| view.version(key)).collect());
+            self.shared.router.read(db, |view| argv[1..].iter().map(|key| view.version(key)).collect()).await;
         for (key, version) in argv[1..].iter().zip(versions) {
             // If a key is watched twice, the first version counts.
             self.watched.entry((db, key.to_vec())).or_insert(version);

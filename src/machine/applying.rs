@@ -1,6 +1,6 @@
 //! One log entry being applied: its requests in order, each with what is due before and after it.
 
-use kvorum_raft::Need;
+use kvorum_raft::{Need, aside};
 use tokio::sync::oneshot;
 
 use super::waits;
@@ -16,6 +16,9 @@ use crate::{
 /// How many expired keys one batch removes before its calls run. The rest wait for the next batch, which
 /// `next_deadline_ms` asks for; no command sees them in the meantime.
 const REAPED_MAX: usize = 1_000;
+
+/// A transaction of more calls than this may take long.
+const LONG_CALLS: usize = 1_024;
 
 /// The feed's name for changes to claims made by time or by the end of a wait rather than by a command.
 const SETTLED: &str = "settled";
@@ -112,17 +115,23 @@ impl<'a> Applying<'a> {
                 } else if let Err(error) = self.check_memory(&calls) {
                     self.refused += 1;
                     reply.error(&error);
+                } else if calls.len() > LONG_CALLS {
+                    aside::run(|| self.run_transaction(&calls, reply));
                 } else {
-                    reply.array(calls.len());
-                    for call in &calls {
-                        self.seed = self.seed.wrapping_add(1);
-                        self.run_call(call, None, reply);
-                    }
+                    self.run_transaction(&calls, reply);
                 }
             }
         }
         self.serve_waits();
         fate
+    }
+
+    fn run_transaction(&mut self, calls: &[proposal::Call<'_>], reply: &mut Reply) {
+        reply.array(calls.len());
+        for call in calls {
+            self.seed = self.seed.wrapping_add(1);
+            self.run_call(call, None, reply);
+        }
     }
 
     /// Refuses a transaction whose calls do not fit into memory together: as in Redis, none of them runs then.

@@ -5,23 +5,26 @@
 //! writes; they exist on this node alone and change nothing.
 
 mod applying;
+mod published;
 mod waits;
 
 use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread,
+    time::Duration,
 };
 
 use applying::Applying;
 use kvorum_raft::{
-    Batch, Loader, PageWrite,
+    Batch, Loader, PageWrite, aside,
     safeguard::{self, Safeguard},
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use published::Published;
 
 use crate::{
     effects::{Changes, Effects, Listener, Outcome, Replaced},
@@ -33,10 +36,20 @@ use crate::{
 /// The highest level of entries that this build can apply; see [`level`] for what each level means.
 pub const APPLY_LEVEL_MAX: u32 = level::LEVEL_MAX;
 
+/// How long a thread is held to wait for the lock, ...
+const PATIENCE: Duration = Duration::from_millis(5);
+/// ... and how long readers then pause.
+const READ_PAUSE: Duration = Duration::from_millis(1);
+
 /// The Redis state machine.
 pub struct Machine {
     state: RwLock<State>,
     listeners: Vec<Arc<dyn Listener>>,
+    /// The lock could not be had in time: readers do not block their threads for it.
+    is_slow: AtomicBool,
+    published: Published,
+    /// The sizes of databases as they were last asked for.
+    sizes: Mutex<Vec<(u32, usize, usize)>>,
     /// Calls that were refused because they did not fit into memory.
     refused: AtomicU64,
     /// Reused from entry to entry.
@@ -49,7 +62,10 @@ impl Machine {
     pub fn new(databases: u32) -> Machine {
         assert!(databases <= DATABASES_MAX, "the configuration allows no more");
         Machine {
+            published: Published::of(&State::new()),
             state: RwLock::new(State::new()),
+            is_slow: AtomicBool::new(false),
+            sizes: Mutex::default(),
             listeners: Vec::new(),
             refused: AtomicU64::new(0),
             changes: Mutex::default(),
@@ -79,9 +95,9 @@ impl Machine {
         Some((state.applied(), waits::outcome_of_claim(&outcome)))
     }
 
-    /// The nodes that have pending waits, each with its run.
-    pub fn waiting_nodes(&self) -> BTreeSet<(u64, u64)> {
-        self.state.read().waiting_nodes().collect()
+    /// The nodes that have pending waits, each with its run. None while a long call is running.
+    pub fn waiting_nodes(&self) -> Option<BTreeSet<(u64, u64)>> {
+        Some(self.try_read()?.waiting_nodes().collect())
     }
 
     /// Runs `read` on a view of database `db`, under the shared lock.
@@ -99,6 +115,46 @@ impl Machine {
         applying.run_all(&mut Requests::new(request), &mut Reply::off());
     }
 
+    /// The same, once the lock can be had: readers wait without holding a thread while a long call has it. The time
+    /// is estimated then.
+    pub async fn read_soon<R>(
+        &self,
+        db: u32,
+        estimate_ms: impl Fn() -> u64,
+        chance: u64,
+        read: impl FnOnce(&View<'_>) -> R,
+    ) -> R {
+        loop {
+            if let Some(state) = self.try_read() {
+                return read(&View::new(&state, db, estimate_ms(), chance));
+            }
+            tokio::time::sleep(READ_PAUSE).await;
+        }
+    }
+
+    fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
+        if let Some(state) = self.state.try_read() {
+            self.is_slow.store(false, Relaxed);
+            return Some(state);
+        }
+        if self.is_slow.load(Relaxed) {
+            return None;
+        }
+        let state = self.state.try_read_for(PATIENCE);
+        self.is_slow.store(state.is_none(), Relaxed);
+        state
+    }
+
+    /// The lock for an entry. A long read may have it.
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.try_write_for(PATIENCE).unwrap_or_else(|| aside::run(|| self.state.write()))
+    }
+
+    /// The last applied entry.
+    pub fn applied(&self) -> u64 {
+        self.published.applied()
+    }
+
     /// The digest of all content. Walks over everything.
     pub fn digest(&self) -> u128 {
         self.digest_at().1
@@ -110,29 +166,32 @@ impl Machine {
         (state.applied(), state.digest())
     }
 
-    /// Each nonempty database, with its number of keys and of keys with a deadline.
+    /// Each nonempty database, with its number of keys and of keys with a deadline. While a long call is running,
+    /// what it was when somebody asked before.
     pub fn database_sizes(&self) -> Vec<(u32, usize, usize)> {
-        let state = self.state.read();
+        let Some(state) = self.try_read() else { return self.sizes.lock().clone() };
         let sizes = (0..state.databases()).map(|db| {
             let view = View::new(&state, db, 0, 0);
             (db, view.len(), view.expires())
         });
-        sizes.filter(|&(_, keys, _)| keys > 0).collect()
+        let sizes: Vec<_> = sizes.filter(|&(_, keys, _)| keys > 0).collect();
+        self.sizes.lock().clone_from(&sizes);
+        sizes
     }
 
     /// The level of the last applied entry; the highest level before the first.
     pub fn level(&self) -> u32 {
-        self.state.read().level()
+        self.published.level()
     }
 
     /// What all content costs in memory, counted alike on all nodes.
     pub fn used_bytes(&self) -> u64 {
-        self.state.read().used_bytes()
+        self.published.used_bytes()
     }
 
     /// The limit for that; 0 means that there is none, and None that it was never set.
     pub fn maxmemory(&self) -> Option<u64> {
-        self.state.read().maxmemory()
+        self.published.maxmemory()
     }
 
     /// How many calls of entries were refused for it since the start.
@@ -142,7 +201,7 @@ impl Machine {
 
     /// The log clock.
     pub fn now_ms(&self) -> u64 {
-        self.state.read().now_ms()
+        self.published.now_ms()
     }
 }
 
@@ -158,7 +217,7 @@ impl kvorum_raft::Machine for Machine {
     }
 
     fn ahead_ms(&self) -> i64 {
-        self.state.read().ahead_ms()
+        self.published.ahead_ms()
     }
 
     fn apply(&self, batch: Batch<'_, Pipeline>) {
@@ -169,7 +228,7 @@ impl kvorum_raft::Machine for Machine {
             batch.level,
         );
         let mut answered = Vec::new();
-        let mut state = self.state.write();
+        let mut state = self.write();
         state.enter(batch.index, batch.level);
         if let Some(key) = batch.raised
             && batch.level >= level::BOUNDED
@@ -201,6 +260,7 @@ impl kvorum_raft::Machine for Machine {
         );
         let garbage = state.take_garbage();
         ended.extend(state.take_wakes().into_iter().map(waits::ended_of_claim));
+        self.published.publish(&state);
         drop(state);
         // Before the replies: a client that subscribes after a reply gets only what comes after it.
         let effects = Effects { index: batch.index, changes, ended };
@@ -219,7 +279,7 @@ impl kvorum_raft::Machine for Machine {
 
     fn next_deadline_ms(&self) -> Option<u64> {
         // A key is dead when the clock is past its deadline, not on it.
-        self.state.read().first_deadline_ms().map(|deadline| deadline.saturating_add(1))
+        self.published.first_deadline_ms().map(|deadline| deadline.saturating_add(1))
     }
 
     fn checkpoint_begin(&self) -> Vec<u8> {
@@ -273,6 +333,7 @@ impl Loader for MachineLoader<'_> {
         let old = self.machine.state.write().replace(new);
         drop_aside(old);
         let state = self.machine.state.read();
+        self.machine.published.publish(&state);
         let outcome_of = |ticket| state.outcome_of(ticket).map(|outcome| waits::outcome_of_claim(&outcome));
         let replaced = Replaced { applied, outcome_of: &outcome_of };
         self.machine.listeners.iter().for_each(|listener| listener.replaced(&replaced));

@@ -2,7 +2,7 @@
 //! same calls, at first and at each replay. So neither the allocator is asked nor the machine; keys and elements
 //! count with their bytes and an allowance for what holds them.
 
-use super::{catalog::Section, ctx::Ctx, record::Record, state::State};
+use super::{catalog::Section, ctx::Ctx, record::Record, state::State, view::View};
 use crate::error::{Error, Result};
 
 /// What a key, an element or an argument costs in memory besides its bytes, at most.
@@ -44,6 +44,18 @@ impl State {
     }
 }
 
+impl View<'_> {
+    /// What all content costs.
+    pub fn used_bytes(&self) -> u64 {
+        self.state.used_bytes()
+    }
+
+    /// What a key with its value costs; 0 if there is none.
+    pub fn cost_of(&self, key: &[u8]) -> usize {
+        self.find(key).map_or(0, Record::cost)
+    }
+}
+
 impl Ctx<'_> {
     /// Whether there is a limit for the memory of the content.
     #[inline]
@@ -70,9 +82,9 @@ impl Ctx<'_> {
         self.state.maxmemory()
     }
 
-    /// What the value of a key costs.
+    /// What a key with its value costs.
     pub fn cost_of(&self, key: &[u8]) -> usize {
-        self.view().find(key).map_or(0, Record::cost)
+        self.view().cost_of(key)
     }
 
     /// Sets the limit for the memory of the content; 0 for none.

@@ -11,12 +11,13 @@ use std::{
 };
 
 use openraft::EntryPayload;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, watch};
 
 use crate::{
     Batch, Entropy, Machine, Proposal,
     agreement::trail::{self, Mark, Trail},
+    aside,
     clock::{Clock, Stamp},
     fatal,
     proposals::{
@@ -27,6 +28,9 @@ use crate::{
     state::progress::Progress,
     types::{Entry, LogId, StoredMembership},
 };
+
+/// How long a thread is held to wait until an entry is applied: it may be one that takes long.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// How often a task that waits for the pages checks whether an entry has begun a checkpoint meanwhile.
 const BEGUN_LOOK: Duration = Duration::from_millis(50);
@@ -174,8 +178,14 @@ impl<M: Machine> Applier<M> {
 
     /// Runs `step` while nothing is applied.
     pub(crate) fn paused<R>(&self, step: impl FnOnce(&M, &Progress) -> R) -> R {
-        let progress = self.progress.lock();
+        let progress = self.rest();
         step(&self.machine, &progress)
+    }
+
+    /// Waits until no entry is being applied.
+    fn rest(&self) -> MutexGuard<'_, Progress> {
+        let soon = self.progress.try_lock_for(PATIENCE);
+        soon.unwrap_or_else(|| aside::run(|| self.progress.lock()))
     }
 
     /// Whether no checkpoint is under way.
@@ -199,7 +209,7 @@ impl<M: Machine> Applier<M> {
             // checkpoint.
             let exclusive = tokio::time::timeout(BEGUN_LOOK, self.in_use.clone().write_owned());
             if let Ok(exclusive) = exclusive.await {
-                let progress = self.progress.lock();
+                let progress = self.rest();
                 *self.stage.lock() = Stage::Writing;
                 return self.begin_at(&progress, exclusive);
             }

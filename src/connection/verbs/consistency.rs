@@ -172,7 +172,7 @@ impl Connection {
         let status = self.shared.router.status();
         // The machine may be slightly ahead of the applied index in the status, and a reply may show its
         // state already.
-        let machine = self.shared.router.read(self.db, |view| view.applied());
+        let machine = self.shared.router.machine().applied();
         let index = machine.max(status.applied_index).max(self.read_after);
         Ok(format!("{}-{index}", token_id(status)?))
     }

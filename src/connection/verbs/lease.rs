@@ -131,7 +131,8 @@ impl Connection {
         let ttl_ms = self
             .shared
             .router
-            .read(db, |view| view.value::<Lease>(&id).ok().flatten().map_or(0, |lease| lease.ttl_ms));
+            .read(db, |view| view.value::<Lease>(&id).ok().flatten().map_or(0, |lease| lease.ttl_ms))
+            .await;
         let (shared, ttl) = (self.shared.clone(), Duration::from_millis(ttl_ms));
         let binding = Binding { db, id, number };
         let kept = Kept::of(&self.client);
