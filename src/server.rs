@@ -114,7 +114,11 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
 fn admin_limits(config: &Config, shared: &Shared) -> admin::Limits {
     let peer_host = shared.peer_address.rsplit_once(':').map(|(host, _)| host.to_owned());
     let own = config.own_hosts.iter().cloned().chain(peer_host);
-    admin::Limits { body_bytes_max: config.http_body_bytes_max, names: Names::new(own, &config.http_hosts) }
+    admin::Limits {
+        body_bytes_max: config.http_body_bytes_max,
+        connections_max: config.http_connections_max,
+        names: Names::new(own, &config.http_hosts),
+    }
 }
 
 fn ended_early(what: &'static str, ended: Result<(), JoinError>) -> ServeError {

@@ -41,11 +41,8 @@ use tokio::{
 use super::{api::Problem, socket::Socket};
 use crate::connection::{stats::Stats, stream::ask_often};
 
-/// The most connections at once.
-pub(super) const CONNECTIONS_MAX: usize = 1000;
-
-/// How many of them are kept for this machine, for whoever mends it from there.
-const LOCAL_SHARE: usize = 100;
+/// One of this many connections is kept for this machine, for whoever mends it from there.
+const LOCAL_PART: usize = 10;
 
 /// How long a connection may take to send the head of a request, from when it may: also how long it is kept when it
 /// asks for nothing.
@@ -69,6 +66,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 struct Connections {
     /// In the order in which they came.
     present: Mutex<BTreeMap<u64, Arc<Connection>>>,
+    /// The most at once.
+    max: usize,
 }
 
 /// One connection.
@@ -111,8 +110,8 @@ impl Connections {
         let from = from.to_canonical();
         let mut present = self.present.lock();
         let remote = present.values().filter(|connection| !connection.is_local()).count();
-        let is_crowded = !from.is_loopback() && remote >= CONNECTIONS_MAX - LOCAL_SHARE;
-        let is_full = is_crowded || present.len() >= CONNECTIONS_MAX;
+        let is_crowded = !from.is_loopback() && remote >= self.max - self.max / LOCAL_PART;
+        let is_full = is_crowded || present.len() >= self.max;
         if is_full {
             let leaves = first_of_most(&present, |connection| !(is_crowded && connection.is_local()))?;
             if let Some(connection) = present.remove(&leaves) {
@@ -146,11 +145,11 @@ fn first_of_most(
 /// Accepts connections and answers their requests with `app` until `stop` is set and the last is answered.
 pub(super) async fn serve(
     listener: TcpListener,
-    app: Router,
+    (app, max): (Router, usize),
     shared: Arc<crate::connection::Shared>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let connections = Arc::new(Connections { present: Mutex::default() });
+    let connections = Arc::new(Connections { present: Mutex::default(), max });
     let (mut tasks, mut told) = (JoinSet::new(), JoinSet::new());
     for number in 0.. {
         let (stream, from) = tokio::select! {
@@ -164,13 +163,13 @@ pub(super) async fn serve(
             stats.http_connections_refused.fetch_add(1, Relaxed);
             while told.try_join_next().is_some() {}
             if told.len() < REFUSALS_MAX {
-                told.spawn(tokio::time::timeout(REFUSAL_TIMEOUT, refuse(stream)));
+                told.spawn(tokio::time::timeout(REFUSAL_TIMEOUT, refuse(stream, max)));
             }
             continue;
         };
         // Those that have ended, and the one that was just put out.
         while tasks.try_join_next().is_some() {}
-        while tasks.len() >= CONNECTIONS_MAX {
+        while tasks.len() >= max {
             tasks.join_next().await;
         }
         stats.http_connections_put_out.fetch_add(u64::from(is_crowded), Relaxed);
@@ -229,8 +228,8 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 
 /// Says that there are too many connections. What the client has sent meanwhile is read, or the system would
 /// reset the connection and with it the answer.
-async fn refuse(mut stream: TcpStream) {
-    let why = format!("{CONNECTIONS_MAX} requests are being answered already: try again later");
+async fn refuse(mut stream: TcpStream, max: usize) {
+    let why = format!("{max} requests are being answered already: try again later");
     let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
     let body = serde_json::to_string(&problem).unwrap_or_default();
     let head = format!(
@@ -306,7 +305,10 @@ mod tests {
     use futures::FutureExt as _;
     use parking_lot::Mutex;
 
-    use super::{CONNECTIONS_MAX, Connections, LOCAL_SHARE};
+    use super::{Connections, LOCAL_PART};
+
+    const CONNECTIONS_MAX: usize = 1000;
+    const LOCAL_SHARE: usize = CONNECTIONS_MAX / LOCAL_PART;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
@@ -316,7 +318,7 @@ mod tests {
 
     #[test]
     fn those_that_ask_for_nothing_make_room_and_this_machine_has_a_share() {
-        let connections = Connections { present: Mutex::default() };
+        let connections = Connections { present: Mutex::default(), max: CONNECTIONS_MAX };
         let (first, _) = connections.admit(0, address(1)).unwrap();
         let many: Vec<_> = (1..2000).map(|number| connections.admit(number, address(9)).unwrap().0).collect();
         let put_out = many.iter().filter(|one| one.end.notified().now_or_never().is_some()).count();
@@ -343,7 +345,7 @@ mod tests {
 
     #[test]
     fn an_address_in_the_form_of_ipv6_is_the_same() {
-        let connections = Connections { present: Mutex::default() };
+        let connections = Connections { present: Mutex::default(), max: CONNECTIONS_MAX };
         assert!(connections.admit(0, "::ffff:127.0.0.1".parse().unwrap()).unwrap().0.is_local());
         assert!(connections.admit(1, "::1".parse().unwrap()).unwrap().0.is_local());
         assert!(!connections.admit(2, "::ffff:10.0.0.1".parse().unwrap()).unwrap().0.is_local());

@@ -37,6 +37,8 @@ use names::Names;
 pub struct Limits {
     /// The largest body of a request.
     pub body_bytes_max: usize,
+    /// The most connections.
+    pub connections_max: usize,
     /// The names by which it answers.
     pub names: Names,
 }
@@ -49,7 +51,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, limits: Limits, s
         .layer(middleware::from_fn_with_state(timeout, connections::receive))
         .layer(middleware::from_fn_with_state(Arc::new(limits.names), refuse_others))
         .layer(DefaultBodyLimit::max(limits.body_bytes_max));
-    connections::serve(listener, app, shared, stop).await;
+    connections::serve(listener, (app, limits.connections_max), shared, stop).await;
 }
 
 /// Refuses requests that are not for this node, or come from another site's page.

@@ -67,7 +67,10 @@ pub(super) fn run(serve: Serve) -> Result<(), Failure> {
 fn fit_to_descriptors(config: &mut Config) -> Result<(), Failure> {
     let limit = descriptors::raise();
     match Shares::of(limit, &config.node) {
-        Some(shares) => config.settings.fit_clients(&shares),
+        Some(shares) => {
+            config.http_connections_max = shares.http as usize;
+            config.settings.fit_clients(&shares);
+        }
         None => {
             let needed = descriptors::NEEDED;
             let error =

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::{
     connection::{
+        descriptors::HTTP_MAX,
         settings::{self, Initial},
         verbs::consistency,
     },
@@ -76,6 +77,8 @@ pub struct Config {
     pub join: Option<String>,
     /// The largest HTTP request body.
     pub http_body_bytes_max: usize,
+    /// The most HTTP connections.
+    pub http_connections_max: usize,
     /// The hosts of the addresses that are configured.
     pub own_hosts: Vec<String>,
     /// Further names of the HTTP API.
@@ -148,6 +151,7 @@ impl Options {
             http_body_bytes_max: size("http-body-limit", &self.http_body_limit, 1 << 10)? as usize,
             own_hosts,
             http_hosts,
+            http_connections_max: HTTP_MAX as usize,
             drain_ms: number("drain-ms", self.drain_ms),
             threads: at_least("threads", self.threads, 1)?,
             maxmemory: match &self.maxmemory {
