@@ -61,7 +61,11 @@ fn limits_of(line: &str, root: &Path) -> Vec<u64> {
 
 /// Sets the limit of the whole cluster; 0 for none.
 pub async fn set(router: &Router, bytes: u64, is_default: bool) -> Result<()> {
-    if router.machine().level() < level::MEMORY {
+    if router.status().apply_level == 0 {
+        // There was no entry yet that could have one: the first tells which.
+        router.tick().await?;
+    }
+    if router.status().apply_level < level::MEMORY {
         return Err(Error::err(format!(
             "the cluster does not know this setting yet: it is not at apply level {}, which it reaches when all \
              members have this version",
@@ -91,7 +95,7 @@ pub async fn watch(router: &Router, configured: Option<u64>) {
         match limit {
             Some(bytes) if limit != seen => say(bytes, machine, configured),
             Some(_) => {}
-            None if router.status().role == Role::Leader && router.machine().level() >= level::MEMORY => {
+            None if is_due(router) => {
                 let used = router.machine().used_bytes();
                 let chosen = configured.unwrap_or_else(|| chosen(machine, used));
                 // If that fails, it is tried again.
@@ -101,6 +105,12 @@ pub async fn watch(router: &Router, configured: Option<u64>) {
         }
         seen = limit;
     }
+}
+
+/// Whether this node leads a cluster that knows the setting.
+fn is_due(router: &Router) -> bool {
+    let status = router.status();
+    status.role == Role::Leader && (status.apply_level == 0 || status.apply_level >= level::MEMORY)
 }
 
 fn chosen(machine: Option<u64>, used: u64) -> u64 {

@@ -49,7 +49,7 @@ impl Router {
     }
 
     /// Advances the log clock, so that late keys expire.
-    async fn tick(&self) -> Result<(), Error> {
+    pub async fn tick(&self) -> Result<(), Error> {
         self.node.tick().await.map_err(|why| proposal::unavailable(&why))
     }
 
@@ -125,7 +125,7 @@ impl Router {
     }
 
     /// See [`Machine::waiting_nodes`].
-    pub fn waiting_nodes(&self) -> Option<BTreeSet<(u64, u64)>> {
+    pub fn waiting_nodes(&self) -> BTreeSet<(u64, u64)> {
         self.machine.waiting_nodes()
     }
 

@@ -350,7 +350,7 @@ impl Wakes {
         let mut silent: BTreeMap<u64, u32> = BTreeMap::new();
         loop {
             tokio::time::sleep(WATCH_STEP).await;
-            let Some(waiting) = router.waiting_nodes() else { continue };
+            let waiting = router.waiting_nodes();
             if waiting.iter().any(|(node, boot)| *node == self.node && *boot != self.boot) {
                 self.say(Notice::Forget { node: self.node, but_boot: self.boot, term: 0 });
             }

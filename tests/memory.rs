@@ -6,7 +6,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use kvorum::proposal::{Setting, put_setting};
+use kvorum::{
+    proposal::{Setting, put_setting, put_waiting_call},
+    store::{Ticket, level},
+};
 use support::{
     alone::Alone,
     process::{Cluster, get},
@@ -122,6 +125,47 @@ fn the_cost_of_a_value_is_that_of_its_content() {
         alone.text("DEL l");
         assert_eq!(alone.machine.used_bytes(), empty, "{name}");
     }
+}
+
+/// Entries of level 4 are applied by nodes of that level, too: they do not know the request.
+#[test]
+fn below_its_level_the_setting_is_not_taken() {
+    let mut alone = Alone::default();
+    alone.level = level::WAITS;
+    set(&mut alone, 1000, false);
+    assert_eq!(alone.machine.maxmemory(), None);
+}
+
+#[test]
+fn names_do_not_get_longer_than_fits() {
+    let mut alone = limited(1 << 20);
+    let long = "x".repeat(1_100_000);
+    alone.text("SET k v");
+    assert_eq!(alone.text(&format!("RENAME k {long}")), OOM);
+    assert_eq!(alone.text(&format!("RENAMENX k {long}")), OOM);
+    assert_eq!(alone.text(&format!("RENAME none {long}")), "-ERR no such key\r\n");
+    assert_eq!(alone.text("RENAME k longer"), "+OK\r\n");
+}
+
+/// A wait that cannot be served for want of memory goes on, and is served when there is room.
+#[test]
+fn a_wait_that_does_not_fit_goes_on() {
+    let mut alone = limited(1 << 20);
+    let ticket = Ticket { node: 1, boot: 1, number: 1 };
+    let mut waiting = Vec::new();
+    put_waiting_call(&mut waiting, ticket, 0, &[b"BLMOVE", b"from", b"to", b"LEFT", b"LEFT", b"0"]);
+    alone.apply(&[waiting]);
+    let used = alone.machine.used_bytes();
+    let filler = (1 << 20) - used - 1_000;
+    alone.text(&format!("SET filler {}", "x".repeat(usize::try_from(filler).unwrap())));
+    let left = (1 << 20) - alone.machine.used_bytes();
+    // It leaves less than BLMOVE asks for.
+    let element = usize::try_from(left).unwrap() - 400;
+    assert_eq!(alone.text(&format!("RPUSH from {}", "x".repeat(element))), ":1\r\n");
+    assert_eq!(alone.text("LLEN from"), ":1\r\n", "it goes on waiting");
+    alone.text("DEL filler");
+    alone.text("RPUSH from more");
+    assert_eq!(alone.text("LLEN to"), ":1\r\n");
 }
 
 fn client(cluster: &Cluster, node: usize) -> Client {

@@ -219,6 +219,22 @@ fn waiting(number: u64, words: &str) -> Vec<u8> {
     bytes
 }
 
+/// Calls that wait when the cluster gets its hash key: they are in the order of hashes, as keys are.
+#[test]
+fn waits_keep_their_order_when_the_level_is_raised() {
+    let machine = machine();
+    for number in 1..=20 {
+        let words = format!("BLPOP queue:{number} 0");
+        entry(number, 1_000_000, waiting(number, &words)).apply(&machine);
+    }
+    let mut raising = entry(21, 1_000_000, Vec::new());
+    raising.raised = Some(*b"drawn by chance!");
+    raising.apply(&machine);
+    let mut disk = Disk::default();
+    disk.take(&machine);
+    assert_eq!(disk.load().digest(), machine.digest());
+}
+
 fn transaction(lines: &[&str]) -> Vec<u8> {
     let argv = |line: &&'static str| Call { db: 0, argv: line.split(' ').map(str::as_bytes).collect() };
     let lines: Vec<&'static str> = lines.iter().map(|line| &*line.to_string().leak()).collect();

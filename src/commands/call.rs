@@ -8,7 +8,7 @@ use kvorum_raft::{Need, aside};
 
 use super::{Run, Spec, coordination::fence, keys::KeySpec, table};
 use crate::{
-    args::Args,
+    args::{Args, parse_integer},
     error::{Error, Result},
     resp::Reply,
     store::{Ctx, ELEMENT_BYTES, View, level},
@@ -81,7 +81,8 @@ impl<'a> Call<'a> {
         if self.args.len() > LONG_ARGUMENTS {
             return true;
         }
-        if self.spec.has("fast") || self.spec.complexity.starts_with("O(1)") {
+        let is_quick = self.spec.has("fast") || self.spec.complexity.starts_with("O(1)");
+        if is_quick && !self.args.from(1).iter().any(|argument| is_large_count(argument)) {
             return false;
         }
         if self.spec.keys.is_empty() {
@@ -163,10 +164,19 @@ impl<'a> Call<'a> {
     }
 }
 
+/// A transaction of more calls than this may take long.
+pub const LONG_CALLS: usize = 1_024;
 /// A call with more arguments than this may take long, ...
 const LONG_ARGUMENTS: usize = 4_096;
 /// ... and so may one that looks at more than this.
 const LONG_BYTES: usize = 1 << 20;
+
+/// A count above this lets a call take long that is quick otherwise: LPOP, ZPOPMIN, SCAN.
+const LARGE_COUNT: i64 = 10_000;
+
+fn is_large_count(argument: &[u8]) -> bool {
+    argument.len() >= 5 && parse_integer(argument).is_some_and(|count| count > LARGE_COUNT)
+}
 
 /// How many commands may run another one before the one that is run in the end.
 const WRAPPERS_MAX: usize = 2;

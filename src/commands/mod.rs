@@ -18,7 +18,7 @@ pub mod syntax;
 pub mod table;
 
 pub use blocking::{Patience, Timeout};
-pub use call::Call;
+pub use call::{Call, LONG_CALLS};
 pub use spec::{InMulti, Origin, ReadFn, Run, Spec, WriteFn};
 
 /// The rows of all families.

@@ -229,12 +229,21 @@ impl Clients {
     /// do not count: there is a limit to the number of connections.
     pub(super) fn hold(&self, client: &Client, bytes: usize) -> usize {
         let bytes = if bytes > SMALL_BYTES { bytes } else { 0 };
+        if bytes == client.held_bytes.load(Relaxed) {
+            return self.held_bytes();
+        }
         let before = client.held_bytes.swap(bytes, Relaxed);
         if bytes >= before {
             self.held_bytes.fetch_add(bytes - before, Relaxed) + (bytes - before)
         } else {
             self.held_bytes.fetch_sub(before - bytes, Relaxed) - (before - bytes)
         }
+    }
+
+    /// The connection with the largest buffers.
+    pub(super) fn largest(&self) -> Option<Arc<Client>> {
+        let by_id = self.by_id.lock();
+        by_id.values().max_by_key(|client| client.held_bytes.load(Relaxed)).cloned()
     }
 
     /// What the large buffers of all connections take.

@@ -63,6 +63,9 @@ const KEPT_BYTES_MAX: usize = 64 << 10;
 /// Replies above this are sent before the next unit runs.
 const FLUSH_BYTES: usize = 256 << 10;
 
+/// A reply may become so large, whatever the others have.
+const REPLY_BYTES_MIN: usize = 16 << 20;
+
 /// What all connections of a node share.
 pub struct Shared {
     /// Routes requests.
@@ -233,28 +236,34 @@ impl Connection {
         Ok(())
     }
 
-    /// Counts the buffers of this connection. False if those of all are too large together, and this one is not
-    /// among the small ones: then it is closed.
-    fn hold(&self, bytes: usize) -> bool {
+    /// Counts the buffers of this connection, with so many bytes of commands. False if it has to end because those of
+    /// all are too large together: then those with the largest are closed.
+    fn hold(&self, query_bytes: usize) -> bool {
         let clients = &self.shared.clients;
-        let all = clients.hold(&self.client, bytes);
+        let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes);
+        let mut all = clients.hold(&self.client, query_bytes + queued + self.out.len());
         let Some(max) = self.shared.settings.clients_bytes_max() else { return true };
-        if all <= max || bytes.saturating_mul(clients.len()) < all {
-            return true;
+        let mut goes_on = true;
+        while all > max
+            && let Some(largest) = clients.largest()
+        {
+            // What it has counts no more, although it takes a moment to be free.
+            all = clients.hold(&largest, 0);
+            largest.hang_up();
+            goes_on &= largest.id != self.client.id;
+            self.shared.stats.evicted_clients.fetch_add(1, Relaxed);
+            tracing::info!(
+                client = largest.id,
+                "closing the client with the largest buffers: maxmemory-clients is reached"
+            );
         }
-        self.shared.stats.evicted_clients.fetch_add(1, Relaxed);
-        tracing::info!(
-            client = self.client.id,
-            bytes,
-            "closing a client: all together have passed maxmemory-clients"
-        );
-        false
+        goes_on
     }
 
     /// How large replies may grow.
     fn reply_bytes_max(&self) -> usize {
         let output = self.shared.settings.output_buffer_bytes_max();
-        let left = |max: usize| max.saturating_sub(self.shared.clients.held_bytes()).max(FLUSH_BYTES);
+        let left = |max: usize| max.saturating_sub(self.shared.clients.held_bytes()).max(REPLY_BYTES_MIN);
         self.shared.settings.clients_bytes_max().map_or(output, |max| output.min(left(max)))
     }
 
@@ -310,7 +319,7 @@ impl Connection {
                 Ok(count) => rest = &rest[count..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.client.reply_bytes.store(rest.len(), Relaxed);
-                    if !self.hold(self.out.len()) {
+                    if !self.hold(self.client.query_bytes.load(Relaxed)) {
                         return Err(io::ErrorKind::OutOfMemory.into());
                     }
                     // A client that does not read is idle, whatever else it waits for.
@@ -327,6 +336,7 @@ impl Connection {
         }
         self.client.reply_bytes.store(0, Relaxed);
         self.out.clear(KEPT_BYTES_MAX);
+        self.hold(self.client.query_bytes.load(Relaxed));
         Ok(())
     }
 

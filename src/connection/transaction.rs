@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use kvorum_raft::Need;
+use kvorum_raft::{Need, aside};
 use smallvec::SmallVec;
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     args::{Args, parse_integer},
-    commands::{self, InMulti, Spec, keys},
+    commands::{self, InMulti, LONG_CALLS, Spec, keys},
     error::{Error, Result},
     proposal::{self, Argv, Call, Step, Watched},
     resp::{Protocol, Replies, Reply},
@@ -144,6 +144,13 @@ impl Queue {
         if self.watched.iter().any(|(key, version)| has_changed(key, *version)) {
             return reply.null_array();
         }
+        if self.calls.len() > LONG_CALLS {
+            return aside::run(|| self.read_all(view, reply));
+        }
+        self.read_all(view, reply);
+    }
+
+    fn read_all(&self, view: &View<'_>, reply: &mut Reply) {
         let reads = || self.calls.iter().filter(|queued| matches!(queued.run, Dispatch::Read(_)));
         reply.array(reads().count());
         for queued in reads() {

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use super::waits;
 use crate::{
-    commands::Call,
+    commands::{Call, LONG_CALLS},
     effects::{Changes, Class, Ended},
     error::{Error, Result},
     proposal::{self, Answer, Pipeline, Request, Requests, Setting, Step, Watched},
@@ -16,9 +16,6 @@ use crate::{
 /// How many expired keys one batch removes before its calls run. The rest wait for the next batch, which
 /// `next_deadline_ms` asks for; no command sees them in the meantime.
 const REAPED_MAX: usize = 1_000;
-
-/// A transaction of more calls than this may take long.
-const LONG_CALLS: usize = 1_024;
 
 /// The feed's name for changes to claims made by time or by the end of a wait rather than by a command.
 const SETTLED: &str = "settled";
@@ -149,7 +146,7 @@ impl<'a> Applying<'a> {
     fn set(&mut self, setting: &Setting<'_>, reply: &mut Reply) {
         let mut ctx = Ctx::new(self.state, 0, self.seed);
         match setting.value() {
-            Some(bytes) if setting.name == MAXMEMORY => {
+            Some(bytes) if setting.name == MAXMEMORY && ctx.level() >= level::MEMORY => {
                 if !setting.is_default || ctx.maxmemory().is_none() {
                     ctx.set_maxmemory(bytes);
                 }

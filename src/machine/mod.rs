@@ -38,8 +38,9 @@ pub const APPLY_LEVEL_MAX: u32 = level::LEVEL_MAX;
 
 /// How long a thread is held to wait for the lock, ...
 const PATIENCE: Duration = Duration::from_millis(5);
-/// ... and how long readers then pause.
+/// ... and how long readers then pause, at most so many times.
 const READ_PAUSE: Duration = Duration::from_millis(1);
+const PAUSES_MAX: usize = 20;
 
 /// The Redis state machine.
 pub struct Machine {
@@ -47,6 +48,7 @@ pub struct Machine {
     listeners: Vec<Arc<dyn Listener>>,
     /// The lock could not be had in time: readers do not block their threads for it.
     is_slow: AtomicBool,
+    readers_turn: tokio::sync::Mutex<()>,
     published: Published,
     /// The sizes of databases as they were last asked for.
     sizes: Mutex<Vec<(u32, usize, usize)>>,
@@ -65,6 +67,7 @@ impl Machine {
             published: Published::of(&State::new()),
             state: RwLock::new(State::new()),
             is_slow: AtomicBool::new(false),
+            readers_turn: tokio::sync::Mutex::default(),
             sizes: Mutex::default(),
             listeners: Vec::new(),
             refused: AtomicU64::new(0),
@@ -90,14 +93,14 @@ impl Machine {
     /// How a wait that began at this key ended, after the last applied entry, whose index comes with it; None if it goes
     /// on.
     pub fn outcome_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<(u64, Outcome)> {
-        let state = self.state.read();
+        let state = self.read_patiently();
         let outcome = state.outcome_at(db, key, ticket)?;
         Some((state.applied(), waits::outcome_of_claim(&outcome)))
     }
 
-    /// The nodes that have pending waits, each with its run. None while a long call is running.
-    pub fn waiting_nodes(&self) -> Option<BTreeSet<(u64, u64)>> {
-        Some(self.try_read()?.waiting_nodes().collect())
+    /// The nodes that have pending waits, each with its run.
+    pub fn waiting_nodes(&self) -> BTreeSet<(u64, u64)> {
+        self.read_patiently().waiting_nodes().collect()
     }
 
     /// Runs `read` on a view of database `db`, under the shared lock.
@@ -124,12 +127,20 @@ impl Machine {
         chance: u64,
         read: impl FnOnce(&View<'_>) -> R,
     ) -> R {
-        loop {
+        for _ in 0..PAUSES_MAX {
             if let Some(state) = self.try_read() {
                 return read(&View::new(&state, db, estimate_ms(), chance));
             }
             tokio::time::sleep(READ_PAUSE).await;
         }
+        // Between entries that follow each other the lock is free for a moment only: one reader at a time queues for it.
+        let _turn = self.readers_turn.lock().await;
+        read(&View::new(&self.read_patiently(), db, estimate_ms(), chance))
+    }
+
+    /// The lock for reading, in turn with entries.
+    fn read_patiently(&self) -> RwLockReadGuard<'_, State> {
+        self.state.try_read_for(PATIENCE).unwrap_or_else(|| aside::run(|| self.state.read()))
     }
 
     fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
@@ -283,12 +294,11 @@ impl kvorum_raft::Machine for Machine {
     }
 
     fn checkpoint_begin(&self) -> Vec<u8> {
-        self.state.write().checkpoint_begin()
+        self.write().checkpoint_begin()
     }
 
     fn checkpoint_step(&self, bytes_max: usize, pages: &mut Vec<PageWrite>) -> bool {
-        self.state
-            .write()
+        self.write()
             .checkpoint_step(bytes_max, |id, content| pages.push(PageWrite { id: id.encode(), content }))
     }
 
@@ -330,10 +340,13 @@ impl Loader for MachineLoader<'_> {
     fn finish(self: Box<Self>, head: &[u8]) -> Result<(), String> {
         let new = self.loader.finish(head)?;
         let applied = new.applied();
-        let old = self.machine.state.write().replace(new);
+        let old = {
+            let mut state = self.machine.write();
+            self.machine.published.publish(&new);
+            state.replace(new)
+        };
         drop_aside(old);
-        let state = self.machine.state.read();
-        self.machine.published.publish(&state);
+        let state = self.machine.read_patiently();
         let outcome_of = |ticket| state.outcome_of(ticket).map(|outcome| waits::outcome_of_claim(&outcome));
         let replaced = Replaced { applied, outcome_of: &outcome_of };
         self.machine.listeners.iter().for_each(|listener| listener.replaced(&replaced));

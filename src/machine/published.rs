@@ -32,7 +32,7 @@ impl Published {
         self.ahead_ms.store(state.ahead_ms(), Relaxed);
         self.level.store(state.level(), Relaxed);
         self.used_bytes.store(state.used_bytes(), Relaxed);
-        self.maxmemory.store(state.maxmemory().unwrap_or(NONE), Relaxed);
+        self.maxmemory.store(state.maxmemory().map_or(NONE, |bytes| bytes.min(NONE - 1)), Relaxed);
         self.first_deadline_ms.store(state.first_deadline_ms().unwrap_or(NONE), Relaxed);
     }
 

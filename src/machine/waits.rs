@@ -4,6 +4,7 @@ use super::applying::Applying;
 use crate::{
     commands::{Call, Patience, blocking::Until, coordination::hold::reply_outcome},
     effects::{Ended, Outcome},
+    error::Error,
     resp::{Recorded, Reply},
     store::{Ctx, Fate, Ticket, View, Wait, Wake, owner},
 };
@@ -43,12 +44,15 @@ impl Applying<'_> {
         self.seed = self.seed.wrapping_add(1);
         let mut ctx = Ctx::new(self.state, wait.db, self.seed);
         ctx.ticket = Some(wait.ticket);
+        let mut has_room = true;
         let reply = Recorded::of(|reply| {
             if let Err(error) = call.run(&mut ctx, None, reply) {
+                has_room = error != Error::OutOfMemory;
                 reply.error(&error);
             }
         });
-        if ctx.fate == Fate::Queued {
+        // Where it does not fit into memory, it may fit when its key is fed again.
+        if ctx.fate == Fate::Queued || !has_room {
             return;
         }
         self.state.end_wait(number);

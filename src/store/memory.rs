@@ -14,8 +14,7 @@ pub const MAXMEMORY: &[u8] = b"maxmemory";
 impl State {
     /// What all keys cost in memory, and all that is no key.
     pub fn used_bytes(&self) -> u64 {
-        let keys = self.databases.iter().map(|keyspace| keyspace.bytes() as u64).sum::<u64>();
-        keys + (self.catalog.bytes() + self.waits.bytes()) as u64
+        (self.dirty.keys_bytes + self.catalog.bytes() + self.waits.bytes()) as u64
     }
 
     /// The limit for [`State::used_bytes`]; 0 means that there is none, and None that it was never set.

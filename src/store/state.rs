@@ -169,10 +169,12 @@ impl State {
     }
 
     /// Sets the key with which all names are hashed. That changes their order, so it has no effect once there
-    /// are keys.
+    /// are keys, or calls that wait.
     pub fn take_hash_key(&mut self, key: [u8; 16]) {
         let hashing = Hashing::keyed(key);
-        if self.keys > 0 || self.hashing != Hashing::PLAIN || hashing == Hashing::PLAIN {
+        // The tables that are no keys are in that order, too.
+        let is_empty = self.keys == 0 && self.catalog.is_empty();
+        if !is_empty || self.hashing != Hashing::PLAIN || hashing == Hashing::PLAIN {
             return;
         }
         self.hashing = hashing;
@@ -456,6 +458,7 @@ impl State {
     pub(crate) fn invariants(&self) {
         self.databases.iter().for_each(Keyspace::invariants);
         assert_eq!(self.keys, self.databases.iter().map(Keyspace::len).sum::<usize>());
+        assert_eq!(self.dirty.keys_bytes, self.databases.iter().map(Keyspace::bytes).sum::<usize>());
         assert_eq!(self.deadlines.len(), self.databases.iter().map(Keyspace::expires).sum::<usize>());
         let mut objects = 0;
         for (_, record) in self.databases.iter().flat_map(Keyspace::iter) {

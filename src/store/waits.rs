@@ -74,6 +74,9 @@ pub struct Wait {
     pub argv: Vec<Box<[u8]>>,
 }
 
+/// What a key costs in the index of waits, if nobody else waits for it.
+const KEY_BYTES: usize = 640;
+
 /// The form of an encoded wait.
 const FORM: u8 = 1;
 
@@ -86,7 +89,7 @@ impl Wait {
     /// What it costs in memory besides its place in the table.
     pub fn bytes(&self) -> usize {
         // Keys are here and in the index.
-        let keys: usize = self.keys.iter().map(|key| 2 * (key.len() + ELEMENT_BYTES)).sum();
+        let keys: usize = self.keys.iter().map(|key| 2 * key.len() + KEY_BYTES).sum();
         let arguments: usize = self.argv.iter().map(|argument| argument.len() + ELEMENT_BYTES).sum();
         keys + arguments
     }

@@ -354,6 +354,7 @@ impl<M: Machine> Node<M> {
             differing: self.core.differing(),
             disk: self.core.space().disk(),
             no_room: self.core.rooms.shortage(Need::Growth),
+            apply_level: self.core.applier.level(),
             set_aside: self.core.set_aside.iter().filter(|path| path.exists()).cloned().collect(),
         }
     }

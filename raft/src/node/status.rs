@@ -223,6 +223,8 @@ pub struct Status {
     /// Pages that were set aside because they were unreadable or differed from the others', and are still
     /// there.
     pub set_aside: Vec<PathBuf>,
+    /// The level at which entries are applied here; 0 before the first.
+    pub apply_level: u32,
 }
 
 impl Status {

@@ -182,7 +182,7 @@ impl<M: Machine> Applier<M> {
         step(&self.machine, &progress)
     }
 
-    /// Waits until no entry is being applied.
+    /// Waits until neither an entry is being applied nor a checkpoint takes a step.
     fn rest(&self) -> MutexGuard<'_, Progress> {
         let soon = self.progress.try_lock_for(PATIENCE);
         soon.unwrap_or_else(|| aside::run(|| self.progress.lock()))
@@ -250,7 +250,7 @@ impl<M: Machine> Applier<M> {
     }
 
     pub(super) fn apply(&self, entry: Entry) {
-        let mut progress = self.progress.lock();
+        let mut progress = self.rest();
         if !progress.is_followed_by(&entry.log_id) {
             // openraft counts what it asked for as applied, without checking what it got.
             self.give_up(format!("log entry {} was to be applied after {:?}", entry.log_id, progress.last));

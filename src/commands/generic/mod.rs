@@ -146,11 +146,18 @@ fn type_of(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 }
 
 fn rename(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    if !ctx.rename(args.at(1), args.at(2)) {
+    let (from, to) = (args.at(1), args.at(2));
+    check_room_for_name(ctx, from, to)?;
+    if !ctx.rename(from, to) {
         return Err(Error::NoSuchKey);
     }
     reply.ok();
     Ok(())
+}
+
+/// A longer name takes memory, although Redis does not count RENAME among the commands that do.
+fn check_room_for_name(ctx: &Ctx<'_>, from: &[u8], to: &[u8]) -> Result<()> {
+    if to.len() > from.len() && ctx.exists(from) { ctx.check_memory(to.len() - from.len()) } else { Ok(()) }
 }
 
 fn renamenx(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
@@ -158,6 +165,7 @@ fn renamenx(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
     if !ctx.exists(from) {
         return Err(Error::NoSuchKey);
     }
+    check_room_for_name(ctx, from, to)?;
     reply.flag(!ctx.exists(to) && ctx.rename(from, to));
     Ok(())
 }

@@ -362,10 +362,13 @@ fn zrevrangebylex(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result
 fn zrangestore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let query = Query::parse(args, 3, None, None, true)?;
     let found: Vec<(Vec<u8>, f64)> = match ctx.view().value::<SortedSet>(args.at(2))? {
-        Some(set) => set.range(query.ranks(set)).map(|(member, score)| (member.to_vec(), score)).collect(),
+        Some(set) => {
+            let found = || set.range(query.ranks(set));
+            ctx.check_memory_of(found().map(|(member, _)| member.len()), 2)?;
+            found().map(|(member, score)| (member.to_vec(), score)).collect()
+        }
         None => Vec::new(),
     };
-    ctx.check_memory_of(found.iter().map(|(member, _)| member.len()), 2)?;
     let set = ctx.build::<SortedSet>(|set, pages| {
         found.iter().for_each(|(member, score)| _ = set.insert(member, *score, pages));
     });

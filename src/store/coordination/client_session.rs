@@ -66,8 +66,9 @@ impl ClientSession {
     }
 
     /// Records that the command with this number was applied. Drops the lowest numbers if there are too many.
-    pub fn remember(&mut self, number: u64, is_resp3: bool, reply: &[u8]) {
-        let bytes: Option<Box<[u8]>> = (reply.len() <= REPLY_BYTES_MAX / 4).then(|| reply.into());
+    pub fn remember(&mut self, number: u64, is_resp3: bool, reply: Option<&[u8]>) {
+        let bytes: Option<Box<[u8]>> =
+            reply.filter(|reply| reply.len() <= REPLY_BYTES_MAX / 4).map(Into::into);
         self.bytes += bytes.as_ref().map_or(0, |bytes| bytes.len());
         self.replies.insert(number, Given { is_resp3, bytes });
         while self.replies.len() > REPLIES_MAX || self.bytes > REPLY_BYTES_MAX {
@@ -177,15 +178,15 @@ mod tests {
     fn what_was_applied_is_recalled_or_known_to_be_forgotten() {
         let mut session = ClientSession::new(1_000);
         assert_eq!(session.recall(5), Recall::New);
-        session.remember(5, true, b"+OK\r\n");
-        session.remember(3, false, &[b'x'; REPLY_BYTES_MAX]);
+        session.remember(5, true, Some(b"+OK\r\n"));
+        session.remember(3, false, Some(&[b'x'; REPLY_BYTES_MAX]));
         let Recall::Applied(given) = session.recall(5) else { panic!("it was applied") };
         assert_eq!((given.is_resp3, given.bytes.as_deref()), (true, Some(&b"+OK\r\n"[..])));
         let Recall::Applied(given) = session.recall(3) else { panic!("it was applied") };
         assert_eq!(given.bytes, None);
         assert_eq!((session.recall(4), session.last()), (Recall::New, 5));
         for number in 6..6 + REPLIES_MAX as u64 {
-            session.remember(number, false, b":1\r\n");
+            session.remember(number, false, Some(b":1\r\n"));
         }
         assert_eq!((session.recall(5), session.recall(4)), (Recall::Forgotten, Recall::Forgotten));
         assert!(matches!(session.recall(6), Recall::Applied(_)));
@@ -194,7 +195,7 @@ mod tests {
         session.encode_head(&mut out);
         assert_eq!(ClientSession::decode_head(&mut Input::new(&out)).unwrap(), session);
         for number in 10_000..10_010 {
-            session.remember(number, false, &[b'x'; REPLY_BYTES_MAX / 4]);
+            session.remember(number, false, Some(&[b'x'; REPLY_BYTES_MAX / 4]));
         }
         assert_eq!(session.len(), 4);
     }

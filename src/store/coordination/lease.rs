@@ -14,6 +14,9 @@ use crate::store::{
 /// The maximum size of the names of all keys of a lease together.
 pub const LEASE_BYTES_MAX: usize = 1 << 20;
 
+/// What a key of a lease costs in memory besides its name, here and where keys have their leases.
+const KEY_BYTES: usize = 400;
+
 /// A lease. It manages its key's deadline itself.
 ///
 /// Invariant: `bytes` is the size of all names in `keys`.
@@ -82,6 +85,10 @@ impl Kind for Lease {
 
     fn head_bytes(&self) -> usize {
         self.bytes + 2 * self.keys.len() + 8
+    }
+
+    fn more_bytes(&self) -> usize {
+        self.keys.len() * KEY_BYTES
     }
 
     fn encode_head(&self, out: &mut Vec<u8>) {

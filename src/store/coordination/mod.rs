@@ -398,6 +398,8 @@ impl State {
             return;
         }
         let before = record.deadline();
+        // Without room it is only remembered that the command was applied.
+        let reply = self.has_memory_for(reply.len() as u64).then_some(reply);
         let (after, _) = self.change_object(caller.db, &place, at, |object, pages| {
             if let Value::Session(session) = &mut object.value {
                 session.remember(number, caller.is_resp3, reply);

@@ -62,7 +62,8 @@ impl Keyspace {
         self.len
     }
 
-    /// What all keys and their values cost in memory, counted by their content.
+    /// What all keys and their values cost in memory, counted by their content. For tests.
+    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -128,6 +129,7 @@ impl Keyspace {
             let result = change(record, dirty);
             *expires = *expires + usize::from(record.deadline().is_some()) - usize::from(expired);
             *bytes = *bytes + record.cost() - cost;
+            dirty.keys_bytes = dirty.keys_bytes + record.cost() - cost;
             result
         })
     }
@@ -136,6 +138,7 @@ impl Keyspace {
         self.allocate_slots();
         self.len += 1;
         self.bytes += record.cost();
+        dirty.keys_bytes += record.cost();
         self.groups[usize::from(slot) / GROUP_SLOTS] += 1;
         self.expires += usize::from(record.deadline().is_some());
         self.objects += usize::from(is_object(&record));
@@ -146,6 +149,7 @@ impl Keyspace {
         let record = self.slots[usize::from(slot)].remove(at, page_of(self.db, slot), dirty);
         self.len -= 1;
         self.bytes -= record.cost();
+        dirty.keys_bytes -= record.cost();
         self.groups[usize::from(slot) / GROUP_SLOTS] -= 1;
         self.expires -= usize::from(record.deadline().is_some());
         self.objects -= usize::from(is_object(&record));
@@ -157,6 +161,7 @@ impl Keyspace {
         for (slot, segments) in (0u16..).zip(&self.slots) {
             segments.mark_removed(page_of(self.db, slot), dirty);
         }
+        dirty.keys_bytes -= self.bytes;
         std::mem::replace(self, Keyspace::new(self.db, self.hashing))
     }
 
@@ -201,8 +206,9 @@ impl Keyspace {
     }
 
     /// Counts the cost of all records: when a state is loaded, their pages come after them.
-    pub fn count_bytes(&mut self) {
+    pub fn count_bytes(&mut self, dirty: &mut Dirty) {
         self.bytes = self.iter().map(|(_, record)| record.cost()).sum();
+        dirty.keys_bytes += self.bytes;
     }
 
     pub fn has_segment(&self, slot: u16, start: u64) -> bool {

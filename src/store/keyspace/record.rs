@@ -142,18 +142,23 @@ fn string_encoding(value: &[u8]) -> &'static str {
     }
 }
 
-/// What a key costs in memory besides its content: its place in a segment, and its allocations.
+/// What a key costs in memory besides its content: its place in a segment, and its allocations, ...
 const RECORD_BYTES: usize = 48;
+/// ... more if its value is not a short string, ...
+const OBJECT_BYTES: usize = 160;
+/// ... and if it has a deadline.
+const DEADLINE_BYTES: usize = 48;
 
 impl Record {
     /// What the key and its value cost in memory, counted by their content: the same on every node, whatever its
     /// allocator does.
     pub fn cost(&self) -> usize {
-        let paged = match &self.body {
+        let object = match &self.body {
             Body::Packed(_) => 0,
-            Body::Object(object) => object.value.kind().paged_bytes(),
+            Body::Object(object) => OBJECT_BYTES + object.value.kind().more_bytes(),
         };
-        self.bytes() + paged + RECORD_BYTES
+        let deadline = if self.deadline().is_some() { DEADLINE_BYTES } else { 0 };
+        self.bytes() + object + deadline + RECORD_BYTES
     }
 }
 

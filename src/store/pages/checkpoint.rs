@@ -177,7 +177,8 @@ impl StateLoader {
             let value = self.state.object_mut_unmarked(object).ok_or("an object is missing")?;
             value.kind_mut().loaded()?;
         }
-        self.state.databases.iter_mut().for_each(Keyspace::count_bytes);
+        let State { databases, dirty, .. } = &mut self.state;
+        databases.iter_mut().for_each(|keyspace| keyspace.count_bytes(dirty));
         self.state.deadlines.extend(self.deaths);
         Ok(self.state)
     }

@@ -109,11 +109,13 @@ pub struct Dirty {
     epoch: u32,
     dirty: Vec<PageId>,
     pending: BTreeMap<PageId, Pending>,
+    /// What the keys of all databases cost in memory: kept where their pages change.
+    pub(in crate::store) keys_bytes: usize,
 }
 
 impl Default for Dirty {
     fn default() -> Self {
-        Dirty { epoch: 1, dirty: Vec::new(), pending: BTreeMap::new() }
+        Dirty { epoch: 1, dirty: Vec::new(), pending: BTreeMap::new(), keys_bytes: 0 }
     }
 }
 

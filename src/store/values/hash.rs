@@ -224,7 +224,7 @@ impl Kind for Hash {
         }
     }
 
-    fn paged_bytes(&self) -> usize {
+    fn more_bytes(&self) -> usize {
         match &self.form {
             Form::Packed(_) => 0,
             Form::Table { table, .. } => table.bytes(),

@@ -247,7 +247,7 @@ impl Kind for List {
         }
     }
 
-    fn paged_bytes(&self) -> usize {
+    fn more_bytes(&self) -> usize {
         match &self.form {
             Form::Packed(_) => 0,
             Form::Chained { chain, .. } => chain.bytes(),

@@ -51,6 +51,10 @@ impl LongString {
             self.marks[chunk] = mark;
         }
         if end > old_len {
+            // What it grows by is counted, so there is little to spare.
+            if end > self.bytes.capacity() {
+                self.bytes.reserve_exact(end - old_len + end / 8);
+            }
             self.bytes.resize(end, 0);
         }
         self.bytes[offset..end].copy_from_slice(bytes);
@@ -96,7 +100,7 @@ impl Kind for LongString {
         16
     }
 
-    fn paged_bytes(&self) -> usize {
+    fn more_bytes(&self) -> usize {
         self.bytes.len()
     }
 

@@ -138,8 +138,9 @@ pub trait Kind: Send + Sync {
     }
     /// The approximate size of what `encode_head` writes, in constant time; depends on content alone.
     fn head_bytes(&self) -> usize;
-    /// What its own pages' content costs in memory, in constant time; depends on content alone.
-    fn paged_bytes(&self) -> usize {
+    /// What it costs in memory besides `head_bytes`: the content of its own pages, and what holds its elements. In
+    /// constant time; depends on content alone.
+    fn more_bytes(&self) -> usize {
         0
     }
     /// Appends the whole value, or only the head of one with its own pages.

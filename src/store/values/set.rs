@@ -290,7 +290,7 @@ impl Kind for Set {
         }
     }
 
-    fn paged_bytes(&self) -> usize {
+    fn more_bytes(&self) -> usize {
         match &self.form {
             Form::Integers(_) | Form::Packed(_) => 0,
             Form::Paged { table, .. } => table.bytes(),

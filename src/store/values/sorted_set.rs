@@ -301,7 +301,7 @@ impl Kind for SortedSet {
         }
     }
 
-    fn paged_bytes(&self) -> usize {
+    fn more_bytes(&self) -> usize {
         match &self.form {
             Form::Packed(_) => 0,
             // The index of the order has each member once more.

@@ -8,6 +8,9 @@ use crate::store::{
     waits::Ticket,
 };
 
+/// What a holder or a waiter costs in memory besides its serialized form.
+const CLAIM_BYTES: usize = 640;
+
 impl Kind for Claims {
     fn type_name(&self) -> &'static str {
         match self.kind {
@@ -27,6 +30,10 @@ impl Kind for Claims {
 
     fn head_bytes(&self) -> usize {
         self.bytes() + 8
+    }
+
+    fn more_bytes(&self) -> usize {
+        (self.holders.len() + self.queue.len()) * CLAIM_BYTES
     }
 
     fn encode_head(&self, out: &mut Vec<u8>) {
