@@ -127,8 +127,8 @@ options! {
          refused. One for the whole cluster: this one is taken if the cluster has none yet, and CONFIG SET \
          changes it; 0 for none";
     maxmemory_clients: String, "maxmemory-clients", "KVORUM_MAXMEMORY_CLIENTS", "SIZE", Size, "a quarter of the machine's memory", AtRunTime,
-        "The most memory that commands and replies of all clients take while they wait: above it, clients with \
-         more than the average are disconnected; 0 for no limit";
+        "The most memory that commands and replies of all clients take while they wait: above it, the client \
+         with the most is disconnected; 0 for no limit";
     timeout: u64, "timeout", "KVORUM_TIMEOUT", "SECONDS", Number, "0", AtRunTime,
         "Close a client after this many idle seconds; 0 for never";
     proto_max_bulk_len: String, "proto-max-bulk-len", "KVORUM_PROTO_MAX_BULK_LEN", "SIZE", Size, "512mb", AtRunTime,
