@@ -82,7 +82,7 @@ impl<'a> Call<'a> {
             return true;
         }
         let is_quick = self.spec.has("fast") || self.spec.complexity.starts_with("O(1)");
-        if is_quick && !self.args.from(1).iter().any(|argument| is_large_count(argument)) {
+        if is_quick && !self.may_have_large_count() {
             return false;
         }
         if self.spec.keys.is_empty() {
@@ -91,6 +91,14 @@ impl<'a> Call<'a> {
         let keys = self.spec.keys.iter().filter(|spec| spec.is_looked_at());
         let keys = keys.flat_map(|spec| spec.keys(&self.args));
         keys.map(|key| view.cost_of(key)).sum::<usize>() > LONG_BYTES
+    }
+
+    /// Whether it may have a count that makes a quick command long. A time, a score or a value is as large, and no count.
+    fn may_have_large_count(&self) -> bool {
+        let is_large = |argument: &&[u8]| {
+            argument.len() >= 5 && parse_integer(argument).is_some_and(|count| count > LARGE_COUNT)
+        };
+        self.args.from(1).iter().any(is_large) && self.spec.syntax.contains("count:integer")
     }
 
     /// Its keys, and those of the call that it runs, each with its specification.
@@ -174,10 +182,6 @@ const LONG_BYTES: usize = 1 << 20;
 /// A count above this lets a call take long that is quick otherwise: LPOP, ZPOPMIN, SCAN.
 const LARGE_COUNT: i64 = 10_000;
 
-fn is_large_count(argument: &[u8]) -> bool {
-    argument.len() >= 5 && parse_integer(argument).is_some_and(|count| count > LARGE_COUNT)
-}
-
 /// How many commands may run another one before the one that is run in the end.
 const WRAPPERS_MAX: usize = 2;
 
@@ -215,6 +219,23 @@ mod tests {
             ("ONCE 1 ONCE 1 ONCE 1 DEL k", Need::Growth),
         ] {
             assert_eq!(call(line, |call| call.need()), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn only_a_large_count_makes_a_quick_call_long() {
+        for (line, expected) in [
+            ("LPOP l 100000", true),
+            ("ZPOPMIN z 100000", true),
+            ("SCAN 0 COUNT 100000", true),
+            ("HSCAN h 0 COUNT 100000", true),
+            ("LPOP l 10", false),
+            ("SET k 100000 PX 100000", false),
+            ("EXPIRE k 100000", false),
+            ("ZADD z 100000 m", false),
+            ("LOCK.ACQUIRE l o PX 3600000", false),
+        ] {
+            assert_eq!(call(line, |call| call.may_have_large_count()), expected, "{line}");
         }
     }
 
