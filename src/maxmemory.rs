@@ -65,11 +65,11 @@ pub async fn set(router: &Router, bytes: u64, is_default: bool) -> Result<()> {
         // There was no entry yet that could have one: the first tells which.
         router.tick().await?;
     }
-    if router.status().apply_level < level::MEMORY {
+    if router.status().apply_level < level::LIMITS {
         return Err(Error::err(format!(
             "the cluster does not know this setting yet: it is not at apply level {}, which it reaches when all \
              members have this version",
-            level::MEMORY
+            level::LIMITS
         )));
     }
     router.check_room(Need::Entry, 0)?;
@@ -110,7 +110,7 @@ pub async fn watch(router: &Router, configured: Option<u64>) {
 /// Whether this node leads a cluster that knows the setting.
 fn is_due(router: &Router) -> bool {
     let status = router.status();
-    status.role == Role::Leader && (status.apply_level == 0 || status.apply_level >= level::MEMORY)
+    status.role == Role::Leader && (status.apply_level == 0 || status.apply_level >= level::LIMITS)
 }
 
 fn chosen(machine: Option<u64>, used: u64) -> u64 {

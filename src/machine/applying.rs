@@ -146,7 +146,7 @@ impl<'a> Applying<'a> {
     fn set(&mut self, setting: &Setting<'_>, reply: &mut Reply) {
         let mut ctx = Ctx::new(self.state, 0, self.seed);
         match setting.value() {
-            Some(bytes) if setting.name == MAXMEMORY && ctx.level() >= level::MEMORY => {
+            Some(bytes) if setting.name == MAXMEMORY && ctx.level() >= level::LIMITS => {
                 if !setting.is_default || ctx.maxmemory().is_none() {
                     ctx.set_maxmemory(bytes);
                 }
