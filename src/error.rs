@@ -36,6 +36,10 @@ pub enum Error {
     InvalidExpire(Cow<'static, str>),
     #[error("OOM command not allowed when used memory > 'maxmemory'.")]
     OutOfMemory,
+    #[error(
+        "ERR the call would touch {count} elements, and call-elements-max is {max}: nothing was done. Ask for less at once"
+    )]
+    TooManyElements { count: u64, max: u64 },
     /// The outcome of the request is unknown; every other error means that it was not applied.
     #[error(
         "UNCERTAIN the outcome is unknown: the request was sent into the log and its confirmation was lost"

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod args;
 pub mod cli;
+pub mod cluster_settings;
 pub mod commands;
 pub mod config;
 pub mod connection;

@@ -4,15 +4,9 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use kvorum_raft::{Need, Role};
+use kvorum_raft::Role;
 
-use crate::{
-    error::{Error, Result},
-    proposal::{self, Setting},
-    resp::Protocol,
-    router::Router,
-    store::{MAXMEMORY, level},
-};
+use crate::{cluster_settings, router::Router, store::ClusterSetting};
 
 /// How often the leader looks whether there is a limit.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -59,31 +53,6 @@ fn limits_of(line: &str, root: &Path) -> Vec<u64> {
     around.filter_map(|group| fs::read_to_string(group.join(file)).ok()?.trim().parse().ok()).collect()
 }
 
-/// Sets the limit of the whole cluster; 0 for none.
-pub async fn set(router: &Router, bytes: u64, is_default: bool) -> Result<()> {
-    if router.status().apply_level == 0 {
-        // There was no entry yet that could have one: the first tells which.
-        router.tick().await?;
-    }
-    if router.status().apply_level < level::LIMITS {
-        return Err(Error::err(format!(
-            "the cluster does not know this setting yet: it is not at apply level {}, which it reaches when all \
-             members have this version",
-            level::LIMITS
-        )));
-    }
-    router.check_room(Need::Entry, 0)?;
-    let mut proposal = Vec::new();
-    let digits = bytes.to_string();
-    let setting = Setting { name: MAXMEMORY, digits: digits.as_bytes(), is_default };
-    proposal::put_setting(&mut proposal, &setting);
-    let reply = router.call(&proposal, 1, Protocol::Resp2).await;
-    match reply.strip_prefix(b"-") {
-        None => Ok(()),
-        Some(error) => Err(Error::Other(String::from_utf8_lossy(error).trim_end().to_owned().into())),
-    }
-}
-
 /// Gives a cluster without a limit one while this node leads, and says when this node has less memory than the
 /// limit. `configured` is the limit that the operator gave to this node. Runs forever.
 pub async fn watch(router: &Router, configured: Option<u64>) {
@@ -99,7 +68,7 @@ pub async fn watch(router: &Router, configured: Option<u64>) {
                 let used = router.machine().used_bytes();
                 let chosen = configured.unwrap_or_else(|| chosen(machine, used));
                 // If that fails, it is tried again.
-                let _ = set(router, chosen, true).await;
+                let _ = cluster_settings::set(router, &[(ClusterSetting::Maxmemory, chosen)], true).await;
             }
             None => {}
         }
@@ -109,8 +78,8 @@ pub async fn watch(router: &Router, configured: Option<u64>) {
 
 /// Whether this node leads a cluster that knows the setting.
 fn is_due(router: &Router) -> bool {
-    let status = router.status();
-    status.role == Role::Leader && (status.apply_level == 0 || status.apply_level >= level::LIMITS)
+    let (status, level) = (router.status(), ClusterSetting::Maxmemory.level());
+    status.role == Role::Leader && (status.apply_level == 0 || status.apply_level >= level)
 }
 
 fn chosen(machine: Option<u64>, used: u64) -> u64 {

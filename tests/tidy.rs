@@ -48,6 +48,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("simulation", 5),
     ("admin", 5),
     ("connection", 4),
+    ("cluster_settings", 4),
     ("maxmemory", 4),
     ("router", 4),
     ("wake", 4),

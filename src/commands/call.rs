@@ -135,6 +135,7 @@ impl<'a> Call<'a> {
         if ctx.has_memory_limit() && self.need() == Need::Growth {
             ctx.check_memory(self.bytes())?;
         }
+        ctx.check_elements(self.args.len())?;
         fence::admit(&ctx.view(), self, fenced_by)?;
         let before = (ctx.revision(), reply.buffer().len());
         let takes_long = self.may_take_long(&ctx.view());

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     proposal::{self, Answer, Pipeline, Request, Requests, Setting, Step, Watched},
     resp::Reply,
-    store::{Caller, Chance, Ctx, DATABASES_MAX, Fate, MAXMEMORY, State, Ticket, View, level},
+    store::{Caller, Chance, ClusterSetting, Ctx, DATABASES_MAX, Elements, Fate, State, Ticket, View, level},
 };
 
 /// How many expired keys one batch removes before its calls run. The rest wait for the next batch, which
@@ -31,13 +31,24 @@ pub(super) struct Applying<'a> {
     pub(super) caller: Option<Caller>,
     /// The waits for keys that ended.
     pub(super) ended: Vec<Ended>,
+    /// The elements that the reads of the present request have touched. They count apart from those of writes: reads
+    /// run only where somebody wants the reply.
+    read: Elements,
     /// How many calls were refused because they did not fit into memory.
     pub(super) refused: u64,
 }
 
 impl<'a> Applying<'a> {
     pub(super) fn new(state: &'a mut State, changes: Option<&'a mut Changes>, seed: u64) -> Applying<'a> {
-        Applying { state, changes, seed, caller: None, ended: Vec::new(), refused: 0 }
+        Applying {
+            state,
+            changes,
+            seed,
+            caller: None,
+            ended: Vec::new(),
+            read: Elements::default(),
+            refused: 0,
+        }
     }
 
     pub(super) fn reap(&mut self) {
@@ -91,6 +102,8 @@ impl<'a> Applying<'a> {
 
     fn run(&mut self, request: Request<'_>, reply: &mut Reply) -> Fate {
         self.seed = self.seed.wrapping_add(1);
+        self.state.begin_request();
+        self.read = self.state.elements;
         let mut fate = Fate::Replied;
         match request {
             Request::Call(call) => fate = self.run_call(&call, None, reply),
@@ -145,10 +158,10 @@ impl<'a> Applying<'a> {
     /// Changes a setting of the whole cluster.
     fn set(&mut self, setting: &Setting<'_>, reply: &mut Reply) {
         let mut ctx = Ctx::new(self.state, 0, self.seed);
-        match setting.value() {
-            Some(bytes) if setting.name == MAXMEMORY && ctx.level() >= level::LIMITS => {
-                if !setting.is_default || ctx.maxmemory().is_none() {
-                    ctx.set_maxmemory(bytes);
+        match (ClusterSetting::named(setting.name), setting.value()) {
+            (Some(which), Some(value)) if ctx.level() >= which.level() => {
+                if !setting.is_default || ctx.setting(which).is_none() {
+                    ctx.set_setting(which, value);
                 }
                 reply.ok();
             }
@@ -168,7 +181,11 @@ impl<'a> Applying<'a> {
         let result = resolve(request, self.state.level()).and_then(|call| {
             if !call.spec.writes() {
                 let view = View::new(self.state, request.db, self.state.now_ms(), self.seed);
-                call.read_if_asked(&view.at_level(self.state.level()), reply)?;
+                let view = view.at_level(self.state.level());
+                view.elements.set(self.read);
+                let result = call.read_if_asked(&view, reply);
+                self.read = view.elements.get();
+                result?;
                 return Ok(Fate::Replied);
             }
             let mut ctx = Ctx::new(self.state, request.db, self.seed);

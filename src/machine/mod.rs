@@ -30,7 +30,7 @@ use crate::{
     effects::{Changes, Effects, Listener, Outcome, Replaced},
     proposal::{Pipeline, Requests},
     resp::Reply,
-    store::{Chance, DATABASES_MAX, PageId, State, StateLoader, Ticket, View, level},
+    store::{Chance, ClusterSetting, DATABASES_MAX, PageId, State, StateLoader, Ticket, View, level},
 };
 
 /// The highest level of entries that this build can apply; see [`level`] for what each level means.
@@ -200,9 +200,14 @@ impl Machine {
         self.published.used_bytes()
     }
 
-    /// The limit for that; 0 means that there is none, and None that it was never set.
+    /// A setting of the whole cluster; None if it was never set.
+    pub fn setting(&self, setting: ClusterSetting) -> Option<u64> {
+        self.published.setting(setting)
+    }
+
+    /// The limit for [`Machine::used_bytes`]; 0 means that there is none, and None that it was never set.
     pub fn maxmemory(&self) -> Option<u64> {
-        self.published.maxmemory()
+        self.setting(ClusterSetting::Maxmemory)
     }
 
     /// How many calls of entries were refused for it since the start.

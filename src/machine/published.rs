@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use crate::store::State;
+use crate::store::{ClusterSetting, State};
 
 /// The absence of a number.
 const NONE: u64 = u64::MAX;
@@ -15,7 +15,7 @@ pub(super) struct Published {
     ahead_ms: AtomicI64,
     level: AtomicU32,
     used_bytes: AtomicU64,
-    maxmemory: AtomicU64,
+    settings: [AtomicU64; ClusterSetting::ALL.len()],
     first_deadline_ms: AtomicU64,
 }
 
@@ -32,7 +32,9 @@ impl Published {
         self.ahead_ms.store(state.ahead_ms(), Relaxed);
         self.level.store(state.level(), Relaxed);
         self.used_bytes.store(state.used_bytes(), Relaxed);
-        self.maxmemory.store(state.maxmemory().map_or(NONE, |bytes| bytes.min(NONE - 1)), Relaxed);
+        for (published, setting) in self.settings.iter().zip(ClusterSetting::ALL) {
+            published.store(state.setting(setting).map_or(NONE, |value| value.min(NONE - 1)), Relaxed);
+        }
         self.first_deadline_ms.store(state.first_deadline_ms().unwrap_or(NONE), Relaxed);
     }
 
@@ -56,8 +58,8 @@ impl Published {
         self.used_bytes.load(Relaxed)
     }
 
-    pub(super) fn maxmemory(&self) -> Option<u64> {
-        some(self.maxmemory.load(Relaxed))
+    pub(super) fn setting(&self, setting: ClusterSetting) -> Option<u64> {
+        some(self.settings[setting as usize].load(Relaxed))
     }
 
     pub(super) fn first_deadline_ms(&self) -> Option<u64> {

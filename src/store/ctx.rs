@@ -199,7 +199,8 @@ impl<'a> Ctx<'a> {
     }
 
     fn pages(&mut self) -> Pages<'_> {
-        Pages::new(&mut self.state.dirty, &mut self.state.next_object, self.state.hashing)
+        let State { dirty, next_object, hashing, elements, .. } = &mut *self.state;
+        Pages::new(dirty, next_object, *hashing).counting(elements)
     }
 
     /// Writes `bytes` into a string at `offset`, padding with zeros if needed; creates it if it does not

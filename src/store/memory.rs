@@ -2,14 +2,11 @@
 //! same calls, at first and at each replay. So neither the allocator is asked nor the machine; keys and elements
 //! count with their bytes and an allowance for what holds them.
 
-use super::{catalog::Section, ctx::Ctx, record::Record, state::State, view::View};
+use super::{ctx::Ctx, record::Record, settings::ClusterSetting, state::State, view::View};
 use crate::error::{Error, Result};
 
 /// What a key, an element or an argument costs in memory besides its bytes, at most.
 pub const ELEMENT_BYTES: usize = 64;
-
-/// The name of the limit among the settings of the whole cluster: a number of bytes in decimal digits, 0 for none.
-pub const MAXMEMORY: &[u8] = b"maxmemory";
 
 impl State {
     /// What all keys cost in memory, and all that is no key.
@@ -19,24 +16,18 @@ impl State {
 
     /// The limit for [`State::used_bytes`]; 0 means that there is none, and None that it was never set.
     pub fn maxmemory(&self) -> Option<u64> {
-        self.maxmemory
-    }
-
-    /// Takes the limit over from the settings.
-    pub(crate) fn read_maxmemory(&mut self) {
-        let value = self.catalog.get(Section::Settings, MAXMEMORY);
-        self.maxmemory = value.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        self.setting(ClusterSetting::Maxmemory)
     }
 
     /// Whether there is a limit.
     #[inline]
     pub(crate) fn has_memory_limit(&self) -> bool {
-        self.maxmemory.is_some_and(|limit| limit > 0)
+        self.maxmemory().is_some_and(|limit| limit > 0)
     }
 
     /// Whether that much more content fits.
     pub(crate) fn has_memory_for(&self, bytes: u64) -> bool {
-        match self.maxmemory {
+        match self.maxmemory() {
             None | Some(0) => true,
             Some(limit) => self.used_bytes().saturating_add(bytes) <= limit,
         }
@@ -76,19 +67,8 @@ impl Ctx<'_> {
         self.check_memory(copies * elements.map(|len| len + ELEMENT_BYTES).sum::<usize>())
     }
 
-    /// The limit; see [`State::maxmemory`].
-    pub fn maxmemory(&self) -> Option<u64> {
-        self.state.maxmemory()
-    }
-
     /// What a key with its value costs.
     pub fn cost_of(&self, key: &[u8]) -> usize {
         self.view().cost_of(key)
-    }
-
-    /// Sets the limit for the memory of the content; 0 for none.
-    pub fn set_maxmemory(&mut self, bytes: u64) {
-        self.catalog_put(Section::Settings, MAXMEMORY, bytes.to_string().as_bytes());
-        self.state.read_maxmemory();
     }
 }

@@ -11,6 +11,7 @@ use super::{
     deadlines::{Deadlines, Death},
     digest::Digest,
     dirty::{Dirty, PageId},
+    elements::Elements,
     hashing::Hashing,
     keyspace::{Keyspace, Place},
     level,
@@ -18,6 +19,7 @@ use super::{
     owner::{LeaseId, Wake},
     record::{Body, Record},
     segments::Position,
+    settings,
     touched::{Touch, Touched},
     waits::Waits,
 };
@@ -67,8 +69,10 @@ pub struct State {
     pub(crate) catalog: Catalog,
     /// Calls that wait for keys.
     pub(crate) waits: Waits,
-    /// The limit for the memory of the content, as the catalog has it.
-    pub(crate) maxmemory: Option<u64>,
+    /// The settings of the whole cluster, as the catalog has them.
+    pub(crate) settings: settings::Values,
+    /// The elements that the present request has touched.
+    pub(crate) elements: Elements,
     /// Waits that ended since they were last taken.
     pub(crate) wakes: Vec<Wake>,
     pub(crate) dirty: Dirty,
@@ -113,7 +117,8 @@ impl State {
             guarded: HashMap::new(),
             catalog: Catalog::default(),
             waits: Waits::default(),
-            maxmemory: None,
+            settings: Default::default(),
+            elements: Elements::default(),
             wakes: Vec::new(),
             dirty: Dirty::default(),
             applied: 0,
@@ -349,12 +354,12 @@ impl State {
         at: Position,
         change: impl FnOnce(&mut Object, &mut Pages<'_>) -> R,
     ) -> (R, bool) {
-        let State { databases, dirty, next_object, revision, homes, hashing, .. } = self;
+        let State { databases, dirty, next_object, revision, homes, hashing, elements, .. } = self;
         let version = *revision + 1;
         let result = databases[db as usize].change(place.slot, at, dirty, |record, dirty| {
             let before = record.object_id();
             let Body::Object(object) = record.body_mut() else { unreachable!("checked by the caller") };
-            let mut pages = Pages::new(dirty, next_object, *hashing);
+            let mut pages = Pages::new(dirty, next_object, *hashing).counting(elements);
             let result = change(object, &mut pages);
             let changed = pages.changed;
             if changed {

@@ -5,7 +5,8 @@ use std::cell::Cell;
 use super::{
     catalog::Catalog,
     claims::Claims,
-    hashing::{Chance, SLOTS},
+    elements::Elements,
+    hashing::{Chance, Hashing, SLOTS},
     level,
     object::Typed,
     owner::ClaimKind,
@@ -34,6 +35,8 @@ pub struct View<'a> {
     /// Set when a read met a key that is alive by the log clock but expired by the estimate (late): the
     /// caller advances the clock by a tick and reads again.
     pub late: Cell<bool>,
+    /// The elements that were touched.
+    pub elements: Cell<Elements>,
     pub(crate) db: u32,
     pub(crate) state: &'a State,
 }
@@ -43,17 +46,23 @@ impl<'a> View<'a> {
     pub fn new(state: &'a State, db: u32, estimate_ms: u64, chance: u64) -> View<'a> {
         let now_ms = state.now_ms;
         let (estimate_ms, late) = (estimate_ms.max(now_ms), Cell::new(false));
-        View { now_ms, estimate_ms, chance, level: level::LEVEL_MAX, late, db, state }
+        let elements = Cell::new(state.no_elements(level::LEVEL_MAX));
+        View { now_ms, estimate_ms, chance, level: level::LEVEL_MAX, late, elements, db, state }
     }
 
     /// The same view at the level of an entry; the default is the highest level.
     pub fn at_level(self, level: u32) -> View<'a> {
-        View { level, ..self }
+        View { level, elements: Cell::new(self.state.no_elements(level)), ..self }
     }
 
     /// The selected database.
     pub fn db(&self) -> u32 {
         self.db
+    }
+
+    /// The hashing of all that is ordered by hashes.
+    pub fn hashing(&self) -> Hashing {
+        self.state.hashing
     }
 
     /// Converts an instant by the log clock to the wall clock, which clients are shown.
@@ -114,6 +123,14 @@ impl<'a> View<'a> {
             Body::Object(object) => T::of(&object.value).map(Some).ok_or(Error::WrongType),
             Body::Packed(_) => Err(Error::WrongType),
         }
+    }
+
+    /// How many elements the value of a key has; 0 if there is none.
+    pub fn elements_of(&self, key: &[u8]) -> usize {
+        self.find(key).map_or(0, |record| match record.body() {
+            Body::Object(object) => object.value.kind().elements(),
+            Body::Packed(_) => 1,
+        })
     }
 
     /// Whether the key exists.

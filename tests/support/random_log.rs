@@ -428,15 +428,17 @@ pub fn add_waits(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
     }
 }
 
-/// Adds limits for memory, some of which are below what there is, from an index on.
+/// Adds limits for memory and for the elements of a call, some of which are below what there is, from an index on.
 pub fn set_limits(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
     for batch in log.iter_mut().filter(|batch| batch.index >= from) {
         if chance.u8(..16) == 0 {
             let digits = [0, chance.u64(..100_000), chance.u64(..2_000_000)][chance.usize(..3)].to_string();
-            let (name, is_default) = (&b"maxmemory"[..], chance.bool());
-            let mut bytes = Vec::new();
-            put_setting(&mut bytes, &Setting { name, digits: digits.as_bytes(), is_default });
-            batch.proposals.insert(chance.usize(..=batch.proposals.len()), bytes);
+            let elements = [0, chance.u64(1..20), chance.u64(1..500)][chance.usize(..3)].to_string();
+            for (name, digits) in [(&b"maxmemory"[..], digits), (&b"call-elements-max"[..], elements)] {
+                let (mut bytes, is_default) = (Vec::new(), chance.bool());
+                put_setting(&mut bytes, &Setting { name, digits: digits.as_bytes(), is_default });
+                batch.proposals.insert(chance.usize(..=batch.proposals.len()), bytes);
+            }
         }
     }
 }

@@ -217,6 +217,8 @@ fn copy(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     }
     let is_free = replaces || !ctx.in_db(db).exists(to);
     if is_free {
+        let count = ctx.view().elements_of(from);
+        ctx.check_elements(count)?;
         ctx.check_memory(ctx.cost_of(from))?;
     }
     reply.flag(is_free && ctx.copy(from, db, to));

@@ -95,6 +95,7 @@ impl<'a> ScanOptions<'a> {
 
     /// A step of SCAN.
     pub(crate) fn reply_keys(&self, view: &View<'_>, reply: &mut Reply) -> Result<()> {
+        view.check_elements(self.count.min(view.len()))?;
         let mut found = Vec::new();
         let cursor = view.scan(self.cursor, self.count, |record| {
             let has_type = |name: &[u8]| record.type_name().as_bytes().eq_ignore_ascii_case(name);
@@ -142,6 +143,7 @@ fn scan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 }
 
 fn keys(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    view.check_elements(view.len())?;
     let pattern = args.at(1);
     let matcher = matcher(view, pattern);
     let is_shown = |key: &&[u8]| pattern == b"*" || matcher.matches(key);

@@ -11,15 +11,13 @@ use crate::{
     args::Args,
     error::{Error, Result},
     resp::Reply,
-    store::{Hash, View, different, level},
+    store::{Hash, LISTED_SHARE, View, different, level, looked_at},
 };
 
 const READ: &[&str] = &["readonly"];
 
 /// The most fields that HRANDFIELD returned with repetitions at the first level.
 const FIRST_RULE_REPEATED_FIELDS_MAX: usize = 1 << 20;
-/// If more than one field in this many is wanted, all fields are walked over instead of drawing single ones.
-const WALKED_SHARE: usize = 3;
 
 /// The rows of this family.
 pub const ROWS: &[Spec] = &[
@@ -50,8 +48,15 @@ pub const ROWS: &[Spec] = &[
         .tips(&["nondeterministic_output"]),
 ];
 
+/// A hash of which all fields are wanted.
+fn whole<'a>(view: &View<'a>, key: &[u8]) -> Result<Option<&'a Hash>> {
+    let hash = view.value::<Hash>(key)?;
+    view.check_elements(hash.map_or(0, Hash::len))?;
+    Ok(hash)
+}
+
 fn hgetall(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let hash = view.value::<Hash>(args.at(1))?;
+    let hash = whole(view, args.at(1))?;
     reply.map(hash.map_or(0, Hash::len));
     for (field, value) in hash.iter().flat_map(|hash| hash.iter()) {
         reply.bulk(field);
@@ -61,14 +66,14 @@ fn hgetall(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 }
 
 fn hkeys(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let hash = view.value::<Hash>(args.at(1))?;
+    let hash = whole(view, args.at(1))?;
     reply.array(hash.map_or(0, Hash::len));
     hash.iter().flat_map(|hash| hash.iter()).for_each(|(field, _)| reply.bulk(field));
     Ok(())
 }
 
 fn hvals(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    let hash = view.value::<Hash>(args.at(1))?;
+    let hash = whole(view, args.at(1))?;
     reply.array(hash.map_or(0, Hash::len));
     hash.iter().flat_map(|hash| hash.iter()).for_each(|(_, value)| reply.bulk(value));
     Ok(())
@@ -82,6 +87,7 @@ fn hscan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         return Ok(());
     };
     let options = ScanOptions::parse(view, args, 2, false)?;
+    view.check_elements(options.count.min(hash.len()))?;
     let mut found = Vec::new();
     let cursor = hash.scan(cursor, options.count, |field, value| {
         if options.matches(field) {
@@ -129,6 +135,8 @@ fn hrandfield(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
     if count < 0 && count.unsigned_abs() > max as u64 {
         return Err(out_of_range());
     }
+    let wanted = usize::try_from(count.unsigned_abs()).unwrap_or(usize::MAX);
+    view.check_elements(if count < 0 { wanted } else { looked_at(hash.len(), wanted) })?;
     let chosen = choose(view, hash, count);
     if !with_values {
         reply.array(chosen.len());
@@ -156,7 +164,7 @@ fn choose<'a>(view: &View<'_>, hash: &'a Hash, count: i64) -> Vec<(&'a [u8], &'a
     if wanted >= left {
         return hash.iter().collect();
     }
-    if wanted > left / WALKED_SHARE {
+    if wanted > left / LISTED_SHARE {
         // Each is taken with the probability that makes all selections of this size equally likely.
         let mut chosen = Vec::with_capacity(wanted);
         for pair in hash.iter() {

@@ -71,6 +71,7 @@ fn lrange(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         return Ok(());
     };
     let (first, count) = range_of(list.len(), start, end);
+    view.check_elements(count)?;
     reply.array(count);
     list.iter_from(first).take(count).for_each(|element| reply.bulk(element));
     Ok(())
@@ -157,7 +158,11 @@ fn rank_of(args: &Args<'_>, index: usize) -> Result<i64> {
 fn lpos(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let search = Search::parse(args, 3)?;
     let found = match view.value::<List>(args.at(1))? {
-        Some(list) => search.run(list, args.at(2)),
+        Some(list) => {
+            let len = list.len();
+            view.check_elements(if search.looks_max == 0 { len } else { search.looks_max.min(len) })?;
+            search.run(list, args.at(2))
+        }
         None => Vec::new(),
     };
     if search.count.is_some() {
@@ -190,6 +195,7 @@ fn linsert(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> 
         _ => return Err(Error::Syntax),
     };
     let len = ctx.modify(args.at(1), |list: &mut List, pages| {
+        pages.check_elements(list.len())?;
         let Some(pivot) = list.iter().position(|element| element == args.at(3)) else {
             pages.unchanged();
             return Ok(-1);
@@ -206,6 +212,7 @@ fn lrem(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let from = if count < 0 { End::Right } else { End::Left };
     let max = if count == 0 { usize::MAX } else { count.unsigned_abs() as usize };
     let removed = ctx.modify(args.at(1), |list: &mut List, pages| {
+        pages.check_elements(list.len())?;
         let removed = list.remove_equal(args.at(3), max, from, pages);
         if removed == 0 {
             pages.unchanged();
@@ -221,6 +228,7 @@ fn ltrim(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     ctx.modify(args.at(1), |list: &mut List, pages| {
         let len = list.len();
         let (first, count) = range_of(len, start, end);
+        pages.check_elements(len - count)?;
         if count == 0 {
             list.drop_end(End::Left, len, pages);
         } else {

@@ -129,9 +129,8 @@ fn rpushx(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     push_existing(ctx, args, End::Right, reply)
 }
 
-/// Replies with up to `count` elements from an end, as an array, and removes them.
-pub(crate) fn pop_many(list: &mut List, end: End, count: usize, pages: &mut Pages<'_>, reply: &mut Reply) {
-    let count = count.min(list.len());
+/// Replies with `count` elements from an end, as an array, and removes them. The list has as many.
+fn pop_many(list: &mut List, end: End, count: usize, pages: &mut Pages<'_>, reply: &mut Reply) {
     reply.array(count);
     match end {
         End::Left => list.iter().take(count).for_each(|element| reply.bulk(element)),
@@ -159,7 +158,11 @@ fn pop(ctx: &mut Ctx<'_>, args: &Args<'_>, end: End, command: &'static str, repl
                 pages.unchanged();
                 reply.array(0);
             }
-            Some(count) => pop_many(list, end, count, pages, reply),
+            Some(count) => {
+                let count = count.min(list.len());
+                pages.check_elements(count)?;
+                pop_many(list, end, count, pages, reply);
+            }
         }
         Ok(())
     })?;
@@ -209,6 +212,8 @@ fn pop_first(ctx: &mut Ctx<'_>, args: &Args<'_>, at: usize, reply: &mut Reply) -
     }
     for key in &args.from(at + 1)[..keys] {
         let popped = ctx.modify(key, |list: &mut List, pages| {
+            let count = count.min(list.len());
+            pages.check_elements(count)?;
             reply.array(2);
             reply.bulk(key);
             pop_many(list, end, count, pages, reply);

@@ -11,7 +11,7 @@ use crate::{
     args::Args,
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Set, View, level},
+    store::{Ctx, Set, View, level, looked_at},
 };
 
 /// The group of COMMAND DOCS.
@@ -129,6 +129,7 @@ fn smismember(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
 
 fn smembers(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let set = view.value::<Set>(args.at(1))?;
+    view.check_elements(set.map_or(0, Set::len))?;
     reply.set(set.map_or(0, Set::len));
     set.into_iter().flat_map(Set::iter).for_each(|member| reply.bulk(member.as_ref()));
     Ok(())
@@ -153,6 +154,7 @@ fn spop(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     };
     let mut chance = ctx.chance().clone();
     let popped = ctx.modify::<Set, _>(args.at(1), |set, pages| {
+        pages.check_elements(looked_at(set.len(), wanted.unwrap_or(1)))?;
         let chosen = set.choose_different(wanted.unwrap_or(1), &mut chance);
         let popped: Vec<Vec<u8>> = chosen.iter().map(|member| member.as_ref().to_vec()).collect();
         popped.iter().for_each(|member| _ = set.remove(member, pages));
@@ -181,6 +183,14 @@ pub(crate) enum Choices {
 }
 
 impl Choices {
+    /// How many of `len` members they may look at.
+    pub(crate) fn looked_at(&self, len: usize) -> usize {
+        match *self {
+            Choices::Different(count) => looked_at(len, count),
+            Choices::Repeated(count) => count,
+        }
+    }
+
     /// Reads the count at `index`.
     pub(crate) fn parse(view: &View<'_>, args: &Args<'_>, index: usize) -> Result<Choices> {
         let count = args.integer(index)?;
@@ -208,6 +218,9 @@ fn srandmember(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()
         _ => return Err(Error::Syntax),
     };
     let (set, mut chance) = (view.value::<Set>(args.at(1))?, view.chance());
+    if let (Some(set), Some(choices)) = (set, &choices) {
+        view.check_elements(choices.looked_at(set.len()))?;
+    }
     match (set, choices) {
         (None, None) => reply.null(),
         (None, Some(_)) => reply.array(0),
@@ -259,6 +272,7 @@ fn sscan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         return Ok(());
     };
     let options = ScanOptions::parse(view, args, 2, false)?;
+    view.check_elements(options.count.min(set.len()))?;
     let mut found = Vec::new();
     let cursor = set.scan(options.cursor, options.count, |member| {
         if options.matches(member.as_ref()) {

@@ -354,6 +354,7 @@ fn zpop(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply, from_top: bool) -
 fn pop(ctx: &mut Ctx<'_>, key: &[u8], count: usize, from_top: bool) -> Result<Vec<(Vec<u8>, f64)>> {
     let popped = ctx.modify::<SortedSet, _>(key, |set, pages| {
         let (len, count) = (set.len(), count.min(set.len()));
+        pages.check_elements(count)?;
         let ranks = if from_top { len - count..len } else { 0..count };
         let mut popped: Vec<_> = set.range(ranks).map(|(member, score)| (member.to_vec(), score)).collect();
         if from_top {
@@ -378,6 +379,9 @@ fn zrandmember(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()
         return Err(Error::err("value is out of range"));
     }
     let (set, mut chance) = (view.value::<SortedSet>(args.at(1))?, view.chance());
+    if let (Some(set), Some(choices)) = (set, &choices) {
+        view.check_elements(choices.looked_at(set.len()))?;
+    }
     let chosen = match (set, choices) {
         (None, None) => {
             reply.null();
@@ -411,6 +415,7 @@ fn zscan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         return Ok(());
     };
     let options = ScanOptions::parse(view, args, 2, false)?;
+    view.check_elements(options.count.min(set.len()))?;
     let mut found = Vec::new();
     let cursor = set.scan(options.cursor, options.count, |member, score| {
         if options.matches(member) {

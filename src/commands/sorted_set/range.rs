@@ -313,6 +313,7 @@ impl<'a> Query<'a> {
             return Ok(());
         };
         let ranks = self.ranks(set);
+        view.check_elements(ranks.len())?;
         if self.with_scores {
             reply.pairs(ranks.len());
         } else {
@@ -361,6 +362,8 @@ fn zrevrangebylex(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result
 
 fn zrangestore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let query = Query::parse(args, 3, None, None, true)?;
+    let source = ctx.view().value::<SortedSet>(args.at(2))?.map_or(0, |set| query.ranks(set).len());
+    ctx.check_elements(source)?;
     let found: Vec<(Vec<u8>, f64)> = match ctx.view().value::<SortedSet>(args.at(2))? {
         Some(set) => {
             let found = || set.range(query.ranks(set));
@@ -407,7 +410,9 @@ fn zremrangebylex(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Resu
 fn remove(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply, by: By) -> Result<()> {
     let limits = Limits::parse(by, args, 2, 3)?;
     let removed = ctx.modify::<SortedSet, _>(args.at(1), |set, pages| {
-        let found = set.range(limits.ranks(set, false));
+        let ranks = limits.ranks(set, false);
+        pages.check_elements(ranks.len())?;
+        let found = set.range(ranks);
         let members: Vec<Vec<u8>> = found.map(|(member, _)| member.to_vec()).collect();
         members.iter().for_each(|member| _ = set.remove(member, pages));
         if members.is_empty() {

@@ -1,5 +1,5 @@
-//! CONFIG GET, SET, RESETSTAT, REWRITE. Parameters belong to this node and are not replicated, but for maxmemory;
-//! nothing is written to a file, so REWRITE is refused.
+//! CONFIG GET, SET, RESETSTAT, REWRITE. Parameters belong to this node and are not replicated, but for the
+//! settings of the whole cluster; nothing is written to a file, so REWRITE is refused.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -10,10 +10,11 @@ use crate::connection::{
 };
 use crate::{
     args::Args,
+    cluster_settings,
     commands::Spec,
     error::{Error, Result},
-    maxmemory,
     resp::Reply,
+    store::{ClusterSetting, Unit},
 };
 
 /// The rows of this family.
@@ -70,9 +71,8 @@ pub(in crate::connection) const VERBS: &[Verb] = &[Verb::container(
                 .tips(&["request_policy:all_nodes", "response_policy:all_succeeded"]),
             |connection, argv| Box::pin(connection.set_parameters(argv)),
             |connection, args, reply| {
-                let memory = checked(connection, args)?;
-                if memory.is_some() {
-                    return Err(failed(MAXMEMORY, "it can not be set in a transaction"));
+                if let Some((setting, _)) = checked(connection, args)?.first() {
+                    return Err(failed(setting.name(), "it can not be set in a transaction"));
                 }
                 apply(connection, args);
                 reply.ok();
@@ -82,17 +82,16 @@ pub(in crate::connection) const VERBS: &[Verb] = &[Verb::container(
     ],
 )];
 
-/// The parameter that belongs to the whole cluster.
-const MAXMEMORY: &str = "maxmemory";
-
 pub(in crate::connection) fn get(
     connection: &mut Connection,
     args: &Args<'_>,
     reply: &mut Reply,
 ) -> Result<()> {
     let mut all = connection.shared.settings.all();
-    let limit = connection.shared.router.machine().maxmemory();
-    all.insert(MAXMEMORY, limit.unwrap_or(0).to_string());
+    for setting in ClusterSetting::ALL {
+        let value = connection.shared.router.machine().setting(setting);
+        all.insert(setting.name(), value.unwrap_or(setting.default_value()).to_string());
+    }
     let fitting = |name: &str| args.from(2).iter().find(|pattern| crate::connection::fits(pattern, name));
     let shown: Vec<_> = all.iter().filter_map(|(name, value)| Some((name, value, fitting(name)?))).collect();
     reply.map(shown.len());
@@ -106,13 +105,13 @@ pub(in crate::connection) fn get(
 }
 
 impl Connection {
-    /// CONFIG SET parameter value ...: all values are checked before the first is set. The one that belongs to the
-    /// whole cluster goes through the log first: if it cannot, nothing was set.
+    /// CONFIG SET parameter value ...: all values are checked before the first is set. Those that belong to the
+    /// whole cluster go through the log first: if they cannot, nothing was set.
     async fn set_parameters(&mut self, argv: &[&[u8]]) {
         let args = Args::new(argv);
         let result = match checked(self, &args) {
-            Ok(Some(bytes)) => maxmemory::set(&self.shared.router, bytes, false).await,
-            checked => checked.map(drop),
+            Ok(changes) => cluster_settings::set(&self.shared.router, &changes, false).await,
+            Err(error) => Err(error),
         };
         if result.is_ok() {
             apply(self, &args);
@@ -131,8 +130,8 @@ fn pairs<'a>(args: &Args<'a>) -> impl Iterator<Item = (String, Cow<'a, str>)> + 
         .map(|pair| (String::from_utf8_lossy(pair[0]).to_ascii_lowercase(), String::from_utf8_lossy(pair[1])))
 }
 
-/// Checks all values; returns that of the limit for memory, if it is to be set.
-fn checked(connection: &Connection, args: &Args<'_>) -> Result<Option<u64>> {
+/// Checks all values; returns those of settings of the whole cluster.
+fn checked(connection: &Connection, args: &Args<'_>) -> Result<Vec<(ClusterSetting, u64)>> {
     if !args.from(2).len().is_multiple_of(2) {
         return Err(Error::Arity("config|set".into()));
     }
@@ -142,11 +141,14 @@ fn checked(connection: &Connection, args: &Args<'_>) -> Result<Option<u64>> {
             return Err(failed(&name, "duplicate parameter"));
         }
     }
-    let mut memory = None;
+    let mut changes = Vec::new();
     for (name, value) in pairs(args) {
-        if name == MAXMEMORY {
-            let size = settings::bytes(&value);
-            memory = Some(size.ok_or_else(|| failed(&name, "argument must be a memory value"))?);
+        if let Some(setting) = ClusterSetting::named(name.as_bytes()) {
+            let (number, why) = match setting.unit() {
+                Unit::Bytes => (settings::bytes(&value), "argument must be a memory value"),
+                Unit::Count => (value.parse().ok(), "argument couldn't be parsed into an integer"),
+            };
+            changes.push((setting, number.ok_or_else(|| failed(&name, why))?));
             continue;
         }
         let set = connection.shared.settings.set(&name, &value, false);
@@ -158,12 +160,12 @@ fn checked(connection: &Connection, args: &Args<'_>) -> Result<Option<u64>> {
             SetError::Invalid(why) => failed(&name, &why),
         })?;
     }
-    Ok(memory)
+    Ok(changes)
 }
 
 /// Sets what belongs to this node.
 fn apply(connection: &Connection, args: &Args<'_>) {
-    for (name, value) in pairs(args).filter(|(name, _)| name != MAXMEMORY) {
+    for (name, value) in pairs(args).filter(|(name, _)| ClusterSetting::named(name.as_bytes()).is_none()) {
         // It was checked.
         let _ = connection.shared.settings.set(&name, &value, true);
     }

@@ -162,7 +162,7 @@ impl StateLoader {
             self.state.catalog.check_head(&mut input)?;
         }
         self.state.waits = Waits::of(&self.state.catalog)?;
-        self.state.read_maxmemory();
+        self.state.read_settings();
         input.end()?;
         let found: Vec<_> = self.state.databases.iter().map(Keyspace::len).collect();
         self.state.keys = found.iter().sum();

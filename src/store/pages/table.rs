@@ -155,12 +155,22 @@ impl Table {
 
     /// Whether there is such a key.
     pub fn contains(&self, key: &[u8]) -> bool {
-        self.segments.find(self.hashing.of(key), key).is_ok()
+        self.contains_hashed(self.hashing.of(key), key)
+    }
+
+    /// The same for a key with its hash.
+    pub fn contains_hashed(&self, hash: u64, key: &[u8]) -> bool {
+        self.segments.find(hash, key).is_ok()
     }
 
     /// Sets the value of a key. True if the key is new.
     pub fn insert(&mut self, key: &[u8], value: &[u8], dirty: &mut Dirty) -> bool {
-        let (hash, id) = (self.hashing.of(key), self.page());
+        self.insert_hashed(self.hashing.of(key), key, value, dirty)
+    }
+
+    /// The same for a key with its hash.
+    pub fn insert_hashed(&mut self, hash: u64, key: &[u8], value: &[u8], dirty: &mut Dirty) -> bool {
+        let id = self.page();
         match self.segments.find(hash, key) {
             Ok(at) => {
                 self.bytes -= self.segments.at(at).cost();
@@ -211,6 +221,11 @@ impl Table {
     /// All items, in the order of hashes.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.segments.iter().map(Pair::parts)
+    }
+
+    /// All keys with their hashes, in the order of hashes.
+    pub fn iter_hashed(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.segments.iter().map(|pair| (pair.hash, pair.key()))
     }
 
     /// A step of a scan: passes about `count` items from `cursor` on, initially 0, to `each`, and returns the

@@ -8,6 +8,15 @@ use std::{collections::HashSet, hash::Hash};
 
 use crate::store::hashing::Chance;
 
+/// If more than one in this many items is wanted, all are looked at; otherwise items are drawn until enough are
+/// different.
+pub const LISTED_SHARE: usize = 3;
+
+/// How many of `len` items a choice of `count` different ones looks at, about.
+pub fn looked_at(len: usize, count: usize) -> usize {
+    if count > len / LISTED_SHARE { len } else { count }
+}
+
 /// At the first level, draws were not bounded. Calls that ended in about a second on every node had fewer
 /// draws than this, and have the same result here.
 const FIRST_RULE_DRAWS_MAX: usize = 1 << 20;

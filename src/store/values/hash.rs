@@ -210,6 +210,10 @@ impl Kind for Hash {
         Hash::is_empty(self)
     }
 
+    fn elements(&self) -> usize {
+        Hash::len(self)
+    }
+
     fn object(&self) -> Option<u64> {
         match &self.form {
             Form::Packed(_) => None,

@@ -233,6 +233,10 @@ impl Kind for List {
         List::is_empty(self)
     }
 
+    fn elements(&self) -> usize {
+        List::len(self)
+    }
+
     fn object(&self) -> Option<u64> {
         match &self.form {
             Form::Packed(_) => None,

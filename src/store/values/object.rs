@@ -13,6 +13,7 @@ use crate::store::{
     codec::Input,
     digest::Digest,
     dirty::{Dirty, Mark, PageId},
+    elements::Elements,
     hash::Hash,
     hashing::Hashing,
     lease::Lease,
@@ -132,6 +133,10 @@ pub trait Kind: Send + Sync {
     fn encoding(&self) -> &'static str;
     /// Whether it is an empty collection, which is deleted after a change.
     fn is_empty(&self) -> bool;
+    /// How many elements a copy of it takes.
+    fn elements(&self) -> usize {
+        1
+    }
     /// The id of its own pages; None while it is stored in its key's page.
     fn object(&self) -> Option<u64> {
         None
@@ -198,11 +203,18 @@ pub struct Pages<'a> {
     pub(crate) next_object: &'a mut u64,
     hashing: Hashing,
     pub(crate) changed: bool,
+    /// Where the elements of the call are counted; None where nobody counts them.
+    pub(crate) elements: Option<&'a mut Elements>,
 }
 
 impl<'a> Pages<'a> {
     pub(crate) fn new(dirty: &'a mut Dirty, next_object: &'a mut u64, hashing: Hashing) -> Pages<'a> {
-        Pages { dirty, next_object, hashing, changed: true }
+        Pages { dirty, next_object, hashing, changed: true, elements: None }
+    }
+
+    /// The same, where elements are counted.
+    pub(crate) fn counting(self, elements: &'a mut Elements) -> Pages<'a> {
+        Pages { elements: Some(elements), ..self }
     }
 
     /// An object id for a value that gets its own pages.

@@ -24,9 +24,6 @@ const INTEGERS_MAX: usize = 512;
 const PACKED_MEMBERS_MAX: usize = 128;
 /// Redis 7.2's `set-max-listpack-value`.
 const PACKED_MEMBER_BYTES_MAX: usize = 64;
-/// If more than one in this many members is wanted, all are listed and shuffled; otherwise members are drawn
-/// until enough are different.
-const LISTED_SHARE: usize = 3;
 
 /// A set.
 #[derive(Debug, Default)]
@@ -103,6 +100,22 @@ impl Set {
         }
     }
 
+    /// The same for a member with its hash.
+    pub fn contains_hashed(&self, hash: u64, member: &[u8]) -> bool {
+        match &self.form {
+            Form::Paged { table, .. } => table.contains_hashed(hash, member),
+            _ => self.contains(member),
+        }
+    }
+
+    /// Adds a member with its hash. False if it was there already.
+    pub fn insert_hashed(&mut self, hash: u64, member: &[u8], pages: &mut Pages<'_>) -> bool {
+        match &mut self.form {
+            Form::Paged { table, .. } => table.insert_hashed(hash, member, b"", pages.dirty()),
+            _ => self.insert(member, pages),
+        }
+    }
+
     /// Adds a member. False if it was there already.
     pub fn insert(&mut self, member: &[u8], pages: &mut Pages<'_>) -> bool {
         self.make_room_for(member, pages);
@@ -175,6 +188,23 @@ impl Set {
         }
     }
 
+    /// Whether its own order is that of its members' hashes.
+    pub fn is_in_order_of_hashes(&self) -> bool {
+        matches!(self.form, Form::Paged { .. })
+    }
+
+    /// All members with their hashes, in the order of both. For a small set they are listed at first.
+    pub fn iter_hashed(&self, hashing: Hashing) -> Box<dyn Iterator<Item = (u64, Member<'_>)> + '_> {
+        if let Form::Paged { table, .. } = &self.form {
+            return Box::new(table.iter_hashed().map(|(hash, member)| (hash, Member::Bytes(member))));
+        }
+        let mut all: Vec<_> = self.iter().map(|member| (hashing.of(member.as_ref()), member)).collect();
+        all.sort_unstable_by(|(hash, member), (other_hash, other)| {
+            (hash, member.as_ref()).cmp(&(other_hash, other.as_ref()))
+        });
+        Box::new(all.into_iter())
+    }
+
     /// A random member, uniformly chosen; None if the set is empty.
     pub fn choose(&self, chance: &mut Chance) -> Option<Member<'_>> {
         if self.is_empty() {
@@ -194,7 +224,7 @@ impl Set {
         if count >= self.len() {
             return self.iter().collect();
         }
-        if count > self.len() / LISTED_SHARE {
+        if count > self.len() / choice::LISTED_SHARE {
             let mut members: Vec<_> = self.iter().collect();
             for at in 0..count {
                 let other = at + chance.below(members.len() - at);
@@ -273,6 +303,10 @@ impl Kind for Set {
 
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn elements(&self) -> usize {
+        Set::len(self)
     }
 
     fn object(&self) -> Option<u64> {

@@ -6,6 +6,7 @@
 //! position depends on content alone, never on how the index was built.
 
 use crate::store::{
+    choice,
     codec::{Input, put_bytes, put_varint},
     digest::Digest,
     dirty::Dirty,
@@ -20,9 +21,6 @@ use crate::store::{
 const PACKED_MEMBERS_MAX: usize = 128;
 /// Redis's `zset-max-listpack-value`.
 const PACKED_MEMBER_BYTES_MAX: usize = 64;
-/// If more than one in this many members is wanted, all are listed and shuffled; otherwise members are drawn
-/// until enough are different.
-const LISTED_SHARE: usize = 3;
 
 /// A sorted set.
 #[derive(Debug, Default)]
@@ -218,7 +216,7 @@ impl SortedSet {
         if count >= len {
             return self.iter().collect();
         }
-        if count > len / LISTED_SHARE {
+        if count > len / choice::LISTED_SHARE {
             let mut all: Vec<_> = self.iter().collect();
             for at in 0..count {
                 let other = at + chance.below(len - at);
@@ -285,6 +283,10 @@ impl Kind for SortedSet {
 
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn elements(&self) -> usize {
+        SortedSet::len(self)
     }
 
     fn object(&self) -> Option<u64> {
