@@ -28,7 +28,7 @@ fn sets(alone: &mut Alone, chance: &mut fastrand::Rng) -> Vec<(String, Model)> {
     {
         let name = |_| {
             let number = chance.usize(..len * 2 + 50);
-            if is_text && number % 3 > 0 { format!("member:{number}") } else { number.to_string() }
+            if is_text && !number.is_multiple_of(3) { format!("member:{number}") } else { number.to_string() }
         };
         let (key, members) = (format!("set:{number}"), (0..len).map(name).collect::<Model>());
         let words: Vec<&str> = members.iter().map(String::as_str).collect();
