@@ -18,6 +18,7 @@ use super::{
     owner::{LeaseId, Wake},
     record::{Body, Record},
     segments::Position,
+    tickets::Tickets,
     touched::{Touch, Touched},
     waits::Waits,
 };
@@ -35,7 +36,7 @@ pub(crate) type KeyOfDb = (u32, Box<[u8]>);
 /// - `homes` has exactly the values with their own pages: their keys by object id.
 /// - `keys` is the number of records in all databases. All of them are in the order of `hashing`.
 /// - All versions are from 1 to `revision`; all object ids are below `next_object`.
-/// - `ticketed` has exactly the claims with tickets. `attached` is the leases' lists of keys, by key; a plain
+/// - `ticketed` has exactly the claims with tickets, and `tickets` has these. `attached` is the leases' lists of keys, by key; a plain
 ///   key depends on at most one lease. `guarded` is the claims' lists of guarded keys, by key.
 #[derive(Debug)]
 pub struct State {
@@ -60,6 +61,7 @@ pub struct State {
     /// The level of the entry being applied.
     pub(crate) level: u32,
     pub(crate) ticketed: BTreeSet<KeyOfDb>,
+    pub(crate) tickets: Tickets,
     pub(crate) attached: HashMap<KeyOfDb, BTreeSet<LeaseId>>,
     /// Guarded keys, each with the key that guards it.
     pub(crate) guarded: HashMap<KeyOfDb, Box<[u8]>>,
@@ -109,6 +111,7 @@ impl State {
             hashing: Hashing::PLAIN,
             level: level::LEVEL_MAX,
             ticketed: BTreeSet::new(),
+            tickets: Tickets::default(),
             attached: HashMap::new(),
             guarded: HashMap::new(),
             catalog: Catalog::default(),
@@ -476,13 +479,18 @@ impl State {
     #[cfg(test)]
     fn coordination_invariants(&self) {
         let (mut ticketed, mut attached, mut guarded) = (BTreeSet::new(), BTreeSet::new(), HashMap::new());
+        let mut tickets = Tickets::default();
         for (db, keyspace) in (0..).zip(&self.databases) {
             for (_, record) in keyspace.iter() {
                 if let Some(claims) = record.claims() {
                     assert_eq!(record.deadline(), claims.next_deadline());
                     assert!(!claims.is_idle());
-                    let guards = claims.guards.iter();
-                    guarded.extend(guards.map(|key| ((db, key.clone()), Box::from(record.key()))));
+                    claims.invariants();
+                    let guards = claims.guards();
+                    guarded.extend(guards.map(|key| ((db, Box::from(key)), Box::from(record.key()))));
+                    for (ticket, is_waiting) in claims.all_traces().tickets {
+                        tickets.set(ticket, (db, record.key().into()), is_waiting);
+                    }
                     if claims.has_tickets() {
                         ticketed.insert((db, Box::<[u8]>::from(record.key())));
                     }
@@ -491,7 +499,7 @@ impl State {
                 attached.extend(keys.map(|key| (db, key.to_vec(), record.key().to_vec())));
             }
         }
-        assert_eq!(ticketed, self.ticketed);
+        assert_eq!((ticketed, tickets), (self.ticketed.clone(), self.tickets.clone()));
         let by_key = self.attached.iter().flat_map(|((db, key), ids)| {
             assert!(
                 !ids.is_empty() && self.keyspace(*db).is_some_and(|keyspace| keyspace.get(key).is_some())

@@ -255,15 +255,7 @@ pub(in crate::commands) fn renew(
     }
     let deadline = ctx.now_ms + milliseconds(args, 5, 1, command)?;
     check_hold(&ctx.view(), kind, key, owner, token)?;
-    ctx.claims(key, kind, |claims, _| {
-        let holder = claims.holder_mut(owner).expect("checked above");
-        if let Until::Lease(_) = holder.until {
-            return Err(Error::err("it is held by a lease: LEASE.KEEPALIVE renews that"));
-        }
-        holder.until = Until::At(deadline);
-        holder.ticket = None;
-        Ok(())
-    })?;
+    ctx.claims(key, kind, |claims, _| claims.renew(owner, deadline))?;
     reply_hold(kind, token.unsigned_abs(), Some(deadline - ctx.now_ms), reply);
     Ok(())
 }

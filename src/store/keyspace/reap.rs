@@ -16,6 +16,7 @@ use crate::store::{
     segments::Item,
     state::{DATABASES_MAX, Deleted, Garbage, KeyOfDb, State},
     touched::Touch,
+    waits::Ticket,
 };
 
 /// How many records one reaping may examine, to find those that are due and to end what depends on leases.
@@ -174,9 +175,10 @@ impl State {
         let gone: Vec<KeyOfDb> = self.ticketed.range(range).cloned().collect();
         let mut wakes = std::mem::take(&mut self.wakes);
         for (db, key) in &gone {
-            if let Some(claims) = self.record(*db, key).and_then(Record::claims) {
-                claims.dismiss(&mut wakes);
-            }
+            let Some(claims) = self.record(*db, key).and_then(Record::claims) else { continue };
+            claims.dismiss(&mut wakes);
+            let tickets: Vec<Ticket> = claims.tickets().collect();
+            tickets.into_iter().for_each(|ticket| self.tickets.set(ticket, (*db, key.clone()), None));
         }
         gone.iter().for_each(|place| _ = self.ticketed.remove(place));
         self.wakes = wakes;
@@ -192,8 +194,8 @@ impl State {
         }
         match &object.value {
             Value::Claims(claims) => {
-                for guarded in &claims.guards {
-                    self.guarded.remove(&(db, guarded.clone()));
+                for guarded in claims.guards() {
+                    self.guarded.remove(&(db, guarded.into()));
                 }
             }
             // What depends on a lease is in the same database, and so is deleted as well.

@@ -118,13 +118,16 @@ impl StateLoader {
         self.state.open(db);
         let mut homes = Vec::new();
         let deaths = &mut self.deaths;
-        let State { databases, ticketed, attached, guarded, .. } = &mut self.state;
+        let State { databases, ticketed, tickets, attached, guarded, .. } = &mut self.state;
         databases[db as usize].load_segment(slot, start, content, |record| {
-            if record.claims().is_some_and(Claims::has_tickets) {
+            if let Some(claims) = record.claims().filter(|claims| claims.has_tickets()) {
                 ticketed.insert((db, record.key().into()));
+                for (ticket, is_waiting) in claims.all_traces().tickets {
+                    tickets.set(ticket, (db, record.key().into()), is_waiting);
+                }
             }
-            for key in record.claims().into_iter().flat_map(|claims| &claims.guards) {
-                guarded.insert((db, key.clone()), record.key().into());
+            for key in record.claims().into_iter().flat_map(Claims::guards) {
+                guarded.insert((db, key.into()), record.key().into());
             }
             for key in record.lease().into_iter().flat_map(Lease::keys) {
                 attached.entry((db, key.into())).or_default().insert(record.key().into());
