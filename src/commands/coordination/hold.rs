@@ -90,8 +90,9 @@ impl<'a> Options<'a> {
     ) -> Result<Acquire<'a>> {
         let span = self.span.ok_or(Error::Syntax)?;
         if let Span::Lease(id) = &span {
+            let level = ctx.level();
             let lease = ctx.lease(id)?.ok_or_else(no_lease)?;
-            if !lease.has_room(key) {
+            if !lease.has_room(&[key], level) {
                 return Err(Error::err("the lease has no room for another key"));
             }
         }

@@ -6,6 +6,7 @@ mod changes;
 pub mod claims;
 pub mod client_session;
 pub mod lease;
+mod overdue;
 pub(in crate::store) mod tickets;
 
 use std::collections::BTreeSet;
@@ -201,8 +202,8 @@ impl State {
     pub(crate) fn claims_came(&mut self, db: u32, key: &[u8]) {
         let Some(claims) = self.record(db, key).and_then(Record::claims) else { return };
         let (has_tickets, traces) = (claims.has_tickets(), claims.all_traces());
-        let guards: Vec<_> = claims.guards().map(|guarded| (db, Box::from(guarded))).collect();
-        self.guarded.extend(guards.into_iter().map(|guarded| (guarded, key.into())));
+        let guards: Vec<Box<[u8]>> = claims.guards().map(Box::from).collect();
+        guards.iter().for_each(|guarded| self.guarded.insert(db, guarded, key.into()));
         self.follow(db, key, false, has_tickets, traces);
     }
 
@@ -210,7 +211,7 @@ impl State {
     pub(crate) fn claims_left(&mut self, db: u32, record: &Record) {
         let Some(claims) = record.claims() else { return };
         for guarded in claims.guards() {
-            self.guarded.remove(&(db, guarded.into()));
+            self.guarded.remove(db, guarded);
         }
         self.follow(db, record.key(), claims.has_tickets(), false, claims.all_traces().undone());
     }
@@ -233,14 +234,14 @@ impl State {
         });
         if let Some(result) = guarded {
             result?;
-            self.guarded.insert((db, key.into()), lock.into());
+            self.guarded.insert(db, key, lock.into());
         }
         Ok(())
     }
 
     /// Removes the guard of a key. False if there was none.
     pub(crate) fn unguard(&mut self, db: u32, key: &[u8]) -> bool {
-        let Some(lock) = self.guarded.remove(&(db, key.into())) else { return false };
+        let Some(lock) = self.guarded.remove(db, key) else { return false };
         self.change_claims(db, &lock, |claims, _| claims.unguard(key));
         true
     }
@@ -248,16 +249,15 @@ impl State {
     /// Makes a key depend on a lease. A plain key depends on at most one, claims on any number.
     pub(crate) fn attach(&mut self, db: u32, id: &[u8], key: &[u8]) {
         if self.change_lease(db, id, |lease| lease.attach(key)) {
-            self.attached.entry((db, key.into())).or_default().insert(id.into());
+            self.attached.or_default(db, key).insert(id.into());
         }
     }
 
     pub(crate) fn detach(&mut self, db: u32, id: &[u8], key: &[u8]) {
-        let place = (db, Box::from(key));
-        if let Some(ids) = self.attached.get_mut(&place) {
+        if let Some(ids) = self.attached.get_mut(db, key) {
             ids.remove(id);
             if ids.is_empty() {
-                self.attached.remove(&place);
+                self.attached.remove(db, key);
             }
         }
         self.change_lease(db, id, |lease| lease.detach(key));
@@ -268,7 +268,7 @@ impl State {
         if self.attached.is_empty() {
             return BTreeSet::new();
         }
-        let ids = self.attached.get(&(db, key.into())).cloned().unwrap_or_default();
+        let ids = self.attached.get(db, key).cloned().unwrap_or_default();
         ids.iter().for_each(|id| self.detach(db, id, key));
         ids
     }
@@ -298,7 +298,7 @@ impl State {
     ) {
         let ids = BTreeSet::from([LeaseId::from(id)]);
         for key in lease.keys() {
-            let attached = self.attached.get(&(db, key.into()));
+            let attached = self.attached.get(db, key);
             if !attached.is_some_and(|ids| ids.contains(id)) {
                 continue;
             }
@@ -328,7 +328,7 @@ impl State {
         // different places.
         let is_measured = self.level >= level::WALL_TIMES;
         for key in keys {
-            if let Some(ids) = self.attached.get_mut(&(db, key.clone()))
+            if let Some(ids) = self.attached.get_mut(db, &key)
                 && ids.remove(from)
             {
                 ids.insert(to.into());

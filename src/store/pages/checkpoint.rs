@@ -6,7 +6,7 @@ use kvorum_raft::safeguard::{self, Safeguard};
 use crate::store::{
     claims::Claims,
     codec::{FORMAT, Input, put_signed, put_varint},
-    deadlines::Death,
+    deadlines::{Deadlines, Death},
     dirty::PageId,
     hashing::Hashing,
     keyspace::Keyspace,
@@ -127,10 +127,10 @@ impl StateLoader {
                 }
             }
             for key in record.claims().into_iter().flat_map(Claims::guards) {
-                guarded.insert((db, key.into()), record.key().into());
+                guarded.insert(db, key, record.key().into());
             }
             for key in record.lease().into_iter().flat_map(Lease::keys) {
-                attached.entry((db, key.into())).or_default().insert(record.key().into());
+                attached.or_default(db, key).insert(record.key().into());
             }
             if let Some(deadline) = record.deadline() {
                 deaths.push(Death::new(deadline, db, slot, record.hash()));
@@ -138,7 +138,7 @@ impl StateLoader {
             homes.extend(record.object_id().map(|object| (object, Box::from(record.key()))));
         })?;
         for (object, key) in homes {
-            if !self.state.home_of_loaded(object, db, key) {
+            if !self.state.homes.insert(object, db, &key) {
                 return Err(format!("object {object} belongs to two keys"));
             }
         }
@@ -172,7 +172,7 @@ impl StateLoader {
         if found != expected {
             return Err(format!("the databases should have {expected:?} keys and have {found:?}"));
         }
-        let objects: Vec<u64> = self.state.homes.keys().copied().collect();
+        let objects: Vec<u64> = self.state.homes.objects().collect();
         for object in objects {
             if object >= self.state.next_object {
                 return Err(format!("object {object} is newer than the head"));
@@ -182,7 +182,7 @@ impl StateLoader {
         }
         let State { databases, dirty, .. } = &mut self.state;
         databases.iter_mut().for_each(|keyspace| keyspace.count_bytes(dirty));
-        self.state.deadlines.extend(self.deaths);
+        self.state.deadlines = Deadlines::of(self.deaths);
         Ok(self.state)
     }
 }

@@ -170,6 +170,11 @@ impl Claims {
         self.deadlines().map(|(first, _)| first).min()
     }
 
+    /// How many holds and waits are over, but not ended yet.
+    pub(in crate::store) fn due_len(&self, now_ms: u64) -> usize {
+        self.holders.due(now_ms).len() + self.queue.due(now_ms).len()
+    }
+
     /// When everything has ended, if no command intervenes; None if that is unknown or never.
     pub fn last_deadline(&self) -> Option<u64> {
         if self.guards_any() || self.holders.has_leases() || self.queue.has_leases() {
