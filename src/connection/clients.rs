@@ -266,6 +266,11 @@ impl Clients {
         self.len() == 0
     }
 
+    /// One of them.
+    pub(super) fn get(&self, id: u64) -> Option<Arc<Client>> {
+        self.by_id.lock().get(&id).cloned()
+    }
+
     /// All of them, oldest first.
     pub fn all(&self) -> Vec<Arc<Client>> {
         self.by_id.lock().values().cloned().collect()

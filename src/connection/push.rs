@@ -95,6 +95,14 @@ impl Pushes {
         source
     }
 
+    /// Removes all sources for which `is_it` is true, and returns how many there were.
+    pub fn remove_all(&mut self, mut is_it: impl FnMut(&Source) -> bool) -> usize {
+        let before = self.sources.len();
+        self.sources.retain(|source| !is_it(source));
+        self.tick.take_if(|_| self.sources.is_empty());
+        before - self.sources.len()
+    }
+
     pub fn clear(&mut self) {
         self.sources.clear();
         self.tick = None;

@@ -2,7 +2,7 @@
 //! by asking every reader, because there may be ten thousand of them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -15,6 +15,7 @@ pub struct Filter {
     db: u32,
     /// Sorted.
     keys: Vec<Box<[u8]>>,
+    /// Sorted, and none begins with another.
     prefixes: Vec<Box<[u8]>>,
 }
 
@@ -29,7 +30,8 @@ impl Filter {
         keys.sort_unstable();
         keys.dedup();
         prefixes.sort_unstable();
-        prefixes.dedup();
+        // What begins with a prefix comes right behind it.
+        prefixes.dedup_by(|next, kept| next.starts_with(kept));
         Filter { db, keys, prefixes }
     }
 
@@ -43,15 +45,22 @@ impl Filter {
             && event.key.is_none_or(|key| {
                 self.takes_all()
                     || self.keys.binary_search_by(|wanted| (**wanted).cmp(key)).is_ok()
-                    || self.prefixes.iter().any(|prefix| key.starts_with(prefix))
+                    || self.has_prefix_of(key)
             })
+    }
+
+    /// Only the last prefix that is not behind the key can be one of it: between a prefix and what begins with it
+    /// there is only what begins with it, too.
+    fn has_prefix_of(&self, key: &[u8]) -> bool {
+        let behind = self.prefixes.partition_point(|prefix| **prefix <= *key);
+        self.prefixes[..behind].last().is_some_and(|prefix| key.starts_with(prefix))
     }
 }
 
 /// Readers with the same interest.
 #[derive(Debug, Default)]
 struct Group {
-    ids: Vec<u64>,
+    ids: BTreeSet<u64>,
     /// The last entry that they were notified of: once is enough.
     told: u64,
 }
@@ -85,12 +94,12 @@ struct OfDatabase {
 }
 
 fn add(readers: &mut Readers, key: &[u8], id: u64) {
-    readers.entry(key.into()).or_default().ids.push(id);
+    readers.entry(key.into()).or_default().ids.insert(id);
 }
 
 fn remove(readers: &mut Readers, key: &[u8], id: u64) {
     if let Some(group) = readers.get_mut(key) {
-        group.ids.retain(|other| *other != id);
+        group.ids.remove(&id);
         if group.ids.is_empty() {
             readers.remove(key);
         }
@@ -101,7 +110,7 @@ impl Interests {
     pub fn add(&mut self, id: u64, filter: Arc<Filter>) {
         let of_db = self.by_db.entry(filter.db).or_default();
         if filter.takes_all() {
-            of_db.of_all.ids.push(id);
+            of_db.of_all.ids.insert(id);
         }
         filter.keys.iter().for_each(|key| add(&mut of_db.by_key, key, id));
         for prefix in &filter.prefixes {
@@ -112,7 +121,7 @@ impl Interests {
 
     pub fn remove(&mut self, id: u64, filter: &Filter) {
         let Some(of_db) = self.by_db.get_mut(&filter.db) else { return };
-        of_db.of_all.ids.retain(|other| *other != id);
+        of_db.of_all.ids.remove(&id);
         filter.keys.iter().for_each(|key| remove(&mut of_db.by_key, key, id));
         for prefix in &filter.prefixes {
             if let Some(readers) = of_db.by_prefix.get_mut(&prefix.len()) {
@@ -140,6 +149,27 @@ impl Interests {
         for (&len, readers) in of_db.by_prefix.range_mut(..=key.len()) {
             if let Some(group) = readers.get_mut(&key[..len]) {
                 group.tell(index, &mut each);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Filter;
+
+    #[test]
+    fn prefixes_are_found_whichever_there_are() {
+        let mut chance = fastrand::Rng::with_seed(7);
+        let mut word =
+            |len_max| (0..chance.usize(1..len_max)).map(|_| chance.u8(b'a'..b'd')).collect::<Box<[u8]>>();
+        for count in 0..60 {
+            let prefixes: Vec<Box<[u8]>> = (0..count).map(|_| word(5)).collect();
+            let filter = Filter::new(0, Vec::new(), prefixes.clone());
+            for _ in 0..200 {
+                let key = word(7);
+                let expected = prefixes.iter().any(|prefix| key.starts_with(prefix));
+                assert_eq!(filter.has_prefix_of(&key), expected, "{key:?} {prefixes:?}");
             }
         }
     }

@@ -191,6 +191,7 @@ impl<'a> Applying<'a> {
             let mut ctx = Ctx::new(self.state, request.db, self.seed);
             ctx.ticket = ticket;
             ctx.caller = self.caller.clone();
+            ctx.settle(|| call.keys().into_iter().map(|(key, _)| key));
             let result = call.run(&mut ctx, None, reply).map(|()| ctx.fate);
             if let (Ok(Fate::Queued), Some(ticket)) = (&result, ticket)
                 && let Some(wait) = waits::wait_for_keys(&call, ticket, &ctx)

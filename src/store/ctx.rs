@@ -138,6 +138,7 @@ impl<'a> Ctx<'a> {
     /// The place of a key, after removing it if it has expired.
     #[inline]
     pub(in crate::store) fn locate(&mut self, key: &[u8]) -> Place {
+        self.state.end_overdue(self.db, key);
         let place = self.keyspace().place(key);
         if let Ok(at) = place.found
             && self.keyspace().at(place.slot, at).deadline().is_some_and(|deadline| deadline < self.now_ms)

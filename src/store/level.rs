@@ -14,7 +14,8 @@ pub const BOUNDED: u32 = 2;
 pub const WALL_TIMES: u32 = kvorum_raft::DISTANCE_LEVEL;
 /// Calls may wait for keys: BLPOP and its like.
 pub const WAITS: u32 = WALL_TIMES + 1;
-/// The settings of the whole cluster have a limit for memory, and calls that would pass it are refused.
+/// The settings of the whole cluster have a limit for memory, and calls that would pass it are refused. A lease has a
+/// limit of keys; leases that run out together end in steps, and nobody sees their keys meanwhile.
 pub const LIMITS: u32 = WAITS + 1;
 /// The highest level that this version can apply.
 pub const LEVEL_MAX: u32 = LIMITS;

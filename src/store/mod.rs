@@ -23,7 +23,7 @@ mod view;
 mod waits;
 
 pub use coordination::claims::owner;
-use coordination::{claims, client_session, lease};
+use coordination::{claims, client_session, lease, tickets};
 pub use keyspace::hashing;
 use keyspace::{deadlines, record};
 use pages::{catalog, checkpoint, digest, segments};

@@ -3,7 +3,7 @@
 //! These functions keep the parts consistent with each other; the operations of commands are in `ctx.rs` and
 //! `view.rs`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{any::Any, collections::BTreeSet};
 
 use super::{
     catalog::Catalog,
@@ -13,13 +13,14 @@ use super::{
     dirty::{Dirty, PageId},
     elements::Elements,
     hashing::Hashing,
-    keyspace::{Keyspace, Place},
+    keyspace::{Keyspace, Place, by_db::ByDb, homes::Homes},
     level,
     object::{Object, Pages, Value},
     owner::{LeaseId, Wake},
     record::{Body, Record},
     segments::Position,
     settings,
+    tickets::Tickets,
     touched::{Touch, Touched},
     waits::Waits,
 };
@@ -37,7 +38,7 @@ pub(crate) type KeyOfDb = (u32, Box<[u8]>);
 /// - `homes` has exactly the values with their own pages: their keys by object id.
 /// - `keys` is the number of records in all databases. All of them are in the order of `hashing`.
 /// - All versions are from 1 to `revision`; all object ids are below `next_object`.
-/// - `ticketed` has exactly the claims with tickets. `attached` is the leases' lists of keys, by key; a plain
+/// - `ticketed` has exactly the claims with tickets, and `tickets` has these. `attached` is the leases' lists of keys, by key; a plain
 ///   key depends on at most one lease. `guarded` is the claims' lists of guarded keys, by key.
 #[derive(Debug)]
 pub struct State {
@@ -56,15 +57,16 @@ pub struct State {
     pub(crate) led_since_ms: u64,
     pub(crate) databases: Vec<Keyspace>,
     pub(crate) deadlines: Deadlines,
-    pub(crate) homes: HashMap<u64, KeyOfDb>,
+    pub(crate) homes: Homes,
     pub(crate) keys: usize,
     pub(crate) hashing: Hashing,
     /// The level of the entry being applied.
     pub(crate) level: u32,
     pub(crate) ticketed: BTreeSet<KeyOfDb>,
-    pub(crate) attached: HashMap<KeyOfDb, BTreeSet<LeaseId>>,
+    pub(crate) tickets: Tickets,
+    pub(crate) attached: ByDb<BTreeSet<LeaseId>>,
     /// Guarded keys, each with the key that guards it.
-    pub(crate) guarded: HashMap<KeyOfDb, Box<[u8]>>,
+    pub(crate) guarded: ByDb<Box<[u8]>>,
     /// What is replicated and is no key.
     pub(crate) catalog: Catalog,
     /// Calls that wait for keys.
@@ -84,6 +86,9 @@ pub struct State {
     pub(crate) garbage: Vec<Garbage>,
 }
 
+/// A value that takes less memory than this, besides its key's page, is dropped where it is deleted.
+const DROPPED_HERE_BYTES_MAX: usize = 64 << 10;
+
 /// Deleted content.
 #[derive(Debug)]
 pub struct Garbage(#[allow(dead_code)] pub(super) Deleted);
@@ -93,6 +98,8 @@ pub struct Garbage(#[allow(dead_code)] pub(super) Deleted);
 pub(super) enum Deleted {
     Keyspace(Keyspace),
     Value(Value),
+    /// What found the keys of emptied databases.
+    Index(Box<dyn Any + Send + Sync>),
 }
 
 impl State {
@@ -108,13 +115,14 @@ impl State {
             led_since_ms: 0,
             databases: Vec::new(),
             deadlines: Deadlines::default(),
-            homes: HashMap::new(),
+            homes: Homes::default(),
             keys: 0,
             hashing: Hashing::PLAIN,
             level: level::LEVEL_MAX,
             ticketed: BTreeSet::new(),
-            attached: HashMap::new(),
-            guarded: HashMap::new(),
+            tickets: Tickets::default(),
+            attached: ByDb::default(),
+            guarded: ByDb::default(),
             catalog: Catalog::default(),
             waits: Waits::default(),
             settings: Default::default(),
@@ -292,7 +300,7 @@ impl State {
             self.deadlines.insert(Death::new(deadline, db, slot, hash));
         }
         if let Some(object) = record.object_id() {
-            self.homes.insert(object, (db, record.key().into()));
+            self.homes.insert(object, db, record.key());
         }
         self.keys += 1;
         let claims_key = record.claims().map(|_| Box::<[u8]>::from(record.key()));
@@ -310,7 +318,7 @@ impl State {
             self.deadlines.remove(Death::new(deadline, db, place.slot, place.hash));
         }
         if let Some(object) = record.object_id() {
-            self.homes.remove(&object);
+            self.homes.remove(object);
         }
         self.claims_left(db, &record);
         record
@@ -326,8 +334,13 @@ impl State {
 
     /// Deletes the pages of a value that is not in any record.
     pub(crate) fn discard(&mut self, value: Value) {
-        if value.kind().object().is_some() {
-            value.kind().remove_pages(&mut self.dirty);
+        value.kind().remove_pages(&mut self.dirty);
+        self.bury(value);
+    }
+
+    /// Leaves a value that is expensive to drop to be dropped aside.
+    pub(crate) fn bury(&mut self, value: Value) {
+        if value.kind().object().is_some() || value.kind().more_bytes() > DROPPED_HERE_BYTES_MAX {
             self.garbage.push(Garbage(Deleted::Value(value)));
         }
     }
@@ -367,8 +380,8 @@ impl State {
             }
             let after = object.value.kind().object();
             if before != after {
-                before.map(|object| homes.remove(&object));
-                after.map(|id| homes.insert(id, (db, object.key.clone())));
+                before.map(|object| homes.remove(object));
+                after.map(|id| homes.insert(id, db, &object.key));
             }
             (result, changed)
         });
@@ -378,7 +391,7 @@ impl State {
 
     /// The value with this object id.
     pub(crate) fn object(&self, object: u64) -> Option<&Value> {
-        let (db, key) = self.homes.get(&object)?;
+        let (db, key) = self.homes.get(object)?;
         match self.record(*db, key)?.body() {
             Body::Object(object) => Some(&object.value),
             Body::Packed(_) => None,
@@ -387,7 +400,7 @@ impl State {
 
     /// As `object`, for loading.
     pub(crate) fn object_mut_unmarked(&mut self, object: u64) -> Option<&mut Value> {
-        let (db, key) = self.homes.get(&object)?;
+        let (db, key) = self.homes.get(object)?;
         let keyspace = self.databases.get_mut(*db as usize)?;
         let place = keyspace.place(key);
         match keyspace.at_mut_unmarked(place.slot, place.found.ok()?).body_mut() {
@@ -418,11 +431,6 @@ impl State {
             PageId::Object { object, part } => self.object(object)?.kind().encode_part(part),
             PageId::Catalog { section, part } => self.catalog.encode_part(section, part),
         }
-    }
-
-    /// Records the key of a loaded value with its own pages. False if its id was seen already.
-    pub(crate) fn home_of_loaded(&mut self, object: u64, db: u32, key: Box<[u8]>) -> bool {
-        self.homes.insert(object, (db, key)).is_none()
     }
 
     /// A digest of the content of all databases, and of everything else that the effects of the next entry
@@ -480,14 +488,19 @@ impl State {
 
     #[cfg(test)]
     fn coordination_invariants(&self) {
-        let (mut ticketed, mut attached, mut guarded) = (BTreeSet::new(), BTreeSet::new(), HashMap::new());
+        let (mut ticketed, mut attached, mut guarded) = (BTreeSet::new(), BTreeSet::new(), ByDb::default());
+        let mut tickets = Tickets::default();
         for (db, keyspace) in (0..).zip(&self.databases) {
             for (_, record) in keyspace.iter() {
                 if let Some(claims) = record.claims() {
                     assert_eq!(record.deadline(), claims.next_deadline());
                     assert!(!claims.is_idle());
-                    let guards = claims.guards.iter();
-                    guarded.extend(guards.map(|key| ((db, key.clone()), Box::from(record.key()))));
+                    claims.invariants();
+                    let guards = claims.guards();
+                    guards.for_each(|key| guarded.insert(db, key, Box::from(record.key())));
+                    for (ticket, is_waiting) in claims.all_traces().tickets {
+                        tickets.set(ticket, (db, record.key().into()), is_waiting);
+                    }
                     if claims.has_tickets() {
                         ticketed.insert((db, Box::<[u8]>::from(record.key())));
                     }
@@ -496,12 +509,10 @@ impl State {
                 attached.extend(keys.map(|key| (db, key.to_vec(), record.key().to_vec())));
             }
         }
-        assert_eq!(ticketed, self.ticketed);
-        let by_key = self.attached.iter().flat_map(|((db, key), ids)| {
-            assert!(
-                !ids.is_empty() && self.keyspace(*db).is_some_and(|keyspace| keyspace.get(key).is_some())
-            );
-            ids.iter().map(|id| (*db, key.to_vec(), id.to_vec()))
+        assert_eq!((ticketed, tickets), (self.ticketed.clone(), self.tickets.clone()));
+        let by_key = self.attached.iter().flat_map(|(db, key, ids)| {
+            assert!(!ids.is_empty() && self.keyspace(db).is_some_and(|keyspace| keyspace.get(key).is_some()));
+            ids.iter().map(move |id| (db, key.to_vec(), id.to_vec()))
         });
         assert_eq!(attached, by_key.collect());
         assert_eq!(guarded, self.guarded);

@@ -93,14 +93,14 @@ impl<'a> View<'a> {
 
     #[inline]
     fn is_alive(&self, record: &Record) -> bool {
-        let Some(deadline) = record.deadline() else { return true };
+        let Some(deadline) = record.deadline() else { return !self.state.is_orphan(self.db, record) };
         if deadline < self.now_ms {
             return self.outlives(record);
         }
         if deadline < self.estimate_ms {
             self.late.set(true);
         }
-        true
+        !self.state.is_orphan(self.db, record)
     }
 
     /// Whether a record is alive although its deadline has passed: for claims it is only the time of the next
@@ -172,7 +172,7 @@ impl<'a> View<'a> {
 
     /// The lock, semaphore or election that guards a key.
     pub fn guard_of(&self, key: &[u8]) -> Option<&'a [u8]> {
-        self.state.guarded.get(&(self.db, key.into())).map(|lock| &**lock)
+        self.state.guarded.get(self.db, key).map(|lock| &**lock)
     }
 
     /// Whether the value at a key manages its deadline itself: commands of other families may not set its

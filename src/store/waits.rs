@@ -18,6 +18,7 @@ use crate::store::{
     memory::ELEMENT_BYTES,
     owner::{Outcome, Wake},
     state::{KeyOfDb, State},
+    tickets::OfNodes,
 };
 
 /// Where to report how a wait ended: a node, one run of it, and a number that this run never reuses.
@@ -141,6 +142,7 @@ pub struct Waits {
     bytes: usize,
     by_ticket: HashMap<Ticket, u64>,
     by_deadline: BTreeSet<(u64, u64)>,
+    of_nodes: OfNodes,
     by_key: HashMap<u32, HashMap<Box<[u8]>, ByType>>,
     /// Keys that have changed and for which somebody waits, in the order of their first change.
     fed: VecDeque<KeyOfDb>,
@@ -161,6 +163,7 @@ impl Waits {
     fn add(&mut self, number: u64, wait: Wait) {
         self.bytes += wait.bytes();
         self.by_ticket.insert(wait.ticket, number);
+        self.of_nodes.add(wait.ticket);
         self.by_deadline.extend(wait.deadline.map(|deadline| (deadline, number)));
         let of_db = self.by_key.entry(wait.db).or_default();
         for key in &wait.keys {
@@ -173,6 +176,7 @@ impl Waits {
         let wait = self.by_number.remove(&number)?;
         self.bytes -= wait.bytes();
         self.by_ticket.remove(&wait.ticket);
+        self.of_nodes.remove(wait.ticket);
         wait.deadline.map(|deadline| self.by_deadline.remove(&(deadline, number)));
         let of_db = self.by_key.get_mut(&wait.db).expect("it waits for keys of its database");
         for key in &wait.keys {
@@ -226,6 +230,7 @@ impl Waits {
         assert_eq!(stored.by_number, self.by_number);
         assert_eq!(stored.by_ticket, self.by_ticket);
         assert_eq!(stored.by_deadline, self.by_deadline);
+        assert_eq!(stored.of_nodes, self.of_nodes);
         assert_eq!(stored.by_key, self.by_key);
         assert!(self.fed.is_empty() && self.is_fed.is_empty());
     }
@@ -320,7 +325,7 @@ impl State {
 
     /// The nodes whose clients wait for keys, each with its run.
     pub(in crate::store) fn nodes_of_waits(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.waits.by_number.values().map(|wait| (wait.ticket.node, wait.ticket.boot))
+        self.waits.of_nodes.iter()
     }
 }
 
@@ -398,7 +403,7 @@ mod tests {
         state.forget_waits(2, 0);
         let gone: Vec<u64> = state.take_wakes().iter().map(|wake| wake.ticket.number).collect();
         assert_eq!(gone, [3], "that run of node 1 goes on, and node 2 has only one left");
-        assert_eq!(state.nodes_of_waits().collect::<Vec<_>>(), [(1, 7), (1, 7)]);
+        assert_eq!(state.nodes_of_waits().collect::<Vec<_>>(), [(1, 7)]);
         state.invariants();
     }
 }

@@ -76,13 +76,12 @@ fn fence(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 /// Checks that a lock, a semaphore or an election is held under this token.
 fn check_token(view: &View<'_>, key: &[u8], token: i64) -> Result<()> {
     let claims = view.value::<Claims>(key)?;
-    let tokens = || claims.into_iter().flat_map(|claims| claims.holders(view.now_ms)).map(|hold| hold.token);
-    if tokens().any(|present| present as i64 == token) {
+    if claims.is_some_and(|claims| claims.has_token(token.cast_unsigned(), view.now_ms)) {
         return Ok(());
     }
     let noun = claims.map_or("lock", |claims| hold::noun(claims.kind()));
-    Err(Error::Other(match tokens().max() {
-        Some(present) => format!("FENCED the present token is {present}").into(),
+    Err(Error::Other(match claims.and_then(|claims| claims.holders(view.now_ms).next_back()) {
+        Some(present) => format!("FENCED the present token is {}", present.token).into(),
         None => format!("FENCED the {noun} is not held").into(),
     }))
 }

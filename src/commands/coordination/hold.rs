@@ -90,8 +90,9 @@ impl<'a> Options<'a> {
     ) -> Result<Acquire<'a>> {
         let span = self.span.ok_or(Error::Syntax)?;
         if let Span::Lease(id) = &span {
+            let level = ctx.level();
             let lease = ctx.lease(id)?.ok_or_else(no_lease)?;
-            if !lease.has_room(key) {
+            if !lease.has_room(&[key], level) {
                 return Err(Error::err("the lease has no room for another key"));
             }
         }
@@ -255,15 +256,7 @@ pub(in crate::commands) fn renew(
     }
     let deadline = ctx.now_ms + milliseconds(args, 5, 1, command)?;
     check_hold(&ctx.view(), kind, key, owner, token)?;
-    ctx.claims(key, kind, |claims, _| {
-        let holder = claims.holder_mut(owner).expect("checked above");
-        if let Until::Lease(_) = holder.until {
-            return Err(Error::err("it is held by a lease: LEASE.KEEPALIVE renews that"));
-        }
-        holder.until = Until::At(deadline);
-        holder.ticket = None;
-        Ok(())
-    })?;
+    ctx.claims(key, kind, |claims, _| claims.renew(owner, deadline))?;
     reply_hold(kind, token.unsigned_abs(), Some(deadline - ctx.now_ms), reply);
     Ok(())
 }

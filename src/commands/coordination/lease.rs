@@ -145,8 +145,9 @@ fn binding(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> 
 
 fn attach(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let (id, keys) = (args.at(1), args.from(2));
+    let level = ctx.level();
     let lease = ctx.lease(id)?.ok_or_else(hold::no_lease)?;
-    if !lease.has_room(&keys.concat()) {
+    if !lease.has_room(keys, level) {
         return Err(Error::err("the lease has no room for another key"));
     }
     if keys.iter().any(|key| ctx.view().keeps_its_time(key)) {

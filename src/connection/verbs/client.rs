@@ -1,7 +1,7 @@
 //! CLIENT: the list of connections, names, and disconnecting clients. All of it is about this node's
 //! connections only.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use crate::connection::{
     Connection, ReplyMode,
@@ -282,9 +282,9 @@ pub(in crate::connection) fn list(
         let kind = Kind::parse(args.at(3))?;
         all.retain(|client| kind.fits(client));
     } else if args.len() > 3 && args.is(2, "ID") {
-        let mut ids = Vec::new();
+        let mut ids = HashSet::new();
         for id in args.from(3) {
-            ids.push(parse_integer(id).ok_or_else(|| Error::err("Invalid client ID"))?);
+            ids.insert(parse_integer(id).ok_or_else(|| Error::err("Invalid client ID"))?);
         }
         all.retain(|client| ids.contains(&(client.id as i64)));
     } else if args.len() != 2 {
@@ -501,7 +501,7 @@ pub(in crate::connection) fn unblock(
         return Err(Error::err("CLIENT UNBLOCK reason should be TIMEOUT or ERROR"));
     }
     let how = if args.is(3, "ERROR") { Unblock::Error } else { Unblock::Timeout };
-    let client = connection.shared.clients.all().into_iter().find(|client| client.id as i64 == id);
+    let client = u64::try_from(id).ok().and_then(|id| connection.shared.clients.get(id));
     let unblock = client.and_then(|client| client.unblock.lock().take());
     reply.flag(unblock.is_some_and(|unblock| unblock.send(how).is_ok()));
     Ok(())

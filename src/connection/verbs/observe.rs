@@ -1,6 +1,8 @@
 //! ELECT.OBSERVE and ELECT.UNOBSERVE: reports the leader of an election at once and whenever it changes.
 //! Changes are taken from the change feed, so they come in log order, on any node.
 
+use std::collections::HashSet;
+
 use crate::connection::{
     Connection,
     push::{Pushed, Source},
@@ -154,17 +156,13 @@ impl Connection {
 
     /// ELECT.UNOBSERVE [name ...]: returns how many observations ended.
     pub(in crate::connection) fn unobserve(&mut self, names: &[&[u8]]) -> usize {
-        let db = self.db;
-        let is_meant = |source: &Source| match source {
+        let (db, names) = (self.db, names.iter().copied().collect::<HashSet<&[u8]>>());
+        let count = self.pushes.remove_all(|source| match source {
             Source::Election(election) => {
-                names.is_empty() || election.db() == db && names.contains(&election.name.as_slice())
+                names.is_empty() || election.db() == db && names.contains(election.name.as_slice())
             }
             Source::Feed(_) => false,
-        };
-        let mut count = 0;
-        while self.pushes.remove(is_meant).is_some() {
-            count += 1;
-        }
+        });
         self.show_subscribed();
         count
     }

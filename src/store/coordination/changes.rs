@@ -8,7 +8,7 @@ use crate::{
         client_session::ClientSession,
         lease::Lease,
         level,
-        object::Value,
+        object::{Typed, Value},
         owner::{ClaimKind, Turn},
         state::State,
         waits::Ticket,
@@ -64,7 +64,7 @@ impl Ctx<'_> {
         claims.settle(&mut turn);
         if !claims.is_idle() {
             let deadline = claims.next_deadline().map_or(Deadline::None, Deadline::At);
-            self.put_value(key, Value::Claims(claims), deadline);
+            self.put_value(key, claims.into_value(), deadline);
         }
         Ok(result)
     }
@@ -87,7 +87,7 @@ impl Ctx<'_> {
         if self.locate(lock).found.is_err() {
             let mut claims = Claims::new(ClaimKind::Lock);
             claims.guard(key)?;
-            self.put_value(lock, Value::Claims(claims), Deadline::None);
+            self.put_value(lock, claims.into_value(), Deadline::None);
             return Ok(true);
         }
         if self.view().value::<Claims>(lock)?.is_some() {

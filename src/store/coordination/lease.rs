@@ -8,11 +8,16 @@ use std::collections::BTreeSet;
 
 use crate::store::{
     codec::{Input, put_bytes, put_varint},
+    level,
     object::{Kind, Pages, Typed, Value},
 };
 
 /// The maximum size of the names of all keys of a lease together.
 pub const LEASE_BYTES_MAX: usize = 1 << 20;
+
+/// The most keys of a lease: they are deleted in one entry when it ends. From [`level::LIMITS`] on; a lease may have
+/// more from before.
+pub const LEASE_KEYS_MAX: usize = 10_000;
 
 /// What a key of a lease costs in memory besides its name, here and where keys have their leases.
 const KEY_BYTES: usize = 400;
@@ -52,9 +57,14 @@ impl Lease {
         self.keys.is_empty()
     }
 
-    /// Whether there is room for another key.
-    pub fn has_room(&self, key: &[u8]) -> bool {
-        self.bytes + key.len() <= LEASE_BYTES_MAX
+    /// Whether there is room for these keys, by the rules of a level.
+    pub fn has_room(&self, keys: &[&[u8]], level: u32) -> bool {
+        if level < level::LIMITS {
+            return self.bytes + keys.iter().map(|key| key.len()).sum::<usize>() <= LEASE_BYTES_MAX;
+        }
+        let new: BTreeSet<&[u8]> = keys.iter().copied().filter(|key| !self.keys.contains(*key)).collect();
+        self.len() + new.len() <= LEASE_KEYS_MAX
+            && self.bytes + new.iter().map(|key| key.len()).sum::<usize>() <= LEASE_BYTES_MAX
     }
 
     pub(in crate::store) fn attach(&mut self, key: &[u8]) {

@@ -6,12 +6,14 @@ mod changes;
 pub mod claims;
 pub mod client_session;
 pub mod lease;
+mod overdue;
+pub(in crate::store) mod tickets;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use crate::error::Result;
 use crate::store::{
-    claims::Claims,
+    claims::{Claims, Traces},
     client_session::ClientSession,
     ctx::Caller,
     keyspace::Place,
@@ -19,42 +21,13 @@ use crate::store::{
     lease::Lease,
     level,
     object::{Object, Typed, Value},
-    owner::{LeaseId, Outcome, Turn, Waiter, Wake},
+    owner::{LeaseId, Outcome, Turn, Wake},
     record::{Body, Record},
     segments::Position,
     state::{KeyOfDb, State},
     touched::Touch,
     waits::Ticket,
 };
-
-/// The properties of claims that the indexes depend on.
-struct Footprint {
-    deadline: Option<u64>,
-    has_tickets: bool,
-    /// In the order of holders and waiters; may repeat.
-    leases: Vec<LeaseId>,
-}
-
-impl Footprint {
-    fn of(claims: &Claims, deadline: Option<u64>) -> Footprint {
-        let leases = claims.lease_ids().cloned().collect();
-        Footprint { deadline, has_tickets: claims.has_tickets(), leases }
-    }
-}
-
-/// The leases in `these` that are not in `others`, once each, in order. Common prefixes and suffixes are
-/// skipped, because a change leaves most leases in place, however many there are.
-fn missing<'a>(these: &'a [LeaseId], others: &[LeaseId]) -> Vec<&'a LeaseId> {
-    let same_at_front = these.iter().zip(others).take_while(|(a, b)| a == b).count();
-    let (rest, other_rest) = (&these[same_at_front..], &others[same_at_front..]);
-    let same_at_end = rest.iter().rev().zip(other_rest.iter().rev()).take_while(|(a, b)| a == b).count();
-    let rest = &rest[..rest.len() - same_at_end];
-    if rest.is_empty() {
-        return Vec::new();
-    }
-    let mut seen: HashSet<&LeaseId> = others.iter().collect();
-    rest.iter().filter(|id| seen.insert(id)).collect()
-}
 
 impl Record {
     /// The value, if it is of this type.
@@ -180,26 +153,27 @@ impl State {
         self.databases[db as usize].at(place.slot, at).claims()?;
         let (now_ms, mut token, mut wakes) = (self.now_ms, self.token, std::mem::take(&mut self.wakes));
         let told_before = wakes.len();
-        let ((result, before, after, is_idle), changed) =
-            self.change_object(db, &place, at, |object, pages| {
-                let Value::Claims(claims) = &mut object.value else { unreachable!("looked at above") };
-                let before = Footprint::of(claims, object.deadline);
-                let mut turn = Turn { now_ms, token: &mut token, wakes: &mut wakes, changed: true };
-                let mut changed = settles_first && claims.settle(&mut turn);
-                let result = change(claims, &mut turn);
-                changed |= turn.changed;
-                changed |= claims.settle(&mut turn);
-                if !changed {
-                    pages.unchanged();
-                }
-                object.deadline = claims.next_deadline();
-                let after = Footprint::of(claims, object.deadline);
-                (result, before, after, claims.is_idle())
-            });
+        let (seen, changed) = self.change_object(db, &place, at, |object, pages| {
+            let Value::Claims(claims) = &mut object.value else { unreachable!("looked at above") };
+            let before = (object.deadline, claims.has_tickets());
+            claims.begin();
+            let mut turn = Turn { now_ms, token: &mut token, wakes: &mut wakes, changed: true };
+            let mut changed = settles_first && claims.settle(&mut turn);
+            let result = change(claims, &mut turn);
+            changed |= turn.changed;
+            changed |= claims.settle(&mut turn);
+            if !changed {
+                pages.unchanged();
+            }
+            object.deadline = claims.next_deadline();
+            let after = (object.deadline, claims.has_tickets());
+            (result, before, after, claims.take_traces(), claims.is_idle())
+        });
+        let (result, (deadline_before, had_tickets), (deadline, has_tickets), traces, is_idle) = seen;
         wakes[told_before..].iter_mut().for_each(|wake| (wake.db, wake.key) = (db, key.into()));
         (self.token, self.wakes) = (token, wakes);
-        self.reindex(db, &place, before.deadline, after.deadline);
-        self.follow(db, key, before, after);
+        self.reindex(db, &place, deadline_before, deadline);
+        self.follow(db, key, had_tickets, has_tickets, traces);
         if is_idle && let Some((place, at)) = self.place(db, key) {
             self.remove(db, &place, at);
         }
@@ -209,38 +183,37 @@ impl State {
         Some(result)
     }
 
-    /// Updates the indexes for a change of claims from `before` to `after`.
-    fn follow(&mut self, db: u32, key: &[u8], before: Footprint, after: Footprint) {
-        match (before.has_tickets, after.has_tickets) {
+    /// Updates the indexes for a change of claims.
+    fn follow(&mut self, db: u32, key: &[u8], had_tickets: bool, has_tickets: bool, traces: Traces) {
+        match (had_tickets, has_tickets) {
             (false, true) => drop(self.ticketed.insert((db, key.into()))),
             (true, false) => drop(self.ticketed.remove(&(db, key.into()))),
             _ => {}
         }
-        for id in missing(&before.leases, &after.leases) {
-            self.detach(db, id, key);
+        let Traces { lost, gained, tickets } = traces;
+        for (ticket, is_waiting) in tickets {
+            self.tickets.set(ticket, (db, key.into()), is_waiting);
         }
-        for id in missing(&after.leases, &before.leases) {
-            self.attach(db, id, key);
-        }
+        lost.iter().for_each(|id| self.detach(db, id, key));
+        gained.iter().for_each(|id| self.attach(db, id, key));
     }
 
     /// A record was stored under its key. Call this last: it changes other records.
     pub(crate) fn claims_came(&mut self, db: u32, key: &[u8]) {
         let Some(claims) = self.record(db, key).and_then(Record::claims) else { return };
-        let (none, now) = (Footprint::of(&Claims::default(), None), Footprint::of(claims, None));
-        let guards: Vec<_> = claims.guards.iter().map(|guarded| (db, guarded.clone())).collect();
-        self.guarded.extend(guards.into_iter().map(|guarded| (guarded, key.into())));
-        self.follow(db, key, none, now);
+        let (has_tickets, traces) = (claims.has_tickets(), claims.all_traces());
+        let guards: Vec<Box<[u8]>> = claims.guards().map(Box::from).collect();
+        guards.iter().for_each(|guarded| self.guarded.insert(db, guarded, key.into()));
+        self.follow(db, key, false, has_tickets, traces);
     }
 
     /// Claims were removed from their key: they are being renamed or replaced.
     pub(crate) fn claims_left(&mut self, db: u32, record: &Record) {
         let Some(claims) = record.claims() else { return };
-        let (was, none) = (Footprint::of(claims, None), Footprint::of(&Claims::default(), None));
-        for guarded in &claims.guards {
-            self.guarded.remove(&(db, guarded.clone()));
+        for guarded in claims.guards() {
+            self.guarded.remove(db, guarded);
         }
-        self.follow(db, record.key(), was, none);
+        self.follow(db, record.key(), claims.has_tickets(), false, claims.all_traces().undone());
     }
 
     /// A value is deleted with its key: waits for it end, and so does what depends on a lease.
@@ -261,31 +234,30 @@ impl State {
         });
         if let Some(result) = guarded {
             result?;
-            self.guarded.insert((db, key.into()), lock.into());
+            self.guarded.insert(db, key, lock.into());
         }
         Ok(())
     }
 
     /// Removes the guard of a key. False if there was none.
     pub(crate) fn unguard(&mut self, db: u32, key: &[u8]) -> bool {
-        let Some(lock) = self.guarded.remove(&(db, key.into())) else { return false };
-        self.change_claims(db, &lock, |claims, _| claims.guards.remove(key));
+        let Some(lock) = self.guarded.remove(db, key) else { return false };
+        self.change_claims(db, &lock, |claims, _| claims.unguard(key));
         true
     }
 
     /// Makes a key depend on a lease. A plain key depends on at most one, claims on any number.
     pub(crate) fn attach(&mut self, db: u32, id: &[u8], key: &[u8]) {
         if self.change_lease(db, id, |lease| lease.attach(key)) {
-            self.attached.entry((db, key.into())).or_default().insert(id.into());
+            self.attached.or_default(db, key).insert(id.into());
         }
     }
 
     pub(crate) fn detach(&mut self, db: u32, id: &[u8], key: &[u8]) {
-        let place = (db, Box::from(key));
-        if let Some(ids) = self.attached.get_mut(&place) {
+        if let Some(ids) = self.attached.get_mut(db, key) {
             ids.remove(id);
             if ids.is_empty() {
-                self.attached.remove(&place);
+                self.attached.remove(db, key);
             }
         }
         self.change_lease(db, id, |lease| lease.detach(key));
@@ -296,7 +268,7 @@ impl State {
         if self.attached.is_empty() {
             return BTreeSet::new();
         }
-        let ids = self.attached.get(&(db, key.into())).cloned().unwrap_or_default();
+        let ids = self.attached.get(db, key).cloned().unwrap_or_default();
         ids.iter().for_each(|id| self.detach(db, id, key));
         ids
     }
@@ -326,7 +298,7 @@ impl State {
     ) {
         let ids = BTreeSet::from([LeaseId::from(id)]);
         for key in lease.keys() {
-            let attached = self.attached.get(&(db, key.into()));
+            let attached = self.attached.get(db, key);
             if !attached.is_some_and(|ids| ids.contains(id)) {
                 continue;
             }
@@ -356,7 +328,7 @@ impl State {
         // different places.
         let is_measured = self.level >= level::WALL_TIMES;
         for key in keys {
-            if let Some(ids) = self.attached.get_mut(&(db, key.clone()))
+            if let Some(ids) = self.attached.get_mut(db, &key)
                 && ids.remove(from)
             {
                 ids.insert(to.into());
@@ -427,31 +399,28 @@ impl State {
     /// The key of the claims that contain a ticket: `key`, or one that begins with it, since notices truncate
     /// long keys; or any key, after a rename.
     fn ticketed_at(&self, db: u32, key: &[u8], ticket: Ticket) -> Option<&KeyOfDb> {
-        let knows = |place: &&KeyOfDb| {
-            let claims = self.record(place.0, &place.1).and_then(Record::claims);
-            claims.is_some_and(|claims| claims.knows(ticket))
-        };
         let begins_so = |place: &&KeyOfDb| place.0 == db && place.1.starts_with(key);
-        let mut near = self.ticketed.range((db, Box::from(key))..).take_while(begins_so);
-        let place = if key.is_empty() { None } else { near.find(knows) };
-        place.or_else(|| self.ticketed.iter().find(knows))
+        let near = if key.is_empty() { None } else { self.tickets.places_of(ticket).find(begins_so) };
+        near.or_else(|| self.tickets.places_of(ticket).next())
     }
 
     /// Ends all waits at a node, except those of one run of it.
     pub(crate) fn forget_node(&mut self, node: u64, but_boot: u64) {
         self.forget_waits(node, but_boot);
-        let places: Vec<_> = self.ticketed.iter().cloned().collect();
+        // Below that level, all claims with tickets were settled.
+        let places: BTreeSet<KeyOfDb> = if self.level < level::LIMITS {
+            self.ticketed.clone()
+        } else {
+            self.tickets.places_at(node, but_boot).cloned().collect()
+        };
         for (db, key) in places {
             self.change_claims(db, &key, |claims, turn| turn.changed = claims.forget(node, but_boot, turn));
         }
     }
 
-    /// The nodes whose clients wait, each with its run.
+    /// The nodes whose clients wait, each with its run; may repeat.
     pub fn waiting_nodes(&self) -> impl Iterator<Item = (u64, u64)> {
-        let claims = self.ticketed.iter().filter_map(|(db, key)| self.record(*db, key)?.claims());
-        let present =
-            |waiter: &Waiter| (!waiter.is_absent).then_some((waiter.ticket.node, waiter.ticket.boot));
-        claims.flat_map(move |claims| claims.queue.iter().filter_map(present)).chain(self.nodes_of_waits())
+        self.tickets.nodes().chain(self.nodes_of_waits())
     }
 
     /// As `outcome_of`, for a wait that began at this key.

@@ -1,14 +1,16 @@
 //! One database: its keys in the order of (slot, hash, key). It knows no time: expired keys are included.
 
+pub mod by_db;
 pub mod deadlines;
 pub mod hashing;
+pub mod homes;
 pub mod reap;
 pub mod record;
 
 use crate::store::{
     dirty::{Dirty, PageId},
     hashing::{Hashing, SLOTS, slot_of},
-    record::{Body, Record},
+    record::Record,
     segments::{Position, Segments},
 };
 
@@ -29,7 +31,7 @@ pub(crate) struct Place {
 /// Invariants:
 /// - `slots` is empty until the first key is inserted; then it has all slots.
 /// - `len` is the number of records and `groups` its parts; `bytes` is what they cost in memory; `expires` is the number of records with a
-///   deadline, and `objects` of those that are more than a short string.
+///   deadline.
 #[derive(Debug)]
 pub(crate) struct Keyspace {
     db: u32,
@@ -39,22 +41,12 @@ pub(crate) struct Keyspace {
     len: usize,
     bytes: usize,
     expires: usize,
-    objects: usize,
 }
 
 impl Keyspace {
     /// An empty database, in the order of the state's hashes.
     pub fn new(db: u32, hashing: Hashing) -> Keyspace {
-        Keyspace {
-            db,
-            hashing,
-            slots: Vec::new(),
-            groups: Vec::new(),
-            len: 0,
-            bytes: 0,
-            expires: 0,
-            objects: 0,
-        }
+        Keyspace { db, hashing, slots: Vec::new(), groups: Vec::new(), len: 0, bytes: 0, expires: 0 }
     }
 
     /// The number of keys, including expired ones that are not removed yet.
@@ -71,11 +63,6 @@ impl Keyspace {
     /// The number of keys with a deadline.
     pub fn expires(&self) -> usize {
         self.expires
-    }
-
-    /// The number of keys whose values are more than short strings.
-    pub fn objects(&self) -> usize {
-        self.objects
     }
 
     #[inline]
@@ -141,7 +128,6 @@ impl Keyspace {
         dirty.keys_bytes += record.cost();
         self.groups[usize::from(slot) / GROUP_SLOTS] += 1;
         self.expires += usize::from(record.deadline().is_some());
-        self.objects += usize::from(is_object(&record));
         self.slots[usize::from(slot)].insert(at, record, page_of(self.db, slot), dirty);
     }
 
@@ -152,7 +138,6 @@ impl Keyspace {
         dirty.keys_bytes -= record.cost();
         self.groups[usize::from(slot) / GROUP_SLOTS] -= 1;
         self.expires -= usize::from(record.deadline().is_some());
-        self.objects -= usize::from(is_object(&record));
         record
     }
 
@@ -240,7 +225,6 @@ impl Keyspace {
             self.len += 1;
             *group += 1;
             self.expires += usize::from(record.deadline().is_some());
-            self.objects += usize::from(is_object(record));
             each(record);
         }
         Ok(())
@@ -259,13 +243,8 @@ impl Keyspace {
         assert_eq!(self.len, self.iter().count());
         assert_eq!(self.bytes, self.iter().map(|(_, record)| record.cost()).sum::<usize>());
         assert_eq!(self.expires, self.iter().filter(|(_, record)| record.deadline().is_some()).count());
-        assert_eq!(self.objects, self.iter().filter(|(_, record)| is_object(record)).count());
         assert_eq!(self.len, self.groups.iter().sum::<usize>());
     }
-}
-
-fn is_object(record: &Record) -> bool {
-    matches!(record.body(), Body::Object(_))
 }
 
 fn page_of(db: u32, slot: u16) -> impl Fn(u64) -> PageId + Copy {

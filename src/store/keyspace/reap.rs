@@ -1,26 +1,28 @@
 //! Removing many keys at once: expiry, FLUSHDB and FLUSHALL.
 
 use std::{
+    any::Any,
     collections::{BTreeSet, HashMap, VecDeque},
     ops::RangeInclusive,
 };
 
 use crate::store::{
-    deadlines::{Deadlines, Death},
-    keyspace::Place,
+    deadlines::Death,
+    keyspace::{Keyspace, Place},
     lease::Lease,
     level,
-    object::Value,
     owner::LeaseId,
     record::{Body, Record},
-    segments::Item,
     state::{DATABASES_MAX, Deleted, Garbage, KeyOfDb, State},
     touched::Touch,
+    waits::Ticket,
 };
 
-/// How many records one reaping may examine, to find those that are due and to end what depends on leases.
+/// How many records and claims one reaping may examine, to find those that are due and to end what depends on leases.
 /// Only the last key may exceed it.
-const LOOKS_MAX: usize = 100_000;
+const LOOKS_MAX: usize = 10_000;
+/// The same below [`level::LIMITS`], for records alone.
+const RECORDS_MAX: usize = 100_000;
 /// A database with at most this many keys is emptied key by key: its slots stay allocated, and nothing is
 /// left to be dropped.
 const FLUSHED_SINGLY_MAX: usize = 256;
@@ -62,9 +64,13 @@ impl State {
     pub fn reap(&mut self, max: usize) {
         let (mut looks, mut run_out) = (0, RunOut::default());
         let is_bounded = self.level >= level::BOUNDED;
+        let (counts_claims, looks_max) = match self.level {
+            ..level::LIMITS => (false, RECORDS_MAX),
+            _ => (true, LOOKS_MAX),
+        };
         for _ in 0..max {
             let Some(&Death { deadline, db, slot, hash, .. }) = self.deadlines.first() else { break };
-            if deadline >= self.now_ms || is_bounded && looks > LOOKS_MAX {
+            if deadline >= self.now_ms || is_bounded && looks > looks_max {
                 break;
             }
             let keyspace = &self.databases[db as usize];
@@ -74,6 +80,8 @@ impl State {
             let record = self.databases[db as usize].at(slot, at);
             // The keys that depend on a lease are part of the work.
             looks += looked_at + record.lease().map_or(0, Lease::len);
+            looks +=
+                record.claims().filter(|_| counts_claims).map_or(0, |claims| claims.due_len(self.now_ms));
             let place = Place { slot, hash, found: Ok(at) };
             if is_bounded && let Some(claims) = run_out.of(db, record) {
                 // End them before anything is granted under a lease that is gone. Once settled, the claims
@@ -92,54 +100,20 @@ impl State {
         self.end_leases(db, &key, &leases, true);
     }
 
-    /// Deletes all keys of a database. The time depends on its own keys only.
+    /// Deletes all keys of a database. The time depends on what has pages of its own there, and on who waits.
     pub(crate) fn flush(&mut self, db: u32) {
-        let len = self.keyspace(db).map_or(0, |keyspace| keyspace.len());
+        let len = self.keyspace(db).map_or(0, Keyspace::len);
         if len == 0 {
             return;
         }
         self.dismiss_waiting(db..=db);
         self.note(db, b"", Touch::Flushed);
         self.keys -= len;
-        if len <= FLUSHED_SINGLY_MAX {
-            return self.flush_singly(db);
-        }
-        let keyspace = &mut self.databases[db as usize];
-        let (expires, objects) = (keyspace.expires(), keyspace.objects());
-        let old = keyspace.clear(&mut self.dirty);
-        let is_indexed_singly = expires > 0 && len < self.deadlines.len() && expires < self.deadlines.len();
-        if expires == self.deadlines.len() {
-            self.deadlines = Deadlines::default();
-        } else if expires > 0 && !is_indexed_singly {
-            self.deadlines.clear(db);
-        }
-        if objects > 0 || is_indexed_singly {
-            for (slot, record) in old.iter() {
-                if is_indexed_singly && let Some(deadline) = record.deadline() {
-                    self.deadlines.remove(Death::new(deadline, db, slot, record.hash()));
-                }
-                self.forget(db, record);
-            }
-        }
-        self.garbage.push(Garbage(Deleted::Keyspace(old)));
-    }
-
-    fn flush_singly(&mut self, db: u32) {
-        while let Some((slot, record)) = self.databases[db as usize].first() {
-            let hash = record.hash();
-            if let Some(deadline) = record.deadline() {
-                self.deadlines.remove(Death::new(deadline, db, slot, hash));
-            }
-            let place = self.databases[db as usize].place(record.key());
-            let at = place.found.expect("it was found");
-            let record = self.databases[db as usize].remove(slot, at, &mut self.dirty);
-            self.forget(db, &record);
-            if let Body::Object(object) = record.into_body()
-                && object.value.kind().object().is_some()
-            {
-                self.garbage.push(Garbage(Deleted::Value(object.value)));
-            }
-        }
+        let homes = self.homes.take(db);
+        self.remove_pages_of(homes.iter());
+        let index = (self.deadlines.take(db), self.attached.take(db), self.guarded.take(db), homes);
+        self.bury_index(index, len);
+        self.clear(db);
     }
 
     /// Deletes all keys of all databases.
@@ -148,24 +122,54 @@ impl State {
             return;
         }
         self.dismiss_waiting(0..=DATABASES_MAX);
+        let homes = std::mem::take(&mut self.homes);
+        self.remove_pages_of(homes.places());
+        let State { deadlines, attached, guarded, .. } = self;
+        let index = (std::mem::take(deadlines), std::mem::take(attached), std::mem::take(guarded), homes);
+        self.bury_index(index, self.keys);
         for db in 0..self.databases.len() as u32 {
-            let keyspace = &mut self.databases[db as usize];
-            let (len, objects) = (keyspace.len(), keyspace.objects());
-            if len == 0 {
-                continue;
+            if self.databases[db as usize].len() > 0 {
+                self.clear(db);
+                self.note(db, b"", Touch::Flushed);
             }
-            if len <= FLUSHED_SINGLY_MAX {
-                self.flush_singly(db);
-            } else {
-                let old = keyspace.clear(&mut self.dirty);
-                if objects > 0 {
-                    old.iter().for_each(|(_, record)| self.forget(db, record));
-                }
-                self.garbage.push(Garbage(Deleted::Keyspace(old)));
-            }
-            self.note(db, b"", Touch::Flushed);
         }
-        (self.deadlines, self.keys) = Default::default();
+        self.keys = 0;
+    }
+
+    /// Deletes the pages of values that have their own.
+    fn remove_pages_of<'a>(&mut self, places: impl Iterator<Item = &'a KeyOfDb>) {
+        let State { databases, dirty, .. } = self;
+        for (db, key) in places {
+            let record = databases[*db as usize].get(key).expect("a value is where it is at home");
+            if let Body::Object(object) = record.body() {
+                object.value.kind().remove_pages(dirty);
+            }
+        }
+    }
+
+    /// Leaves what was the index of that many keys to be dropped aside, unless they are few.
+    fn bury_index(&mut self, index: impl Any + Send + Sync, keys: usize) {
+        if keys > FLUSHED_SINGLY_MAX {
+            self.garbage.push(Garbage(Deleted::Index(Box::new(index))));
+        }
+    }
+
+    /// Empties a database of which no index knows any more.
+    fn clear(&mut self, db: u32) {
+        let State { databases, dirty, .. } = self;
+        let keyspace = &mut databases[db as usize];
+        if keyspace.len() > FLUSHED_SINGLY_MAX {
+            let old = keyspace.clear(dirty);
+            self.garbage.push(Garbage(Deleted::Keyspace(old)));
+            return;
+        }
+        while let Some((slot, record)) = self.databases[db as usize].first() {
+            let at = self.databases[db as usize].place(record.key()).found.expect("it was found");
+            let record = self.databases[db as usize].remove(slot, at, &mut self.dirty);
+            if let Body::Object(object) = record.into_body() {
+                self.bury(object.value);
+            }
+        }
     }
 
     /// Ends all waits in these databases.
@@ -174,31 +178,16 @@ impl State {
         let gone: Vec<KeyOfDb> = self.ticketed.range(range).cloned().collect();
         let mut wakes = std::mem::take(&mut self.wakes);
         for (db, key) in &gone {
-            if let Some(claims) = self.record(*db, key).and_then(Record::claims) {
-                claims.dismiss(&mut wakes);
-            }
+            let Some(claims) = self.record(*db, key).and_then(Record::claims) else { continue };
+            claims.dismiss(&mut wakes);
+            let tickets: Vec<Ticket> = claims.tickets().collect();
+            tickets.into_iter().for_each(|ticket| self.tickets.set(ticket, (*db, key.clone()), None));
         }
         gone.iter().for_each(|place| _ = self.ticketed.remove(place));
         self.wakes = wakes;
     }
-
-    /// Removes the pages and all index entries, except for deadlines, of a record that is deleted with its
-    /// whole database.
-    fn forget(&mut self, db: u32, record: &Record) {
-        let Body::Object(object) = record.body() else { return };
-        if let Some(id) = object.value.kind().object() {
-            object.value.kind().remove_pages(&mut self.dirty);
-            self.homes.remove(&id);
-        }
-        match &object.value {
-            Value::Claims(claims) => {
-                for guarded in &claims.guards {
-                    self.guarded.remove(&(db, guarded.clone()));
-                }
-            }
-            // What depends on a lease is in the same database, and so is deleted as well.
-            Value::Lease(lease) => lease.keys().for_each(|key| drop(self.attached.remove(&(db, key.into())))),
-            _ => {}
-        }
-    }
 }
+
+#[cfg(test)]
+#[path = "reap_tests.rs"]
+mod tests;

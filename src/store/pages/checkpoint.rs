@@ -6,7 +6,7 @@ use kvorum_raft::safeguard::{self, Safeguard};
 use crate::store::{
     claims::Claims,
     codec::{FORMAT, Input, put_signed, put_varint},
-    deadlines::Death,
+    deadlines::{Deadlines, Death},
     dirty::PageId,
     hashing::Hashing,
     keyspace::Keyspace,
@@ -118,16 +118,19 @@ impl StateLoader {
         self.state.open(db);
         let mut homes = Vec::new();
         let deaths = &mut self.deaths;
-        let State { databases, ticketed, attached, guarded, .. } = &mut self.state;
+        let State { databases, ticketed, tickets, attached, guarded, .. } = &mut self.state;
         databases[db as usize].load_segment(slot, start, content, |record| {
-            if record.claims().is_some_and(Claims::has_tickets) {
+            if let Some(claims) = record.claims().filter(|claims| claims.has_tickets()) {
                 ticketed.insert((db, record.key().into()));
+                for (ticket, is_waiting) in claims.all_traces().tickets {
+                    tickets.set(ticket, (db, record.key().into()), is_waiting);
+                }
             }
-            for key in record.claims().into_iter().flat_map(|claims| &claims.guards) {
-                guarded.insert((db, key.clone()), record.key().into());
+            for key in record.claims().into_iter().flat_map(Claims::guards) {
+                guarded.insert(db, key, record.key().into());
             }
             for key in record.lease().into_iter().flat_map(Lease::keys) {
-                attached.entry((db, key.into())).or_default().insert(record.key().into());
+                attached.or_default(db, key).insert(record.key().into());
             }
             if let Some(deadline) = record.deadline() {
                 deaths.push(Death::new(deadline, db, slot, record.hash()));
@@ -135,7 +138,7 @@ impl StateLoader {
             homes.extend(record.object_id().map(|object| (object, Box::from(record.key()))));
         })?;
         for (object, key) in homes {
-            if !self.state.home_of_loaded(object, db, key) {
+            if !self.state.homes.insert(object, db, &key) {
                 return Err(format!("object {object} belongs to two keys"));
             }
         }
@@ -169,7 +172,7 @@ impl StateLoader {
         if found != expected {
             return Err(format!("the databases should have {expected:?} keys and have {found:?}"));
         }
-        let objects: Vec<u64> = self.state.homes.keys().copied().collect();
+        let objects: Vec<u64> = self.state.homes.objects().collect();
         for object in objects {
             if object >= self.state.next_object {
                 return Err(format!("object {object} is newer than the head"));
@@ -179,7 +182,7 @@ impl StateLoader {
         }
         let State { databases, dirty, .. } = &mut self.state;
         databases.iter_mut().for_each(|keyspace| keyspace.count_bytes(dirty));
-        self.state.deadlines.extend(self.deaths);
+        self.state.deadlines = Deadlines::of(self.deaths);
         Ok(self.state)
     }
 }

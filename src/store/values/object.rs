@@ -48,7 +48,7 @@ pub enum Value {
     /// A sorted set.
     SortedSet(SortedSet),
     /// A lock, a semaphore or an election.
-    Claims(Claims),
+    Claims(Box<Claims>),
     /// A lease.
     Lease(Lease),
     /// A client's session for exactly-once commands.
@@ -64,7 +64,7 @@ impl Value {
             Value::Hash(hash) => hash,
             Value::Set(set) => set,
             Value::SortedSet(set) => set,
-            Value::Claims(claims) => claims,
+            Value::Claims(claims) => &**claims,
             Value::Lease(lease) => lease,
             Value::Session(session) => session,
         }
@@ -78,7 +78,7 @@ impl Value {
             Value::Hash(hash) => hash,
             Value::Set(set) => set,
             Value::SortedSet(set) => set,
-            Value::Claims(claims) => claims,
+            Value::Claims(claims) => &mut **claims,
             Value::Lease(lease) => lease,
             Value::Session(session) => session,
         }
@@ -109,9 +109,9 @@ impl Value {
             3 => Hash::decode_head(input, hashing).map(Value::Hash),
             4 => Set::decode_head(input, hashing).map(Value::Set),
             5 => SortedSet::decode_head(input, hashing).map(Value::SortedSet),
-            6 => Claims::decode_head(ClaimKind::Lock, input).map(Value::Claims),
-            7 => Claims::decode_head(ClaimKind::Semaphore, input).map(Value::Claims),
-            8 => Claims::decode_head(ClaimKind::Election, input).map(Value::Claims),
+            6 => Claims::decode_head(ClaimKind::Lock, input).map(Claims::into_value),
+            7 => Claims::decode_head(ClaimKind::Semaphore, input).map(Claims::into_value),
+            8 => Claims::decode_head(ClaimKind::Election, input).map(Claims::into_value),
             9 => Lease::decode_head(input).map(Value::Lease),
             10 => ClientSession::decode_head(input).map(Value::Session),
             other => Err(format!("type {other} is not known to this version")),

@@ -10,12 +10,20 @@
 //! The queue is first come, first served: a request made while others wait queues behind them, even if it
 //! would fit. So neither readers nor writers of a shared lock starve, nor do large requests to a semaphore.
 
+#[cfg(test)]
+mod against_plain;
 pub mod owner;
 mod page;
+mod row;
 #[cfg(test)]
 mod tests;
+mod trail;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
+
+use row::{Claim, Row};
+pub(in crate::store) use trail::Traces;
+use trail::Trail;
 
 use crate::error::{Error, Result};
 use crate::store::owner::{
@@ -42,20 +50,25 @@ pub struct Leader<'a> {
 /// Invariants:
 /// - The holds fit: either one holder of all, or permits that add up to at most `total`, unless that is 0.
 /// - No two holders have the same owner or token; no two waiters have the same owner; no holder waits.
+/// - A holder's place is its token, so holders are in the order of their grants. Waiters are in the order of the queue.
 /// - Once settled, the first waiter whose client is present cannot be granted its share.
-/// - `bytes` is the sum over holders, waiters and guarded keys.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// - Once measured, `bytes` is the sum over holders, waiters and guarded keys.
+#[derive(Clone, Debug, Default)]
 pub struct Claims {
     pub(in crate::store) kind: ClaimKind,
     /// How many permits there are; 0 for any number.
-    pub(in crate::store) total: u64,
-    pub(in crate::store) holders: Vec<Holder>,
-    pub(in crate::store) queue: VecDeque<Waiter>,
+    total: u64,
+    holders: Row<Holder>,
+    queue: Row<Waiter>,
     /// Lock delay: nothing is granted until the log clock is past this; 0 for none.
-    pub(in crate::store) closed_until: u64,
+    closed_until: u64,
     /// Keys that only holders of these claims may write. While there are any, the claims are never idle.
-    pub(in crate::store) guards: BTreeSet<Box<[u8]>>,
+    guards: BTreeSet<Box<[u8]>>,
+    /// The size of `guards`.
+    guards_bytes: usize,
     bytes: usize,
+    /// What the present change has touched.
+    trail: Trail,
 }
 
 impl Claims {
@@ -69,14 +82,19 @@ impl Claims {
         self.kind
     }
 
-    /// The holders at this time.
-    pub fn holders(&self, now_ms: u64) -> impl Iterator<Item = &Holder> {
+    /// The holders at this time, in the order of their tokens.
+    pub fn holders(&self, now_ms: u64) -> impl DoubleEndedIterator<Item = &Holder> {
         self.holders.iter().filter(move |holder| holder.is_on(now_ms))
     }
 
     /// The hold of an owner.
     pub fn of_owner(&self, owner: &[u8], now_ms: u64) -> Option<&Holder> {
-        self.holders(now_ms).find(|holder| *holder.owner == *owner)
+        self.holders.get(self.holders.find(owner)?).filter(|holder| holder.is_on(now_ms))
+    }
+
+    /// Whether there is a hold under a token.
+    pub fn has_token(&self, token: u64, now_ms: u64) -> bool {
+        self.holders.get(token).is_some_and(|holder| holder.is_on(now_ms))
     }
 
     /// The leader, if this is an election and has one.
@@ -97,7 +115,7 @@ impl Claims {
 
     /// How many owners wait.
     pub fn waiting_count(&self) -> usize {
-        self.waiting().count()
+        self.queue.waiting_count()
     }
 
     /// The end of the lock delay after an expired hold; 0 for none.
@@ -125,57 +143,54 @@ impl Claims {
         !self.guards.is_empty()
     }
 
+    /// The keys that it guards.
+    pub(in crate::store) fn guards(&self) -> impl Iterator<Item = &[u8]> {
+        self.guards.iter().map(|key| &**key)
+    }
+
     /// Whether anything is left of them at this time of the log clock.
     pub fn is_alive(&self, now_ms: u64) -> bool {
+        let ends_after = |range: Option<(u64, u64)>| range.is_some_and(|(_, last)| last >= now_ms);
         self.closed_until >= now_ms.max(1)
             || self.guards_any()
-            || self.holders(now_ms).next().is_some()
-            || self.queue.iter().any(|waiter| waiter.deadline >= now_ms)
+            // A hold ends with its lease or at its deadline.
+            || self.holders.has_leases()
+            || ends_after(self.holders.deadlines())
+            || ends_after(self.queue.deadlines())
+    }
+
+    /// The first and the last deadline of the holds, of the waits, and that of the lock delay.
+    fn deadlines(&self) -> impl Iterator<Item = (u64, u64)> {
+        let closed = (self.closed_until > 0).then_some((self.closed_until, self.closed_until));
+        [self.holders.deadlines(), self.queue.deadlines(), closed].into_iter().flatten()
     }
 
     /// The earliest deadline of a hold, a wait or the lock delay.
     pub fn next_deadline(&self) -> Option<u64> {
-        let holds = self.holders.iter().filter_map(Holder::deadline);
-        let waits = self.queue.iter().map(|waiter| waiter.deadline);
-        holds.chain(waits).chain((self.closed_until > 0).then_some(self.closed_until)).min()
+        self.deadlines().map(|(first, _)| first).min()
+    }
+
+    /// How many holds and waits are over, but not ended yet.
+    pub(in crate::store) fn due_len(&self, now_ms: u64) -> usize {
+        self.holders.due(now_ms).len() + self.queue.due(now_ms).len()
     }
 
     /// When everything has ended, if no command intervenes; None if that is unknown or never.
     pub fn last_deadline(&self) -> Option<u64> {
-        if self.guards_any() || self.lease_ids().next().is_some() {
+        if self.guards_any() || self.holders.has_leases() || self.queue.has_leases() {
             return None;
         }
-        let holds = self.holders.iter().filter_map(Holder::deadline);
-        let closed = (self.closed_until > 0).then_some(self.closed_until);
-        holds.chain(self.queue.iter().map(|waiter| waiter.deadline)).chain(closed).max()
-    }
-
-    /// The leases on which holds and waits depend; may repeat.
-    pub(in crate::store) fn lease_ids(&self) -> impl Iterator<Item = &LeaseId> {
-        let held = self.holders.iter().filter_map(|holder| match &holder.until {
-            Until::Lease(id) => Some(id),
-            Until::At(_) => None,
-        });
-        held.chain(self.queue.iter().filter_map(|waiter| match &waiter.span {
-            Span::Lease(id) => Some(id),
-            Span::Ms(_) => None,
-        }))
+        self.deadlines().map(|(_, last)| last).max()
     }
 
     /// Whether anybody waits, or holds a grant whose receipt is not confirmed yet.
     pub(in crate::store) fn has_tickets(&self) -> bool {
-        !self.queue.is_empty() || self.holders.iter().any(|holder| holder.ticket.is_some())
-    }
-
-    /// Whether the ticket belongs to one of these.
-    pub(in crate::store) fn knows(&self, ticket: Ticket) -> bool {
-        let granted = self.holders.iter().filter_map(|holder| holder.ticket);
-        granted.chain(self.queue.iter().map(|waiter| waiter.ticket)).any(|other| other == ticket)
+        self.holders.has_tickets() || self.queue.has_tickets()
     }
 
     /// The grant under a ticket, if there was one.
     pub(in crate::store) fn granted_under(&self, ticket: Ticket, now_ms: u64) -> Option<Outcome> {
-        let holder = self.holders.iter().find(|holder| holder.ticket == Some(ticket))?;
+        let holder = self.holders.get(*self.holders.with_ticket(ticket).first()?)?;
         let remaining_ms = holder.deadline().map(|deadline| deadline.saturating_sub(now_ms));
         Some(Outcome::Granted { kind: self.kind, token: holder.token, remaining_ms })
     }
@@ -183,13 +198,8 @@ impl Claims {
     /// The number of permits held; None if nothing can be granted, because all of it is held or the lock
     /// delay runs.
     fn held(&self, now_ms: u64) -> Option<u64> {
-        let count = |holder: &Holder| match holder.share {
-            Share::All => None,
-            Share::Permits(count) => Some(count),
-        };
-        let mut held = self.holders.iter().map(count);
         let is_closed = self.closed_until >= now_ms.max(1);
-        held.try_fold(0u64, |sum, count| Some(sum.saturating_add(count?))).filter(|_| !is_closed)
+        self.holders.permits().filter(|_| !is_closed)
     }
 
     /// Whether a share fits when this many permits are held.
@@ -200,26 +210,57 @@ impl Claims {
         }
     }
 
+    fn add_holder(&mut self, holder: Holder) {
+        self.touch(holder.lease().cloned(), holder.ticket);
+        self.holders.push(holder.token, holder);
+    }
+
+    fn add_waiter(&mut self, waiter: Waiter) {
+        self.touch(waiter.lease().cloned(), Some(waiter.ticket));
+        self.queue.push(self.queue.last_place().map_or(0, |last| last + 1), waiter);
+    }
+
+    fn remove_holder(&mut self, place: u64) -> Option<Holder> {
+        let holder = self.holders.get(place)?;
+        self.touch(holder.lease().cloned(), holder.ticket);
+        self.holders.remove(place)
+    }
+
+    fn remove_waiter(&mut self, place: u64) -> Option<Waiter> {
+        let waiter = self.queue.get(place)?;
+        self.touch(waiter.lease().cloned(), Some(waiter.ticket));
+        self.queue.remove(place)
+    }
+
+    /// Changes a holder; not its lease.
+    fn change_holder<R>(&mut self, place: u64, change: impl FnOnce(&mut Holder) -> R) -> Option<R> {
+        self.touch(None, self.holders.get(place)?.ticket);
+        self.holders.change(place, change)
+    }
+
+    /// The client of a waiter is gone.
+    fn leave(&mut self, place: u64, now_ms: u64) {
+        self.touch(None, self.queue.get(place).map(|waiter| waiter.ticket));
+        self.queue.change(place, |waiter| waiter.leave(now_ms));
+    }
+
     /// Ends what has expired by the log clock, and grants what is free. False if there was nothing to do.
     pub fn settle(&mut self, turn: &mut Turn<'_>) -> bool {
         let (now_ms, before) = (turn.now_ms, (self.holders.len(), self.queue.len(), self.closed_until));
         let mut closed_until = self.closed_until;
-        self.holders.retain(|holder| {
-            if let (false, Until::At(deadline)) = (holder.is_on(now_ms), &holder.until) {
-                if holder.delay_ms > 0 {
-                    closed_until = closed_until.max(deadline + holder.delay_ms);
-                }
-                return false;
+        for place in self.holders.due(now_ms) {
+            if let Some(holder) = self.remove_holder(place)
+                && let (true, Until::At(deadline)) = (holder.delay_ms > 0, holder.until)
+            {
+                closed_until = closed_until.max(deadline + holder.delay_ms);
             }
-            true
-        });
+        }
         self.closed_until = if closed_until >= now_ms { closed_until } else { 0 };
-        self.queue.retain(|waiter| {
-            if waiter.deadline < now_ms {
+        for place in self.queue.due(now_ms) {
+            if let Some(waiter) = self.remove_waiter(place) {
                 turn.wake(waiter.ticket, Outcome::TimedOut);
             }
-            waiter.deadline >= now_ms
-        });
+        }
         self.grant_to_waiting(turn);
         self.measure();
         before != (self.holders.len(), self.queue.len(), self.closed_until)
@@ -227,29 +268,18 @@ impl Claims {
 
     /// Grants to waiters in queue order, up to the first present one whose share does not fit.
     fn grant_to_waiting(&mut self, turn: &mut Turn<'_>) {
-        let Some(mut held) = self.held(turn.now_ms) else { return };
-        let first = self.queue.iter().find(|waiter| !waiter.is_absent);
-        if !first.is_some_and(|waiter| self.fits(waiter.share, held)) {
-            return;
-        }
-        let mut is_over = false;
-        for waiter in std::mem::take(&mut self.queue) {
-            is_over |= !waiter.is_absent && !self.fits(waiter.share, held);
-            if is_over || waiter.is_absent {
-                self.queue.push_back(waiter);
-                continue;
-            }
+        while let Some(held) = self.held(turn.now_ms)
+            && let Some((place, waiter)) = self.queue.first_waiting()
+            && self.fits(waiter.share, held)
+            && let Some(waiter) = self.remove_waiter(place)
+        {
             let token = turn.issue();
             let (until, remaining_ms) = match waiter.span {
                 Span::Ms(ms) => (Until::At(turn.now_ms + ms), Some(ms)),
                 Span::Lease(id) => (Until::Lease(id), None),
             };
             turn.wake(waiter.ticket, Outcome::Granted { kind: self.kind, token, remaining_ms });
-            match waiter.share {
-                Share::All => is_over = true,
-                Share::Permits(count) => held = held.saturating_add(count),
-            }
-            self.holders.push(Holder {
+            self.add_holder(Holder {
                 owner: waiter.owner,
                 token,
                 count: 1,
@@ -262,49 +292,43 @@ impl Claims {
         }
     }
 
-    /// Recomputes `bytes`.
+    /// Brings `bytes` up to date.
     pub(in crate::store) fn measure(&mut self) {
-        let holders = self.holders.iter().map(|holder| {
-            let lease = if let Until::Lease(id) = &holder.until { id.len() } else { 0 };
-            holder.owner.len() + holder.data.len() + lease
-        });
-        let waiters = self.queue.iter().map(|waiter| {
-            let lease = if let Span::Lease(id) = &waiter.span { id.len() } else { 0 };
-            waiter.owner.len() + waiter.data.len() + lease
-        });
-        let guards = self.guards.iter().map(|key| key.len());
-        self.bytes = holders.chain(waiters).chain(guards).map(|bytes| bytes + FIXED_BYTES).sum();
+        self.bytes = self.holders.bytes() + self.queue.bytes() + self.guards_bytes;
     }
 
     /// Grants a request under a new token if it fits; otherwise queues it if it asks to wait. A holder keeps its
     /// hold, under the same token and for no shorter time; a waiter keeps its place.
     pub fn acquire(&mut self, asked: &Acquire<'_>, turn: &mut Turn<'_>) -> Result<Answer> {
-        let lease = if let Span::Lease(id) = &asked.span { id.len() } else { 0 };
-        let present = self.holders.iter().map(|holder| (&holder.owner, &holder.data));
-        let mut present = present.chain(self.queue.iter().map(|waiter| (&waiter.owner, &waiter.data)));
-        match present.find(|(owner, _)| ***owner == *asked.owner) {
-            Some((_, data)) => self.check_room(asked.data.map_or(0, <[u8]>::len), data.len())?,
-            None => self
-                .check_room(asked.owner.len() + asked.data.map_or(0, <[u8]>::len) + lease + FIXED_BYTES, 0)?,
+        let (held_at, waits_at) = (self.holders.find(asked.owner), self.queue.find(asked.owner));
+        let data_len = asked.data.map_or(0, <[u8]>::len);
+        let holder = held_at.and_then(|place| self.holders.get(place));
+        let waiter = waits_at.and_then(|place| self.queue.get(place));
+        match holder.map(|holder| &holder.data).or(waiter.map(|waiter| &waiter.data)) {
+            Some(data) => self.check_room(data_len, data.len())?,
+            None => {
+                let lease_len = asked.span.lease().map_or(0, |id| id.len());
+                self.check_room(asked.owner.len() + data_len + lease_len + FIXED_BYTES, 0)?;
+            }
         }
-        if self.holders.iter().any(|holder| *holder.owner == *asked.owner) {
-            return self.acquire_again(asked, turn);
+        if let Some(place) = held_at {
+            return self.acquire_again(place, asked, turn);
         }
-        if asked.wait.is_none() {
-            // An absent owner that comes back without WAIT loses its place.
-            self.queue.retain(|waiter| !waiter.is_absent || *waiter.owner != *asked.owner);
-        }
-        if let Some(waiter) = self.queue.iter_mut().find(|waiter| *waiter.owner == *asked.owner) {
-            let Some((ticket, deadline)) = asked.wait else { return Ok(Answer::Taken) };
-            turn.wake(waiter.ticket, Outcome::Superseded);
-            let data = asked.data.map_or_else(|| std::mem::take(&mut waiter.data), Into::into);
-            *waiter = Waiter { data, ..Waiter::new(asked, ticket, deadline) };
-            return Ok(Answer::Queued);
+        if let Some(place) = waits_at {
+            match asked.wait {
+                Some((ticket, deadline)) => {
+                    self.wait_again(place, Waiter::new(asked, ticket, deadline), asked.data.is_some(), turn);
+                    return Ok(Answer::Queued);
+                }
+                // An absent owner that comes back without WAIT loses its place.
+                None if waiter.is_some_and(|waiter| waiter.is_absent) => _ = self.remove_waiter(place),
+                None => return Ok(Answer::Taken),
+            }
         }
         let is_free = || self.held(turn.now_ms).is_some_and(|held| self.fits(asked.share, held));
         if self.waiting_count() == 0 && is_free() {
             let (token, until) = (turn.issue(), asked.until(turn.now_ms));
-            self.holders.push(Holder {
+            self.add_holder(Holder {
                 owner: asked.owner.into(),
                 token,
                 count: 1,
@@ -317,15 +341,27 @@ impl Claims {
             return Ok(Answer::Held { token, until });
         }
         let Some((ticket, deadline)) = asked.wait else { return Ok(Answer::Taken) };
-        self.queue.push_back(Waiter::new(asked, ticket, deadline));
+        self.add_waiter(Waiter::new(asked, ticket, deadline));
         Ok(Answer::Queued)
     }
 
+    /// A waiter asks again, and keeps its place; its data too, unless it brings other.
+    fn wait_again(&mut self, place: u64, new: Waiter, has_data: bool, turn: &mut Turn<'_>) {
+        let old = self.queue.get(place);
+        let (lease, ticket) = (old.and_then(Claim::lease).cloned(), old.map(|old| old.ticket));
+        self.touch(lease, ticket);
+        self.touch(new.lease().cloned(), Some(new.ticket));
+        self.queue.change(place, |waiter| {
+            turn.wake(waiter.ticket, Outcome::Superseded);
+            let data = if has_data { new.data } else { std::mem::take(&mut waiter.data) };
+            *waiter = Waiter { data, owner: waiter.owner.clone(), ..new };
+        });
+    }
+
     /// As `acquire`, for an owner that holds it.
-    fn acquire_again(&mut self, asked: &Acquire<'_>, turn: &mut Turn<'_>) -> Result<Answer> {
+    fn acquire_again(&mut self, place: u64, asked: &Acquire<'_>, turn: &mut Turn<'_>) -> Result<Answer> {
         let is_alone = self.holders.len() == 1;
-        let holder = self.holders.iter_mut().find(|holder| *holder.owner == *asked.owner);
-        let holder = holder.expect("the caller found it");
+        let holder = self.holders.get(place).expect("the caller found it");
         match (holder.share, asked.share) {
             (Share::Permits(_), Share::All) if !is_alone && asked.wait.is_some() => {
                 return Err(Error::err("an owner that shares a lock can not wait to have it alone"));
@@ -341,21 +377,24 @@ impl Claims {
             (old, new) if *old == new => new,
             _ => return Err(Error::err("the owner holds it for another time: by PX, or by another LEASE")),
         };
-        if asked.share == Share::All {
-            holder.share = Share::All;
-        }
-        // A grant whose delivery is not confirmed counts all the same: releasing too early is worse than too
-        // late.
-        if asked.is_counted {
-            holder.count += 1;
-        } else {
-            holder.ticket = None;
-        }
-        holder.until = until.clone();
-        if let Some(data) = asked.data {
-            holder.data = data.into();
-        }
-        Ok(Answer::Held { token: holder.token, until })
+        let token = holder.token;
+        self.change_holder(place, |holder| {
+            if asked.share == Share::All {
+                holder.share = Share::All;
+            }
+            // A grant whose delivery is not confirmed counts all the same: releasing too early is worse than
+            // too late.
+            if asked.is_counted {
+                holder.count += 1;
+            } else {
+                holder.ticket = None;
+            }
+            holder.until = until.clone();
+            if let Some(data) = asked.data {
+                holder.data = data.into();
+            }
+        });
+        Ok(Answer::Held { token, until })
     }
 
     /// Whether there is room to replace `less` bytes with `more`.
@@ -398,11 +437,10 @@ impl Claims {
 
     /// Sets the data of a holder, whose existence the caller has checked.
     pub fn set_data(&mut self, owner: &[u8], data: &[u8]) -> Result<()> {
-        let present = self.holders.iter().find(|holder| *holder.owner == *owner);
+        let place = self.holders.find(owner);
+        let present = place.and_then(|place| self.holders.get(place));
         self.check_room(data.len(), present.map_or(0, |holder| holder.data.len()))?;
-        if let Some(holder) = self.holder_mut(owner) {
-            holder.data = data.into();
-        }
+        place.map(|place| self.change_holder(place, |holder| holder.data = data.into()));
         Ok(())
     }
 
@@ -410,99 +448,111 @@ impl Claims {
     pub(in crate::store) fn guard(&mut self, key: &[u8]) -> Result<bool> {
         self.check_room(key.len() + FIXED_BYTES, 0)?;
         let is_new = self.guards.insert(key.into());
+        self.guards_bytes += if is_new { key.len() + FIXED_BYTES } else { 0 };
         self.measure();
         Ok(is_new)
     }
 
-    /// A holder, for changes that do not affect who may hold.
-    pub fn holder_mut(&mut self, owner: &[u8]) -> Option<&mut Holder> {
-        self.holders.iter_mut().find(|holder| *holder.owner == *owner)
+    /// Guards a key no longer.
+    pub(in crate::store) fn unguard(&mut self, key: &[u8]) {
+        if self.guards.remove(key) {
+            self.guards_bytes -= key.len() + FIXED_BYTES;
+        }
+    }
+
+    /// Lets a hold last until a new deadline; its owner is there, and the caller has checked that it holds.
+    pub fn renew(&mut self, owner: &[u8], deadline: u64) -> Result<()> {
+        let place = self.holders.find(owner).expect("the caller checked that it holds");
+        if self.holders.get(place).is_some_and(|holder| holder.lease().is_some()) {
+            return Err(Error::err("it is held by a lease: LEASE.KEEPALIVE renews that"));
+        }
+        self.change_holder(place, |holder| (holder.until, holder.ticket) = (Until::At(deadline), None));
+        Ok(())
     }
 
     /// Undoes one acquisition of an owner. Returns how many are left.
     pub fn release(&mut self, owner: &[u8]) -> u64 {
-        let Some(at) = self.holders.iter().position(|holder| *holder.owner == *owner) else { return 0 };
-        self.holders[at].count -= 1;
-        let left = self.holders[at].count;
-        if left == 0 {
-            self.holders.remove(at);
+        self.holders.find(owner).map_or(0, |place| self.release_at(place))
+    }
+
+    fn release_at(&mut self, place: u64) -> u64 {
+        let left = self.change_holder(place, |holder| {
+            holder.count -= 1;
+            holder.count
+        });
+        if left == Some(0) {
+            self.remove_holder(place);
         }
-        left
+        left.unwrap_or(0)
     }
 
     /// Ends all holds.
     pub fn break_all(&mut self) {
-        self.holders.clear();
+        while let Some(place) = self.holders.last_place() {
+            self.remove_holder(place);
+        }
         self.closed_until = 0;
     }
 
     /// The client is gone: the owner no longer waits, unless it comes back soon; a grant that was not
     /// confirmed yet is undone.
     pub fn cancel(&mut self, ticket: Ticket, now_ms: u64) {
-        self.queue
-            .iter_mut()
-            .filter(|waiter| waiter.ticket == ticket)
-            .for_each(|waiter| waiter.leave(now_ms));
-        for holder in self.holders.iter_mut().filter(|holder| holder.ticket == Some(ticket)) {
-            holder.ticket = None;
-            holder.count -= 1;
+        for place in self.queue.with_ticket(ticket) {
+            self.leave(place, now_ms);
         }
-        self.holders.retain(|holder| holder.count > 0);
+        for place in self.holders.with_ticket(ticket) {
+            self.change_holder(place, |holder| holder.ticket = None);
+            self.release_at(place);
+        }
     }
 
     /// The client has received the grant.
     pub fn confirm(&mut self, ticket: Ticket) {
-        let holder = self.holders.iter_mut().find(|holder| holder.ticket == Some(ticket));
-        holder.into_iter().for_each(|holder| holder.ticket = None);
+        if let Some(place) = self.holders.with_ticket(ticket).first() {
+            self.change_holder(*place, |holder| holder.ticket = None);
+        }
     }
 
     /// Ends the waits at a node, except those of one run of it. False if there were none.
     pub fn forget(&mut self, node: u64, but_boot: u64, turn: &mut Turn<'_>) -> bool {
-        let is_meant = |ticket: Ticket| ticket.node == node && ticket.boot != but_boot;
         let mut is_changed = false;
-        for waiter in self.queue.iter_mut().filter(|waiter| is_meant(waiter.ticket) && !waiter.is_absent) {
-            is_changed = true;
-            turn.wake(waiter.ticket, Outcome::Gone);
-            waiter.leave(turn.now_ms);
+        for place in self.queue.of_node(node, but_boot) {
+            if let Some(waiter) = self.queue.get(place).filter(|waiter| !waiter.is_absent) {
+                is_changed = true;
+                turn.wake(waiter.ticket, Outcome::Gone);
+                self.leave(place, turn.now_ms);
+            }
         }
         is_changed
     }
 
     /// A lease was renamed.
     pub(in crate::store) fn rename_lease(&mut self, from: &[u8], to: &[u8]) {
-        for holder in &mut self.holders {
-            match &mut holder.until {
-                Until::Lease(id) if **id == *from => *id = to.into(),
-                _ => {}
-            }
+        let (old, new) = (BTreeSet::from([LeaseId::from(from)]), LeaseId::from(to));
+        for place in self.holders.under(&old) {
+            self.holders.change(place, |holder| holder.until = Until::Lease(new.clone()));
         }
-        for waiter in &mut self.queue {
-            match &mut waiter.span {
-                Span::Lease(id) if **id == *from => *id = to.into(),
-                _ => {}
-            }
+        for place in self.queue.under(&old) {
+            self.queue.change(place, |waiter| waiter.span = Span::Lease(new.clone()));
         }
     }
 
     /// Ends holds and waits that depend on these leases. If the leases ran out, the lock delay of the ended
     /// holds applies.
     pub fn end_leases(&mut self, ids: &BTreeSet<LeaseId>, ran_out: bool, turn: &mut Turn<'_>) {
-        let (now_ms, mut closed_until) = (turn.now_ms, self.closed_until);
-        self.holders.retain(|holder| {
-            let ends = matches!(&holder.until, Until::Lease(lease) if ids.contains(lease));
-            if ends && ran_out && holder.delay_ms > 0 {
-                closed_until = closed_until.max(now_ms + holder.delay_ms);
+        for place in self.holders.under(ids) {
+            if let Some(holder) = self.remove_holder(place)
+                && ran_out
+                && holder.delay_ms > 0
+            {
+                self.closed_until = self.closed_until.max(turn.now_ms + holder.delay_ms);
             }
-            !ends
-        });
-        self.closed_until = closed_until;
-        self.queue.retain(|waiter| {
-            let ends = matches!(&waiter.span, Span::Lease(lease) if ids.contains(lease));
-            if ends {
+        }
+        for place in self.queue.under(ids) {
+            if let Some(waiter) = self.remove_waiter(place) {
                 turn.wake(waiter.ticket, Outcome::Gone);
             }
-            !ends
-        });
+        }
     }
 
     /// Reports to all waiters that the key is gone.
@@ -514,5 +564,17 @@ impl Claims {
             key: Box::default(),
         };
         wakes.extend(self.queue.iter().map(wake));
+    }
+
+    /// Panics if an invariant does not hold. For tests.
+    #[cfg(test)]
+    pub(in crate::store) fn invariants(&self) {
+        self.holders.invariants();
+        self.queue.invariants();
+        assert!(
+            self.holders.iter().all(|holder| self.queue.find(&holder.owner).is_none()),
+            "no holder waits"
+        );
+        assert_eq!(self.guards_bytes, self.guards.iter().map(|key| key.len() + FIXED_BYTES).sum::<usize>());
     }
 }

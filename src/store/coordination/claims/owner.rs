@@ -51,6 +51,24 @@ pub enum Until {
     Lease(LeaseId),
 }
 
+impl Span {
+    pub(in crate::store) fn lease(&self) -> Option<&LeaseId> {
+        match self {
+            Span::Lease(id) => Some(id),
+            Span::Ms(_) => None,
+        }
+    }
+}
+
+impl Until {
+    pub(in crate::store) fn lease(&self) -> Option<&LeaseId> {
+        match self {
+            Until::Lease(id) => Some(id),
+            Until::At(_) => None,
+        }
+    }
+}
+
 /// How a wait ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -92,7 +110,7 @@ pub struct Wake {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// Chosen by the client.
-    pub owner: Box<[u8]>,
+    pub owner: Arc<[u8]>,
     /// The fencing token; increases over all claims.
     pub token: u64,
     /// How many releases are needed.
@@ -112,7 +130,7 @@ pub struct Holder {
 /// An owner in the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Waiter {
-    pub(in crate::store) owner: Box<[u8]>,
+    pub(in crate::store) owner: Arc<[u8]>,
     pub(in crate::store) share: Share,
     pub(in crate::store) span: Span,
     pub(in crate::store) delay_ms: u64,

@@ -4,7 +4,7 @@ use crate::store::{
     claims::{Claims, Leader},
     codec::{Input, put_bytes, put_varint},
     object::{Kind, Pages, Typed, Value},
-    owner::{ClaimKind, Holder, Share, Span, Until, Waiter},
+    owner::{ClaimKind, FIXED_BYTES, Holder, Share, Span, Until, Waiter},
     waits::Ticket,
 };
 
@@ -40,7 +40,7 @@ impl Kind for Claims {
         put_varint(out, self.total);
         put_varint(out, self.closed_until);
         put_varint(out, self.holders.len() as u64);
-        for holder in &self.holders {
+        for holder in self.holders.iter() {
             put_bytes(out, &holder.owner);
             put_varint(out, holder.token);
             put_varint(out, holder.count);
@@ -54,7 +54,7 @@ impl Kind for Claims {
             put_bytes(out, &holder.data);
         }
         put_varint(out, self.queue.len() as u64);
-        for waiter in &self.queue {
+        for waiter in self.queue.iter() {
             put_bytes(out, &waiter.owner);
             put_share(out, waiter.share);
             match &waiter.span {
@@ -72,7 +72,7 @@ impl Kind for Claims {
     }
 
     fn copy(&self, _: &mut Pages<'_>) -> Value {
-        Value::Claims(self.clone())
+        self.clone().into_value()
     }
 
     fn keeps_its_time(&self) -> bool {
@@ -160,7 +160,7 @@ impl Claims {
         let mut claims = Claims::new(kind);
         (claims.total, claims.closed_until) = (input.varint()?, input.varint()?);
         for _ in 0..input.size()? {
-            claims.holders.push(Holder {
+            let holder = Holder {
                 owner: input.bytes()?.into(),
                 token: input.varint()?,
                 count: input.varint()?,
@@ -172,10 +172,15 @@ impl Claims {
                 delay_ms: input.varint()?,
                 ticket: ticket(input)?,
                 data: input.bytes()?.into(),
-            });
+            };
+            if holder.count == 0 || claims.holders.last_place().is_some_and(|last| last >= holder.token) {
+                return Err("holders without a hold, or not in the order of their tokens".into());
+            }
+            claims.check_new(&holder.owner)?;
+            claims.add_holder(holder);
         }
         for _ in 0..input.size()? {
-            claims.queue.push_back(Waiter {
+            let waiter = Waiter {
                 owner: input.bytes()?.into(),
                 share: share(input)?,
                 span: match time(input)? {
@@ -187,16 +192,25 @@ impl Claims {
                 deadline: input.varint()?,
                 is_absent: input.byte()? != 0,
                 data: input.bytes()?.into(),
-            });
+            };
+            claims.check_new(&waiter.owner)?;
+            claims.add_waiter(waiter);
         }
         for _ in 0..input.size()? {
-            claims.guards.insert(input.bytes()?.into());
+            let key = input.bytes()?;
+            claims.guards_bytes += if claims.guards.insert(key.into()) { key.len() + FIXED_BYTES } else { 0 };
         }
-        if claims.is_idle() || claims.holders.iter().any(|holder| holder.count == 0) {
+        if claims.is_idle() {
             return Err("claims that nobody has".into());
         }
         claims.measure();
+        claims.begin();
         Ok(claims)
+    }
+
+    fn check_new(&self, owner: &[u8]) -> Result<(), String> {
+        let is_new = self.holders.find(owner).is_none() && self.queue.find(owner).is_none();
+        if is_new { Ok(()) } else { Err("an owner that claims twice".into()) }
     }
 }
 
@@ -216,6 +230,6 @@ impl Typed for Claims {
     }
 
     fn into_value(self) -> Value {
-        Value::Claims(self)
+        Value::Claims(Box::new(self))
     }
 }

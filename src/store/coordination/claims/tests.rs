@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::store::{
     Acquire, Answer, ClaimKind, Ctx, Lease, Outcome, Share, Span, State, Ticket, Until, View, Wake,
-    claims::CLAIMS_BYTES_MAX, owner::ABSENCE_MS_MAX,
+    claims::{CLAIMS_BYTES_MAX, row::LOOKS},
+    owner::ABSENCE_MS_MAX,
 };
 
 const KEYS: [&[u8]; 3] = [b"one", b"two", b"three"];
@@ -399,4 +400,71 @@ fn a_wait_is_found_by_the_beginning_of_its_key() {
     // A wake names the key where the grant was made.
     let granted = state.take_wakes().into_iter().filter(|wake| wake.ticket == ticket_of(9));
     assert!(granted.map(|wake| wake.key.to_vec()).eq([key_of(9)]));
+}
+
+/// How many claims are looked at one after another by `change`.
+fn looks(state: &mut State, change: impl FnOnce(&mut Ctx<'_>)) -> usize {
+    LOOKS.set(0);
+    change(&mut Ctx::new(state, 0, 0));
+    LOOKS.get()
+}
+
+/// With thousands of holders and of waiters, nothing that concerns one of them looks at the others.
+#[test]
+fn one_of_many_is_found_without_a_look_at_the_others() {
+    const MANY: u64 = 5_000;
+    let mut state = State::new();
+    state.advance(1_000, 1);
+    let ticket_of = |number| Ticket { node: 1 + number % 2, boot: 1, number };
+    let owner = |number: u64| number.to_string().into_bytes();
+    let shared = |state: &mut State, number: u64, span: Span, wait: Option<u64>| {
+        let (owner, share) = (owner(number), if wait.is_some() { Share::All } else { Share::Permits(1) });
+        let wait = wait.map(|deadline| (ticket_of(number), deadline));
+        let asked = Acquire { share, ..asked(&owner, span, wait) };
+        looks(state, |ctx| {
+            ctx.claims_or_new(b"l", ClaimKind::Lock, |claims, turn| claims.acquire(&asked, turn)).unwrap();
+        })
+    };
+    for number in 0..MANY {
+        let id: &[u8] = &owner(number + 1_000_000);
+        looks(&mut state, |ctx| _ = ctx.renew_lease(id, Some(Lease::new(60_000))).unwrap());
+        let span = if number % 2 == 0 { Span::Lease(id.into()) } else { Span::Ms(10_000 + number) };
+        shared(&mut state, number, span, None);
+    }
+    (MANY..2 * MANY).for_each(|number| _ = shared(&mut state, number, Span::Ms(500), Some(20_000 + number)));
+    let mut most = Vec::new();
+    let holders = |state: &State| {
+        View::new(state, 0, 0, 0).claims(b"l", ClaimKind::Lock).unwrap().unwrap().holders(0).count()
+    };
+    most.push(("again", shared(&mut state, 7, Span::Ms(10), None)));
+    most.push(("taken", shared(&mut state, 3 * MANY, Span::Ms(10), None)));
+    most.push(("waits", shared(&mut state, 3 * MANY, Span::Ms(10), Some(9_000))));
+    most.push(("waits again", shared(&mut state, MANY + 5, Span::Ms(10), Some(9_000))));
+    let mut change = |name, change: &dyn Fn(&mut Ctx<'_>)| most.push((name, looks(&mut state, change)));
+    change("release", &|ctx| {
+        assert_eq!(ctx.claims(b"l", ClaimKind::Lock, |claims, _| Ok(claims.release(&owner(9)))), Ok(Some(0)));
+    });
+    change("renew", &|ctx| {
+        ctx.claims(b"l", ClaimKind::Lock, |claims, _| claims.renew(&owner(11), 15_000)).unwrap();
+    });
+    change("cancel", &|ctx| ctx.cancel(b"l", ticket_of(MANY + 20)));
+    change("cancel elsewhere", &|ctx| ctx.cancel(b"renamed", ticket_of(MANY + 21)));
+    change("confirm in vain", &|ctx| ctx.confirm(b"l", ticket_of(1)));
+    change("end of a lease", &|ctx| assert!(ctx.delete(&owner(1_000_010))));
+    change("renamed lease", &|ctx| assert!(ctx.rename(&owner(1_000_012), b"elsewhere")));
+    change("look", &|ctx| {
+        let view = ctx.view();
+        let claims = view.claims(b"l", ClaimKind::Lock).unwrap().unwrap();
+        let token = claims.of_owner(&owner(13), view.now_ms).unwrap().token;
+        assert!(claims.has_token(token, view.now_ms) && claims.waiting_count() > 4_000);
+        assert!(view.exists(b"l") && view.deadline(b"l") == Some(None));
+    });
+    state.advance(11_002, 1);
+    most.push(("expiry", looks(&mut state, |ctx| ctx.state.reap(10))));
+    assert!(state.outcome_of(ticket_of(MANY + 22)).is_none() && state.waiting_nodes().count() == 2);
+    for (name, looks) in most {
+        assert!(looks <= 4, "{name}: {looks} looks");
+    }
+    assert_eq!(holders(&state), MANY as usize - 3);
+    state.invariants();
 }
