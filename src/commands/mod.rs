@@ -2,6 +2,7 @@
 //! of the function. Dispatch, COMMAND INFO and DOCS, key extraction and MULTI are derived from the row.
 
 pub mod acl;
+pub mod bitmap;
 pub mod blocking;
 pub mod call;
 pub mod coordination;
@@ -28,6 +29,8 @@ pub const FAMILIES: &[&[Spec]] = &[
     string::ranges::ROWS,
     string::rate_limit::ROWS,
     string::lcs::ROWS,
+    bitmap::ROWS,
+    bitmap::fields::ROWS,
     list::ROWS,
     list::inside::ROWS,
     list::blocking::ROWS,
