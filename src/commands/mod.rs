@@ -8,6 +8,7 @@ pub mod call;
 pub mod coordination;
 pub mod generic;
 pub mod hash;
+pub mod hyperloglog;
 pub mod help;
 pub mod keys;
 pub mod list;
@@ -31,6 +32,7 @@ pub const FAMILIES: &[&[Spec]] = &[
     string::lcs::ROWS,
     bitmap::ROWS,
     bitmap::fields::ROWS,
+    hyperloglog::ROWS,
     list::ROWS,
     list::inside::ROWS,
     list::blocking::ROWS,
