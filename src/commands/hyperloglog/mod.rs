@@ -77,9 +77,7 @@ fn pfadd(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         changed |= sketch.add(element)?;
     }
     if changed {
-        if args.len() > 2 {
-            sketch.forget_count();
-        }
+        sketch.forget_count();
         put(ctx, key, &sketch)?;
     }
     reply.flag(changed);
