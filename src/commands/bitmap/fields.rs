@@ -210,7 +210,8 @@ fn reply_number(number: i128, reply: &mut Reply) {
 fn bitfield(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let (key, operations) = (args.at(1), operations(args)?);
     let writes = operations.iter().filter(|operation| operation.action != Action::Get);
-    let needed = writes.map(|operation| operation.bytes()).map(|(first, count)| first + count).max().unwrap_or(0);
+    let needed =
+        writes.map(|operation| operation.bytes()).map(|(first, count)| first + count).max().unwrap_or(0);
     let len = ctx.string(key)?.map_or(0, <[u8]>::len);
     if needed > STRING_BYTES_MAX {
         return Err(Error::err("bit offset is not an integer or out of range"));

@@ -129,7 +129,8 @@ fn masked(bytes: &[u8], (start, end): (usize, usize), outside: bool) -> impl Ite
     chosen.iter().zip(start / 8..).map(move |(&byte, place)| {
         let before = start.saturating_sub(place * 8);
         let after = ((place + 1) * 8).saturating_sub(end);
-        let mask = (0xff_u8.checked_shr(before as u32).unwrap_or(0)) & (0xff_u8.checked_shl(after as u32).unwrap_or(0));
+        let mask = (0xff_u8.checked_shr(before as u32).unwrap_or(0))
+            & (0xff_u8.checked_shl(after as u32).unwrap_or(0));
         (place, if outside { byte | !mask } else { byte & mask })
     })
 }
@@ -304,15 +305,16 @@ mod tests {
         for (name, operation) in Operation::ALL {
             for _ in 0..200 {
                 let count = if name == "NOT" { 1 } else { chance.usize(2..5) };
-                let sources: Vec<Vec<u8>> = (0..count)
-                    .map(|_| (0..chance.usize(..20)).map(|_| chance.u8(..)).collect())
-                    .collect();
+                let sources: Vec<Vec<u8>> =
+                    (0..count).map(|_| (0..chance.usize(..20)).map(|_| chance.u8(..)).collect()).collect();
                 let len = sources.iter().map(Vec::len).max().unwrap();
                 let borrowed: Vec<&[u8]> = sources.iter().map(Vec::as_slice).collect();
                 let result = operation.apply(&borrowed, len);
                 for bit in 0..len * 8 {
-                    let is_set = |bytes: &[u8]| bytes.get(bit / 8).is_some_and(|byte| byte & 0x80 >> (bit % 8) != 0);
-                    let (first, all) = (is_set(borrowed[0]), borrowed.iter().filter(|source| is_set(source)).count());
+                    let is_set =
+                        |bytes: &[u8]| bytes.get(bit / 8).is_some_and(|byte| byte & 0x80 >> (bit % 8) != 0);
+                    let (first, all) =
+                        (is_set(borrowed[0]), borrowed.iter().filter(|source| is_set(source)).count());
                     let others = all - usize::from(first);
                     let expected = match operation {
                         Operation::And => all == count,

@@ -57,7 +57,10 @@ pub(super) enum Run {
     Zeros(usize),
     /// Zeros, in two bytes.
     ManyZeros(usize),
-    Values { value: u8, len: usize },
+    Values {
+        value: u8,
+        len: usize,
+    },
 }
 
 impl Run {
@@ -396,7 +399,9 @@ mod tests {
     #[test]
     fn the_hash_is_that_of_redis() {
         // As PFDEBUG DECODE of redis-server 7.0.15 shows.
-        for (element, place) in [("", (5_938, 2)), ("a", (12_711, 2)), ("hello", (9_216, 1)), ("12345678", (10_579, 3))] {
+        for (element, place) in
+            [("", (5_938, 2)), ("a", (12_711, 2)), ("hello", (9_216, 1)), ("12345678", (10_579, 3))]
+        {
             assert_eq!(place_of(element.as_bytes()), place, "{element}");
         }
     }
