@@ -20,7 +20,8 @@ use super::hostile;
 pub type Rule = (u32, &'static str);
 
 /// Every rule, by family.
-pub const RULES: &[&[Rule]] = &[STRINGS, KEYS, CONNECTION, LISTS, HASHES, SETS, SORTED_SETS, HOSTILE];
+pub const RULES: &[&[Rule]] =
+    &[STRINGS, BITMAPS, KEYS, CONNECTION, LISTS, HASHES, SETS, SORTED_SETS, HOSTILE];
 
 const STRINGS: &[Rule] = &[
     (
@@ -48,6 +49,26 @@ const STRINGS: &[Rule] = &[
     (4, "INCRBYFLOAT <s> <f>"),
     (1, "MSET a1 { ohmytext | ababab | m1m2m3 } a2 { mynewtext | bababa | m3m1 }"),
     (2, "LCS { a1 | a2 | missing | l0 } { a1 | a2 } [ LEN ] [ IDX ] [ MINMATCHLEN <n> ] [ WITHMATCHLEN ]"),
+];
+
+/// A HyperLogLog has keys of its own: Redis keeps its last count in it, which GET would show. Numbers for BITFIELD are not
+/// the lowest of 64 bits, which Redis 7.0 saturates at the wrong end.
+const BITMAPS: &[Rule] = &[
+    (4, "SETBIT <s> <bit> { 0 | 1 | 1 | 2 }"),
+    (3, "GETBIT <s> <bit>"),
+    (3, "BITCOUNT <s> [ <n> <n> [ { BYTE | BIT | WORD } ] ]"),
+    (3, "BITPOS <s> { 0 | 1 | 1 | 2 } [ <n> [ <n> [ { BYTE | BIT | WORD } ] ] ]"),
+    (4, "BITOP { AND | OR | XOR | NOT | NAND } <s> ( <s> )"),
+    (
+        4,
+        "BITFIELD <s> ( { GET <field> <bit> | SET <field> <bit> <fitting> | INCRBY <field> <bit> <fitting> | \
+         OVERFLOW { WRAP | SAT | FAIL } | GET u8 | SET u8 0 x } )",
+    ),
+    (2, "BITFIELD_RO <s> ( GET <field> <bit> )"),
+    (4, "PFADD { p0 | p1 | p2 } [ ( { <v> | <m> } ) ]"),
+    (3, "PFCOUNT ( { p0 | p1 | p2 | missing | <k> } )"),
+    (2, "PFMERGE { p0 | p1 | p2 } [ ( { p0 | p1 | p2 | missing | <k> } ) ]"),
+    (2, "PFDEBUG { DECODE | ENCODING | NOSUCH } { p0 | p1 | p2 | missing | <k> }"),
 ];
 
 const KEYS: &[Rule] = &[
@@ -250,6 +271,7 @@ const FLOATS: &[&str] = &[
 /// Redis only.
 const UNCHANGED: &[&str] = &[
     "SPOP",
+    "BITFIELD",
     "ZRANK",
     "ZREVRANK",
     "MOVE",
@@ -383,6 +405,13 @@ impl Grammar {
             "count" if self.random.bool() => format!("-{}", hostile::threshold(&mut self.random)),
             "count" => hostile::threshold(&mut self.random).to_string(),
             "extreme" => hostile::one_of(hostile::FLOATS, &mut self.random).into(),
+            "bit" => self.random.i32(-1..200).to_string(),
+            "field" => {
+                ["u1", "u8", "u63", "i1", "i8", "i13", "i64", "u64", "x"][self.random.usize(..9)].into()
+            }
+            "fitting" => {
+                ["0", "1", "-1", "100", "255", "-129", "9223372036854775807"][self.random.usize(..7)].into()
+            }
             "rank" => self.random.i32(-4..5).to_string(),
             "offset" => self.random.i32(-1..60).to_string(),
             "numkeys" => self.random.u8(..4).to_string(),
