@@ -46,6 +46,8 @@ pub const FAMILIES: &[&[Spec]] = &[
     sorted_set::ROWS,
     sorted_set::range::ROWS,
     sorted_set::blocking::ROWS,
+    sorted_set::pop_first::ROWS,
+    sorted_set::algebra::ROWS,
     coordination::lock::ROWS,
     coordination::semaphore::ROWS,
     coordination::election::ROWS,

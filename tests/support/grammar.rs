@@ -170,6 +170,20 @@ const SORTED_SETS: &[Rule] = &[
     (2, "ZRANGESTORE <y> <y> <lex> <lex> BYLEX [ REV ] [ LIMIT <n> <n> ]"),
     (12, "ZADD <z> [ { NX | XX } ] [ { GT | LT } ] [ CH ] ( <score> <m> )"),
     (2, "ZADD <z> [ { NX | XX } ] INCR <score> <m>"),
+    (
+        3,
+        "{ ZUNION | ZINTER } <numkeys> ( { <z> | <t> } ) [ WEIGHTS ( <f> ) ] [ AGGREGATE { SUM | MIN | MAX | AVG } ] \
+         [ WITHSCORES ]",
+    ),
+    (2, "ZDIFF <numkeys> ( { <z> | <t> } ) [ WITHSCORES ]"),
+    (
+        3,
+        "{ ZUNIONSTORE | ZINTERSTORE } <z> <numkeys> ( { <z> | <t> } ) [ WEIGHTS ( <f> ) ] [ AGGREGATE { SUM | MIN \
+         | MAX | AVG } ]",
+    ),
+    (2, "ZDIFFSTORE <z> <numkeys> ( { <z> | <t> } )"),
+    (2, "ZINTERCARD <numkeys> ( { <z> | <t> } ) [ LIMIT <n> ]"),
+    (2, "ZMPOP <numkeys> ( <z> ) { MIN | MAX | MID } [ COUNT <n> ]"),
     (3, "ZINCRBY <z> <score> <m>"),
     (3, "ZREM <z> ( <m> )"),
     (2, "ZCARD <z>"),
