@@ -7,6 +7,7 @@ pub mod blocking;
 pub mod call;
 pub mod coordination;
 pub mod generic;
+pub mod geo;
 pub mod hash;
 pub mod help;
 pub mod hyperloglog;
@@ -33,6 +34,8 @@ pub const FAMILIES: &[&[Spec]] = &[
     bitmap::ROWS,
     bitmap::fields::ROWS,
     hyperloglog::ROWS,
+    geo::ROWS,
+    geo::search::ROWS,
     list::ROWS,
     list::inside::ROWS,
     list::blocking::ROWS,

@@ -174,7 +174,7 @@ fn zset(
     Ok(Outcome::Updated(score))
 }
 
-fn zadd(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+pub(in crate::commands) fn zadd(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let (mut conditions, mut counts_changes, mut increments) = (Conditions::default(), false, false);
     let mut first = 2;
     while first < args.len() {
