@@ -21,7 +21,7 @@ pub type Rule = (u32, &'static str);
 
 /// Every rule, by family.
 pub const RULES: &[&[Rule]] =
-    &[STRINGS, BITMAPS, KEYS, CONNECTION, LISTS, HASHES, SETS, SORTED_SETS, HOSTILE];
+    &[STRINGS, BITMAPS, PLACES, KEYS, CONNECTION, LISTS, HASHES, SETS, SORTED_SETS, HOSTILE];
 
 const STRINGS: &[Rule] = &[
     (
@@ -69,6 +69,26 @@ const BITMAPS: &[Rule] = &[
     (3, "PFCOUNT ( { p0 | p1 | p2 | missing | <k> } )"),
     (2, "PFMERGE { p0 | p1 | p2 } [ ( { p0 | p1 | p2 | missing | <k> } ) ]"),
     (2, "PFDEBUG { DECODE | ENCODING | NOSUCH } { p0 | p1 | p2 | missing | <k> }"),
+];
+
+/// What is found at the same distance has no order in Redis; so few members are placed in few places, and each search has
+/// a radius that takes all of them or one.
+const PLACES: &[Rule] = &[
+    (
+        4,
+        "GEOADD { g0 | g1 } [ { NX | XX } ] [ CH ] ( { 1 1 a | 2 2 b | -3 40 c | 120.5 -33.25 d | 1.5 1 a | 200 1 a } )",
+    ),
+    (2, "GEODIST { g0 | g1 } { a | b | c | d } { a | b | x } [ { m | KM | ft | mi | yd } ]"),
+    (2, "{ GEOPOS | GEOHASH } { g0 | g1 | <z> | missing } ( { a | b | x } )"),
+    (
+        4,
+        "GEOSEARCH { g0 | g1 } { FROMLONLAT 0.5 0.25 | FROMMEMBER a | FROMMEMBER x } { BYRADIUS <km> { km | mi | yd } | \
+         BYBOX <km> <km> { km | m } } ASC [ COUNT <n> ] [ WITHDIST ] [ WITHCOORD ] [ WITHHASH ]",
+    ),
+    (2, "GEORADIUS { g0 | g1 } 0.5 0.25 <km> km ASC [ COUNT <n> ] [ { STORE | WITHDIST } g2 ]"),
+    (1, "GEORADIUSBYMEMBER { g0 | g1 } { a | b | x } <km> km DESC [ COUNT <n> ]"),
+    (1, "GEOSEARCHSTORE g2 { g0 | g1 } FROMMEMBER { a | b } BYRADIUS <km> km"),
+    (1, "ZRANGE g2 0 -1 WITHSCORES"),
 ];
 
 const KEYS: &[Rule] = &[
@@ -426,6 +446,7 @@ impl Grammar {
             "fitting" => {
                 ["0", "1", "-1", "100", "255", "-129", "9223372036854775807"][self.random.usize(..7)].into()
             }
+            "km" => ["0", "50", "200.5", "5000", "30000", "-1", "x"][self.random.usize(..7)].into(),
             "rank" => self.random.i32(-4..5).to_string(),
             "offset" => self.random.i32(-1..60).to_string(),
             "numkeys" => self.random.u8(..4).to_string(),
