@@ -306,6 +306,11 @@ const FLOATS: &[&str] = &[
 const UNCHANGED: &[&str] = &[
     "SPOP",
     "BITFIELD",
+    "GEOADD",
+    "GEOSEARCH",
+    "GEOSEARCHSTORE",
+    "GEORADIUS",
+    "GEORADIUSBYMEMBER",
     "ZRANK",
     "ZREVRANK",
     "MOVE",
