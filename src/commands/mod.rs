@@ -44,6 +44,7 @@ pub const FAMILIES: &[&[Spec]] = &[
     generic::ROWS,
     generic::expire::ROWS,
     generic::scan::ROWS,
+    generic::sort::ROWS,
     set::ROWS,
     set::algebra::ROWS,
     sorted_set::ROWS,

@@ -99,6 +99,11 @@ const KEYS: &[Rule] = &[
     (3, "COPY <k> <k> [ DB <todb> ] [ REPLACE ]"),
     (2, "MOVE <k> <todb>"),
     (2, "DBSIZE"),
+    (
+        3,
+        "SORT { <l> | <t> | <z> } [ LIMIT <n> <n> ] [ GET # ] [ GET s* ] [ { ASC | DESC } ] ALPHA [ STORE <l> ]",
+    ),
+    (2, "{ SORT | SORT_RO } <l> ALPHA [ BY s* ] [ { ASC | DESC } ]"),
     (1, "KEYS <pattern>"),
     (1, "SCAN 0 COUNT 100000 [ MATCH <pattern> ] [ TYPE { string | list | hash | set | zset | none } ]"),
     (1, "SCAN <i> [ COUNT <n> ]"),

@@ -11,6 +11,7 @@ use crate::{
     args::Args,
     commands::{
         Spec,
+        coordination::fence,
         keys::{self, Access, Begin, Find, KeySpec},
     },
     error::{Error, Result},
@@ -379,9 +380,25 @@ fn show(view: &View<'_>, args: &Args<'_>, form: Form, reply: &mut Reply) -> Resu
     Ok(())
 }
 
+/// Whether a destination is one that the row's key specifications find: of several, the last one holds, and they find
+/// the first.
+fn is_named(args: &Args<'_>, form: Form, destination: &[u8]) -> bool {
+    let from = match form {
+        Form::Around { .. } => 6,
+        Form::AroundMember { .. } => 5,
+        Form::Search | Form::SearchStore => return true,
+    };
+    let specs = [stored_after("STORE", from), stored_after("STOREDIST", from)];
+    specs.iter().any(|spec| spec.keys(args).contains(&destination))
+}
+
 /// A search that may have a destination.
 fn show_or_store(ctx: &mut Ctx<'_>, args: &Args<'_>, form: Form, reply: &mut Reply) -> Result<()> {
-    let touched = Query::parse(&ctx.view(), args, form)?.touched();
+    let query = Query::parse(&ctx.view(), args, form)?;
+    if let Some(destination) = query.store.filter(|key| !is_named(args, form, key)) {
+        fence::admit_key(&ctx.view(), destination)?;
+    }
+    let touched = query.touched();
     ctx.check_elements(touched)?;
     let view = ctx.view();
     let query = Query::parse(&view, args, form)?;
