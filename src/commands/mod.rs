@@ -66,6 +66,9 @@ mod tests {
 
     use super::{syntax, table::all};
 
+    /// Redis describes them with an argument more than it asks for.
+    const LOOSE: &[&str] = &["PFMERGE", "GEOHASH", "GEOPOS"];
+
     #[test]
     fn the_arguments_of_a_row_agree_with_its_arity() {
         let mut faults = Vec::new();
@@ -74,7 +77,7 @@ mod tests {
             let words = 1 + usize::from(spec.name.contains('|')) + syntax::least(&arguments);
             let is_open = arguments.iter().any(|argument| argument.is_optional || argument.is_multiple);
             let arity = if is_open { -(words as i32) } else { words as i32 };
-            if spec.subcommands.is_empty() && arity != spec.arity {
+            if spec.subcommands.is_empty() && arity != spec.arity && !LOOSE.contains(&spec.name) {
                 faults.push(format!("{}: {} is not {}", spec.name, spec.syntax, spec.arity));
             }
         }

@@ -54,10 +54,12 @@ pub const ROWS: &[Spec] = &[
         .about(&["write", "denyoom", "admin"], GROUP, "2.8.9", "Look into a HyperLogLog")
         .syntax("subcommand key")
         .complexity("N/A")
+        .internal()
         .from_level(level::TYPES),
     Spec::read("PFSELFTEST", 1, keys::NONE, pfselftest)
         .about(&["admin"], GROUP, "2.8.9", "Test the implementation of HyperLogLogs")
         .complexity("N/A")
+        .internal()
         .from_level(level::TYPES),
 ];
 
