@@ -208,12 +208,12 @@ fn document(row: &Row, reply: &mut Reply) {
     let texts: Vec<_> = texts.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
     let arguments = syntax::parse(spec.syntax).unwrap_or_default();
     let history = history(&arguments);
-    let lists =
-        [spec.deprecated.is_some(), !history.is_empty(), !arguments.is_empty(), !row.subcommands.is_empty()];
-    reply.map(texts.len() + lists.into_iter().filter(|is_there| *is_there).count());
-    texts.iter().for_each(|(name, text)| pair(name, text, reply));
     let doc_flags = [(spec.deprecated.is_some(), "deprecated"), (spec.is_internal, "syscmd")];
     let doc_flags: Vec<_> = doc_flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).collect();
+    let lists =
+        [!doc_flags.is_empty(), !history.is_empty(), !arguments.is_empty(), !row.subcommands.is_empty()];
+    reply.map(texts.len() + lists.into_iter().filter(|is_there| *is_there).count());
+    texts.iter().for_each(|(name, text)| pair(name, text, reply));
     if !doc_flags.is_empty() {
         reply.bulk(b"doc_flags");
         reply.set(doc_flags.len());
