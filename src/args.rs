@@ -40,6 +40,14 @@ impl<'a> Args<'a> {
         parse_integer(self.at(index)).ok_or(Error::NotInteger)
     }
 
+    /// The argument at `index` as a number of at least 1; `what` names it in the error.
+    pub fn positive(&self, index: usize, what: &str) -> Result<usize> {
+        let number = parse_integer(self.at(index)).and_then(|number| usize::try_from(number).ok());
+        number
+            .filter(|&number| number > 0)
+            .ok_or_else(|| Error::err(format!("{what} should be greater than 0")))
+    }
+
     /// The argument at `index` as a floating-point number.
     pub fn float(&self, index: usize) -> Result<f64> {
         parse_float(self.at(index)).ok_or(Error::NotFloat)

@@ -12,9 +12,8 @@ use support::{
     resp::{Client, Value},
 };
 
-/// What differs, as command and part: DEBUG is no command of Redis's own here, and the option WITHSCORE is of
-/// 7.2.
-const EXCEPTIONS: &[(&str, &str)] = &[("debug", "doc_flags"), ("zrank", "arity"), ("zrevrank", "arity")];
+/// What differs, as command and part: the option WITHSCORE is of 7.2.
+const EXCEPTIONS: &[(&str, &str)] = &[("zrank", "arity"), ("zrevrank", "arity")];
 
 /// What Redis 7.0 does not know yet.
 const LATER: &[&str] = &["7.2.0", "7.4.0", "8.0.0", "8.1.0", "8.2.0", "8.4.0", "8.8.0", "9.0.0"];

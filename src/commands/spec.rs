@@ -90,6 +90,8 @@ pub struct Spec {
     pub origin: Origin,
     /// The version that deprecated it, and what replaced it.
     pub deprecated: Option<(&'static str, &'static str)>,
+    /// It is for those who look into the server itself.
+    pub is_internal: bool,
     /// Where the command begins that it runs, if it runs another one.
     pub wraps: Option<WrapsFn>,
     /// What happens to it in a transaction.
@@ -144,6 +146,7 @@ impl Spec {
             tips: &[],
             origin: Origin::Redis,
             deprecated: None,
+            is_internal: false,
             wraps: None,
             in_multi: InMulti::Queued,
             while_subscribed: false,
@@ -216,6 +219,12 @@ impl Spec {
     /// It is deprecated since a version, by what replaced it.
     pub const fn deprecated(mut self, since: &'static str, by: &'static str) -> Spec {
         self.deprecated = Some((since, by));
+        self
+    }
+
+    /// It is for those who look into the server itself.
+    pub const fn internal(mut self) -> Spec {
+        self.is_internal = true;
         self
     }
 

@@ -11,6 +11,7 @@
 //!   name is not the word in small letters).
 //! - `name=<a|b>` is one of several, `name=(a b)` a block of several in order.
 //! - `[...]` may be left out, `...` may be repeated, `...*` with its token each time.
+//! - `name:type#2` belongs to the third of the key specifications; otherwise the n-th key belongs to the n-th.
 //! - `@` precedes the version that brought it, `~` the one that deprecated it.
 
 /// One argument, as COMMAND DOCS describes it.
@@ -55,7 +56,7 @@ struct Parser<'a> {
 }
 
 /// What ends a word.
-const MARKS: &[char] = &[' ', '[', ']', '<', '>', '(', ')', '|', '@', '~', '=', ':'];
+const MARKS: &[char] = &[' ', '[', ']', '<', '>', '(', ')', '|', '@', '~', '=', ':', '#'];
 
 fn is_token(word: &str) -> bool {
     !word.contains(char::is_lowercase)
@@ -121,8 +122,8 @@ impl<'a> Parser<'a> {
             // CLIENT KILL has an argument named `ip:port`.
             let kind = self.word()?;
             return Ok(match kind {
-                "port" => self.value(&format!("{name}:{kind}"), "string"),
-                kind => self.value(name, kind),
+                "port" => value(&format!("{name}:{kind}"), "string", None),
+                kind => value(name, kind, self.key_spec(kind)?),
             });
         }
         let (kind, close) = match () {
@@ -132,7 +133,10 @@ impl<'a> Parser<'a> {
                 let token = self.word()?;
                 return Ok(pure_token(name.to_owned(), token));
             }
-            () => return Ok(self.value(name, if name == "key" { "key" } else { "string" })),
+            () => {
+                let kind = if name == "key" { "key" } else { "string" };
+                return Ok(value(name, kind, self.key_spec(kind)?));
+            }
         };
         let mut arguments = self.sequence()?;
         while self.takes("|") {
@@ -142,15 +146,23 @@ impl<'a> Parser<'a> {
         Ok(Argument { name: name.to_owned(), kind: kind.to_owned(), arguments, ..Argument::default() })
     }
 
-    fn value(&mut self, name: &str, kind: &str) -> Argument {
+    /// Which key specification the value belongs to whose type was just read.
+    fn key_spec(&mut self, kind: &str) -> Result<Option<usize>, String> {
+        if self.takes("#") {
+            return self.word()?.parse().map(Some).map_err(|_| self.rest.to_owned());
+        }
         let key_spec = (kind == "key").then_some(self.keys);
         self.keys += usize::from(key_spec.is_some());
-        Argument { name: name.to_owned(), kind: kind.to_owned(), key_spec, ..Argument::default() }
+        Ok(key_spec)
     }
 
     fn version(&mut self, mark: &str) -> Result<Option<String>, String> {
         if self.takes(mark) { Ok(Some(self.word()?.to_owned())) } else { Ok(None) }
     }
+}
+
+fn value(name: &str, kind: &str, key_spec: Option<usize>) -> Argument {
+    Argument { name: name.to_owned(), kind: kind.to_owned(), key_spec, ..Argument::default() }
 }
 
 fn pure_token(name: String, token: &str) -> Argument {

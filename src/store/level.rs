@@ -17,5 +17,7 @@ pub const WAITS: u32 = WALL_TIMES + 1;
 /// The settings of the whole cluster have a limit for memory, and calls that would pass it are refused. A lease has a
 /// limit of keys; leases that run out together end in steps, and nobody sees their keys meanwhile.
 pub const LIMITS: u32 = WAITS + 1;
+/// The types of Redis that were missing. It grows until there is a release that has it.
+pub const TYPES: u32 = LIMITS + 1;
 /// The highest level that this version can apply.
-pub const LEVEL_MAX: u32 = LIMITS;
+pub const LEVEL_MAX: u32 = TYPES;

@@ -20,7 +20,8 @@ use super::hostile;
 pub type Rule = (u32, &'static str);
 
 /// Every rule, by family.
-pub const RULES: &[&[Rule]] = &[STRINGS, KEYS, CONNECTION, LISTS, HASHES, SETS, SORTED_SETS, HOSTILE];
+pub const RULES: &[&[Rule]] =
+    &[STRINGS, BITMAPS, PLACES, KEYS, CONNECTION, LISTS, HASHES, SETS, SORTED_SETS, HOSTILE];
 
 const STRINGS: &[Rule] = &[
     (
@@ -50,6 +51,46 @@ const STRINGS: &[Rule] = &[
     (2, "LCS { a1 | a2 | missing | l0 } { a1 | a2 } [ LEN ] [ IDX ] [ MINMATCHLEN <n> ] [ WITHMATCHLEN ]"),
 ];
 
+/// A HyperLogLog has keys of its own: Redis keeps its last count in it, which GET would show. Numbers for BITFIELD are not
+/// the lowest of 64 bits, which Redis 7.0 saturates at the wrong end.
+const BITMAPS: &[Rule] = &[
+    (4, "SETBIT <s> <bit> { 0 | 1 | 1 | 2 }"),
+    (3, "GETBIT <s> <bit>"),
+    (3, "BITCOUNT <s> [ <n> <n> [ { BYTE | BIT | WORD } ] ]"),
+    (3, "BITPOS <s> { 0 | 1 | 1 | 2 } [ <n> [ <n> [ { BYTE | BIT | WORD } ] ] ]"),
+    (4, "BITOP { AND | OR | XOR | NOT | NAND } <s> ( <s> )"),
+    (
+        4,
+        "BITFIELD <s> ( { GET <field> <bit> | SET <field> <bit> <fitting> | INCRBY <field> <bit> <fitting> | \
+         OVERFLOW { WRAP | SAT | FAIL } | GET u8 | SET u8 0 x } )",
+    ),
+    (2, "BITFIELD_RO <s> ( GET <field> <bit> )"),
+    (4, "PFADD { p0 | p1 | p2 } [ ( { <v> | <m> } ) ]"),
+    (3, "PFCOUNT ( { p0 | p1 | p2 | missing | <k> } )"),
+    (2, "PFMERGE { p0 | p1 | p2 } [ ( { p0 | p1 | p2 | missing | <k> } ) ]"),
+    (2, "PFDEBUG { DECODE | ENCODING | NOSUCH } { p0 | p1 | p2 | missing | <k> }"),
+];
+
+/// What is found at the same distance has no order in Redis; so few members are placed in few places, and each search has
+/// a radius that takes all of them or one.
+const PLACES: &[Rule] = &[
+    (
+        4,
+        "GEOADD { g0 | g1 } [ { NX | XX } ] [ CH ] ( { 1 1 a | 2 2 b | -3 40 c | 120.5 -33.25 d | 1.5 1 a | 200 1 a } )",
+    ),
+    (2, "GEODIST { g0 | g1 } { a | b | c | d } { a | b | x } [ { m | KM | ft | mi | yd } ]"),
+    (2, "{ GEOPOS | GEOHASH } { g0 | g1 | <z> | missing } ( { a | b | x } )"),
+    (
+        4,
+        "GEOSEARCH { g0 | g1 } { FROMLONLAT 0.5 0.25 | FROMMEMBER a | FROMMEMBER x } { BYRADIUS <km> { km | mi | yd } | \
+         BYBOX <km> <km> { km | m } } ASC [ COUNT <n> ] [ WITHDIST ] [ WITHCOORD ] [ WITHHASH ]",
+    ),
+    (2, "GEORADIUS { g0 | g1 } 0.5 0.25 <km> km ASC [ COUNT <n> ] [ { STORE | WITHDIST } g2 ]"),
+    (1, "GEORADIUSBYMEMBER { g0 | g1 } { a | b | x } <km> km DESC [ COUNT <n> ]"),
+    (1, "GEOSEARCHSTORE g2 { g0 | g1 } FROMMEMBER { a | b } BYRADIUS <km> km"),
+    (1, "ZRANGE g2 0 -1 WITHSCORES"),
+];
+
 const KEYS: &[Rule] = &[
     (4, "{ DEL | UNLINK } ( <k> )"),
     (4, "{ EXISTS | TOUCH } ( <k> )"),
@@ -58,6 +99,11 @@ const KEYS: &[Rule] = &[
     (3, "COPY <k> <k> [ DB <todb> ] [ REPLACE ]"),
     (2, "MOVE <k> <todb>"),
     (2, "DBSIZE"),
+    (
+        3,
+        "SORT { <l> | <t> | <z> } [ LIMIT <n> <n> ] [ GET # ] [ GET s* ] [ { ASC | DESC } ] ALPHA [ STORE <l> ]",
+    ),
+    (2, "{ SORT | SORT_RO } <l> ALPHA [ BY s* ] [ { ASC | DESC } ]"),
     (1, "KEYS <pattern>"),
     (1, "SCAN 0 COUNT 100000 [ MATCH <pattern> ] [ TYPE { string | list | hash | set | zset | none } ]"),
     (1, "SCAN <i> [ COUNT <n> ]"),
@@ -149,6 +195,20 @@ const SORTED_SETS: &[Rule] = &[
     (2, "ZRANGESTORE <y> <y> <lex> <lex> BYLEX [ REV ] [ LIMIT <n> <n> ]"),
     (12, "ZADD <z> [ { NX | XX } ] [ { GT | LT } ] [ CH ] ( <score> <m> )"),
     (2, "ZADD <z> [ { NX | XX } ] INCR <score> <m>"),
+    (
+        3,
+        "{ ZUNION | ZINTER } <numkeys> ( { <z> | <t> } ) [ WEIGHTS ( <f> ) ] [ AGGREGATE { SUM | MIN | MAX | AVG } ] \
+         [ WITHSCORES ]",
+    ),
+    (2, "ZDIFF <numkeys> ( { <z> | <t> } ) [ WITHSCORES ]"),
+    (
+        3,
+        "{ ZUNIONSTORE | ZINTERSTORE } <z> <numkeys> ( { <z> | <t> } ) [ WEIGHTS ( <f> ) ] [ AGGREGATE { SUM | MIN \
+         | MAX | AVG } ]",
+    ),
+    (2, "ZDIFFSTORE <z> <numkeys> ( { <z> | <t> } )"),
+    (2, "ZINTERCARD <numkeys> ( { <z> | <t> } ) [ LIMIT <n> ]"),
+    (2, "ZMPOP <numkeys> ( <z> ) { MIN | MAX | MID } [ COUNT <n> ]"),
     (3, "ZINCRBY <z> <score> <m>"),
     (3, "ZREM <z> ( <m> )"),
     (2, "ZCARD <z>"),
@@ -250,6 +310,12 @@ const FLOATS: &[&str] = &[
 /// Redis only.
 const UNCHANGED: &[&str] = &[
     "SPOP",
+    "BITFIELD",
+    "GEOADD",
+    "GEOSEARCH",
+    "GEOSEARCHSTORE",
+    "GEORADIUS",
+    "GEORADIUSBYMEMBER",
     "ZRANK",
     "ZREVRANK",
     "MOVE",
@@ -383,6 +449,14 @@ impl Grammar {
             "count" if self.random.bool() => format!("-{}", hostile::threshold(&mut self.random)),
             "count" => hostile::threshold(&mut self.random).to_string(),
             "extreme" => hostile::one_of(hostile::FLOATS, &mut self.random).into(),
+            "bit" => self.random.i32(-1..200).to_string(),
+            "field" => {
+                ["u1", "u8", "u63", "i1", "i8", "i13", "i64", "u64", "x"][self.random.usize(..9)].into()
+            }
+            "fitting" => {
+                ["0", "1", "-1", "100", "255", "-129", "9223372036854775807"][self.random.usize(..7)].into()
+            }
+            "km" => ["0", "50", "200.5", "5000", "30000", "-1", "x"][self.random.usize(..7)].into(),
             "rank" => self.random.i32(-4..5).to_string(),
             "offset" => self.random.i32(-1..60).to_string(),
             "numkeys" => self.random.u8(..4).to_string(),

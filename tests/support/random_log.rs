@@ -15,6 +15,7 @@ use kvorum_raft::{Machine as _, Proposal};
 
 use super::{
     alone::HASH_KEY,
+    grammar::Grammar,
     hostile::{hostile_argv, hostile_reads},
     watchdog::watched,
 };
@@ -422,6 +423,23 @@ pub fn add_waits(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
                     &[b"BLMPOP", seconds, b"2", &key, &other, b"LEFT"],
                 ),
                 _ => put_waiting_call(&mut bytes, ticket, 0, &[b"BLPOP", &key, &other, &key, seconds]),
+            }
+        }
+        batch.proposals.push(bytes);
+    }
+}
+
+/// Adds commands of every family, drawn as for a comparison with Redis, from an index on.
+pub fn add_drawn(chance: &mut fastrand::Rng, log: &mut [Batch], from: u64) {
+    let mut grammar = Grammar::new(chance.u64(..));
+    for batch in log.iter_mut().filter(|batch| batch.index >= from) {
+        let mut bytes = Vec::new();
+        for _ in 0..chance.usize(..12) {
+            let argv = grammar.command();
+            let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
+            // Emptied too often, the databases would stay small.
+            if !argv[0].to_ascii_uppercase().starts_with(b"FLUSH") {
+                put_call(&mut bytes, 0, &argv);
             }
         }
         batch.proposals.push(bytes);

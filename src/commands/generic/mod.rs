@@ -1,8 +1,9 @@
 //! Keys of any type: existence, deletion, names, types; whole databases. Deadlines are in `expire.rs`, scans
-//! in `scan.rs`.
+//! in `scan.rs`, sorting in `sort.rs`.
 
 pub mod expire;
 pub mod scan;
+pub mod sort;
 
 use super::{
     Spec,

@@ -182,12 +182,6 @@ fn rpop(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     pop(ctx, args, End::Right, "rpop", reply)
 }
 
-/// A number that is at least 1.
-fn positive(args: &Args<'_>, index: usize, what: &str) -> Result<usize> {
-    let number = parse_integer(args.at(index)).and_then(|number| usize::try_from(number).ok());
-    number.filter(|&number| number > 0).ok_or_else(|| Error::err(format!("{what} should be greater than 0")))
-}
-
 fn lmpop(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     if !pop_first(ctx, args, 1, reply)? {
         reply.null_array();
@@ -198,13 +192,13 @@ fn lmpop(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 /// `numkeys key [key ...] LEFT|RIGHT [COUNT count]` from an argument on: pops from the first list there is. False
 /// if there is none.
 fn pop_first(ctx: &mut Ctx<'_>, args: &Args<'_>, at: usize, reply: &mut Reply) -> Result<bool> {
-    let keys = positive(args, at, "numkeys")?;
+    let keys = args.positive(at, "numkeys")?;
     let end_at = keys.checked_add(at + 1).filter(|&index| index < args.len()).ok_or(Error::Syntax)?;
     let end = end_of(args, end_at)?;
     let count = match args.len() - end_at {
         1 => 1,
         // Redis parses the count before it rejects excess arguments.
-        3.. if args.is(end_at + 1, "COUNT") => positive(args, end_at + 2, "count")?,
+        3.. if args.is(end_at + 1, "COUNT") => args.positive(end_at + 2, "count")?,
         _ => return Err(Error::Syntax),
     };
     if args.len() - end_at > 3 {

@@ -17,7 +17,7 @@ use crate::{
     args::{Args, parse_integer},
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Deadline, Hashing, Member, Set, View, level},
+    store::{Ctx, Deadline, Hashing, Set, View, level},
 };
 
 const READ: &[&str] = &["readonly"];
@@ -88,26 +88,19 @@ type MakeFn = for<'a> fn(&View<'a>, &[&[u8]]) -> Result<Members<'a>>;
 /// How many elements making a result touches.
 type TouchedFn = fn(&View<'_>, &[&[u8]]) -> Result<usize>;
 
-fn name_of(member: Member<'_>) -> Cow<'_, [u8]> {
-    match member {
-        Member::Bytes(bytes) => Cow::Borrowed(bytes),
-        Member::Integer(text) => Cow::Owned(text.to_vec()),
-    }
-}
-
 /// A set's members in its own order.
 fn members_of<'a>(set: &'a Set, hashing: Hashing) -> Members<'a> {
     if set.is_in_order_of_hashes() {
         return hashed_members_of(set, hashing);
     }
     Box::new(
-        set.iter().map(move |member| Hashed { hash: hashing.of(member.as_ref()), name: name_of(member) }),
+        set.iter().map(move |member| Hashed { hash: hashing.of(member.as_ref()), name: member.into_name() }),
     )
 }
 
 /// A set's members in the order of their hashes.
 fn hashed_members_of<'a>(set: &'a Set, hashing: Hashing) -> Members<'a> {
-    Box::new(set.iter_hashed(hashing).map(|(hash, member)| Hashed { hash, name: name_of(member) }))
+    Box::new(set.iter_hashed(hashing).map(|(hash, member)| Hashed { hash, name: member.into_name() }))
 }
 
 /// The sets at the keys, each once, however often its key is named; None for a missing key. An error if any key has

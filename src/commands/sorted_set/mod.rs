@@ -1,7 +1,9 @@
-//! Sorted sets: members and their scores, ranks, and random members. Ranges are in `range.rs`, commands
-//! that wait in `blocking.rs`.
+//! Sorted sets: members and their scores, ranks, and random members. Ranges are in `range.rs`, what
+//! is made of several in `algebra.rs`, commands that wait in `blocking.rs` and `pop_first.rs`.
 
+pub mod algebra;
 pub mod blocking;
+pub mod pop_first;
 pub mod range;
 
 use super::{
@@ -172,7 +174,7 @@ fn zset(
     Ok(Outcome::Updated(score))
 }
 
-fn zadd(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+pub(in crate::commands) fn zadd(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let (mut conditions, mut counts_changes, mut increments) = (Conditions::default(), false, false);
     let mut first = 2;
     while first < args.len() {

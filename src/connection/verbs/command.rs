@@ -208,14 +208,16 @@ fn document(row: &Row, reply: &mut Reply) {
     let texts: Vec<_> = texts.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
     let arguments = syntax::parse(spec.syntax).unwrap_or_default();
     let history = history(&arguments);
+    let doc_flags = [(spec.deprecated.is_some(), "deprecated"), (spec.is_internal, "syscmd")];
+    let doc_flags: Vec<_> = doc_flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).collect();
     let lists =
-        [spec.deprecated.is_some(), !history.is_empty(), !arguments.is_empty(), !row.subcommands.is_empty()];
+        [!doc_flags.is_empty(), !history.is_empty(), !arguments.is_empty(), !row.subcommands.is_empty()];
     reply.map(texts.len() + lists.into_iter().filter(|is_there| *is_there).count());
     texts.iter().for_each(|(name, text)| pair(name, text, reply));
-    if spec.deprecated.is_some() {
+    if !doc_flags.is_empty() {
         reply.bulk(b"doc_flags");
-        reply.set(1);
-        reply.simple("deprecated");
+        reply.set(doc_flags.len());
+        doc_flags.iter().for_each(|flag| reply.simple(flag));
     }
     if !history.is_empty() {
         reply.bulk(b"history");
@@ -296,7 +298,9 @@ fn subcommands(row: &Row) -> impl Iterator<Item = &'static Row> {
 
 /// Redis's flags, with the one that follows from the keys.
 fn flags(spec: &Spec) -> Vec<&'static str> {
-    let has_movable = spec.keys.iter().any(|keys| !matches!(keys.find, Find::Range { .. }));
+    let is_movable =
+        |keys: &KeySpec| !matches!(keys.find, Find::Range { .. }) || matches!(keys.begin, Begin::Keyword(..));
+    let has_movable = spec.keys.iter().any(is_movable);
     spec.flags.iter().copied().chain(has_movable.then_some("movablekeys")).collect()
 }
 

@@ -25,6 +25,7 @@ pub(in crate::connection) const VERBS: &[Verb] = &[
         Spec::connection("DEBUG", -2)
             .about(flags::ADMIN, groups::SERVER, "1.0.0", "A container for debugging commands")
             .complexity("Depends on subcommand")
+            .internal()
             .in_multi(InMulti::Refused),
         |connection, argv| Box::pin(connection.debug(argv)),
     ),

@@ -4,6 +4,8 @@
 //! A set only ever changes to the next larger form and never back, as in Redis. The form is written to disk,
 //! so a node that was loaded from pages makes the same choices as its peers.
 
+use std::borrow::Cow;
+
 use smallvec::SmallVec;
 
 use crate::args::parse_integer;
@@ -59,7 +61,15 @@ pub enum Member<'a> {
     Integer(SmallVec<[u8; 20]>),
 }
 
-impl Member<'_> {
+impl<'a> Member<'a> {
+    /// Its bytes, which are not copied if they are stored in the set.
+    pub fn into_name(self) -> Cow<'a, [u8]> {
+        match self {
+            Member::Bytes(bytes) => Cow::Borrowed(bytes),
+            Member::Integer(text) => Cow::Owned(text.to_vec()),
+        }
+    }
+
     fn integer(value: i64) -> Member<'static> {
         Member::Integer(SmallVec::from_slice(itoa::Buffer::new().format(value).as_bytes()))
     }
