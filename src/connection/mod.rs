@@ -32,6 +32,7 @@ pub mod descriptors;
 mod pipeline;
 mod presence;
 mod push;
+mod refusal;
 mod room;
 pub mod settings;
 pub mod stats;

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Connection, FLUSH_BYTES, ReplyMode,
+    refusal::{error_line, unknown_command, unknown_subcommand},
     stats::Stats,
     table::{self, Dispatch, Row},
     transaction::Queue,
@@ -560,38 +561,4 @@ fn read_some(
         ran += 1;
     }
     ran
-}
-
-/// An error whose text may not be UTF-8.
-fn error_line(reply: &mut Reply, text: &[u8]) {
-    let line: Vec<u8> =
-        text.iter().map(|&byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte }).collect();
-    reply.raw(b"-");
-    reply.raw(&line);
-    reply.raw(b"\r\n");
-}
-
-/// Truncates text for an error message as Redis does: at `max` bytes, and at the first NUL.
-fn quoted(text: &[u8], max: usize) -> &[u8] {
-    let text = &text[..text.len().min(max)];
-    &text[..text.iter().position(|&byte| byte == 0).unwrap_or(text.len())]
-}
-
-fn unknown_command(argv: &[&[u8]]) -> Vec<u8> {
-    let mut shown = Vec::new();
-    for argument in &argv[1..] {
-        if shown.len() >= 128 {
-            break;
-        }
-        let room = 128 - shown.len();
-        shown.push(b'\'');
-        shown.extend_from_slice(quoted(argument, room));
-        shown.extend_from_slice(b"' ");
-    }
-    [b"ERR unknown command '", quoted(argv[0], 128), b"', with args beginning with: ", &shown].concat()
-}
-
-fn unknown_subcommand(container: &Row, name: &[u8]) -> Vec<u8> {
-    let help = format!("'. Try {} HELP.", container.spec.name);
-    [b"ERR unknown subcommand '", quoted(name, 128), help.as_bytes()].concat()
 }
