@@ -191,8 +191,7 @@ impl Connection {
         let mut decoder = Decoder::default();
         while self.goes_on() {
             if buffer.len() == buffer.capacity() {
-                // Make room for what arrives, up to the longest argument.
-                buffer.reserve(buffer.len().clamp(IDLE_BYTES, 16 << 20));
+                reserve(&mut buffer, &decoder);
             }
             let count = self.next_bytes(reader, &mut buffer).await?;
             if count == 0 {
@@ -352,6 +351,15 @@ impl Connection {
     /// Changes what CLIENT LIST shows of this client.
     fn identify(&self, change: impl FnOnce(&mut Identity)) {
         change(&mut self.client.identity.lock());
+    }
+}
+
+/// Makes room for more bytes. For a long argument there is room for four times of what has arrived, and no more than it
+/// needs: whoever claims that it is long has to send it, and what has arrived is seldom copied.
+fn reserve(buffer: &mut Vec<u8>, decoder: &Decoder) {
+    match decoder.missing_bytes(buffer) {
+        0 => buffer.reserve(buffer.len().clamp(IDLE_BYTES, 16 << 20)),
+        missing => buffer.reserve_exact(missing.min((3 * buffer.len()).max(READ_BYTES_MAX))),
     }
 }
 

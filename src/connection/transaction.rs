@@ -77,9 +77,13 @@ pub(super) struct Queue {
     /// A command was refused: EXEC will fail.
     pub(super) broken: bool,
     calls: Vec<Queued>,
+    /// One of them writes.
+    writes: bool,
     watched: WatchedKeys,
     /// The size of all arguments.
     pub(super) bytes: usize,
+    /// What they take in the log, at least.
+    log_bytes: usize,
     /// The largest need for disk space among its commands.
     pub(super) need: Need,
 }
@@ -114,7 +118,7 @@ impl Queue {
 
     /// Whether it contains a write and so must go through the log.
     pub(super) fn needs_log(&self) -> bool {
-        self.calls.iter().any(|queued| matches!(queued.run, Dispatch::Write))
+        self.writes
     }
 
     /// Appends it to a proposal, without the connection commands.
@@ -181,12 +185,20 @@ impl Connection {
             // It will not be executed, so it need not be kept.
             return Ok(());
         }
-        if queue.bytes + size > bytes_max {
+        let is_write = matches!(run, Dispatch::Write);
+        let in_log = queue.log_bytes + argv.iter().map(|argument| argument.len() + 1).sum::<usize>();
+        // Only one that writes goes through the log, with all of its commands.
+        let is_too_long = (is_write || queue.writes) && in_log > shared.proposal_bytes_max;
+        if is_too_long || queue.bytes + size > bytes_max {
             queue.broken = true;
-            return Err(Error::err("the transaction is larger than client-query-buffer-limit"));
+            queue.calls = Vec::new();
+            let limit = if is_too_long { "proposal-bytes-max" } else { "client-query-buffer-limit" };
+            return Err(Error::err(format!("the transaction is larger than {limit}, and is not applied")));
         }
+        queue.log_bytes = in_log;
         queue.bytes += size;
-        if matches!(run, Dispatch::Write) {
+        if is_write {
+            queue.writes = true;
             queue.need = queue.need.max(commands::Call::of(row.spec, &argv).need());
         }
         queue.calls.push(Queued { row, run, db, argv: argv.iter().map(|arg| arg.to_vec()).collect() });
@@ -217,7 +229,7 @@ impl Connection {
         if queue.needs_log() {
             let mut bytes = Vec::new();
             queue.put(&mut bytes);
-            if self.through_log(&bytes, vec![Step::Write]).await.is_err() {
+            if self.through_log(bytes.into(), vec![Step::Write]).await.is_err() {
                 self.closing = true;
             }
         } else if let Err(error) = self.read_transaction(&queue).await {
