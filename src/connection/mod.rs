@@ -313,12 +313,12 @@ impl Connection {
         }
         self.shared.stats.bytes_out.fetch_add(self.out.len() as u64, Relaxed);
         let stream = self.client.stream();
-        let mut rest = &*self.out;
-        loop {
-            match stream.try_write(rest) {
-                Ok(count) => rest = &rest[count..],
+        let mut sent = 0;
+        while sent < self.out.len() {
+            match stream.try_write(self.out.parts(sent)) {
+                Ok(count) => sent = self.out.free_sent(sent + count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.client.reply_bytes.store(rest.len(), Relaxed);
+                    self.client.reply_bytes.store(self.out.len() - sent, Relaxed);
                     if !self.hold(self.client.query_bytes.load(Relaxed)) {
                         return Err(io::ErrorKind::OutOfMemory.into());
                     }
@@ -329,9 +329,6 @@ impl Connection {
                     self.client.is_busy.store(was_busy, Relaxed);
                 }
                 Err(error) => return Err(error),
-            }
-            if rest.is_empty() {
-                break;
             }
         }
         self.client.reply_bytes.store(0, Relaxed);

@@ -21,7 +21,7 @@ use crate::{
     commands::{self, InMulti, LONG_CALLS, Spec, keys},
     error::{Error, Result},
     proposal::{self, Argv, Call, Step, Watched},
-    resp::{Protocol, Replies, Reply},
+    resp::{Elements, Replies, Reply},
     store::View,
 };
 
@@ -236,7 +236,7 @@ impl Connection {
             self.reply(|reply| reply.error(&error));
         }
         let replies = std::mem::replace(&mut self.out, before);
-        self.splice(&queue, &replies).await;
+        self.splice(&queue, replies).await;
     }
 
     /// Executes a read-only transaction, without the connection commands.
@@ -267,27 +267,17 @@ impl Connection {
     }
 
     /// Inserts the replies of connection commands between those of the executed transaction.
-    async fn splice(&mut self, queue: &Queue, replies: &Replies) {
-        let elements = match replies.split_first() {
-            Some((b'*', _)) if !replies.starts_with(b"*-1") => {
-                let header = replies.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-                &replies[header..]
-            }
+    async fn splice(&mut self, queue: &Queue, replies: Replies) {
+        let mut elements = match Elements::of(replies) {
+            Ok(elements) => elements,
             // Not executed: null or an error.
-            _ => return self.out.append(replies),
+            Err(replies) => return self.out.append(replies),
         };
         self.reply(|reply| reply.array(queue.calls.len()));
-        // A queued HELLO changes the protocol of later replies, not of those made already.
-        let protocol = self.protocol;
-        let mut rest = elements;
         for queued in &queue.calls {
             let argv = queued.argv();
             match queued.run {
-                Dispatch::Read(_) | Dispatch::Write => {
-                    let len = reply_len(rest, protocol);
-                    self.out.extend_from_slice(&rest[..len]);
-                    rest = &rest[len..];
-                }
+                Dispatch::Read(_) | Dispatch::Write => self.out.append(elements.next_element()),
                 Dispatch::Now(function) | Dispatch::Alone(function) | Dispatch::Wait(_, function) => {
                     let mut reply = Reply::new(self.out.take(), self.protocol);
                     call(self, function, &argv, &mut reply);
@@ -327,19 +317,6 @@ impl Connection {
             identity.watched = 0;
         });
     }
-}
-
-/// The length of the first reply in `replies`, which this server produced.
-fn reply_len(replies: &[u8], protocol: Protocol) -> usize {
-    let len = match protocol {
-        Protocol::Resp2 => {
-            redis_protocol::resp2::decode::decode_range(replies).ok().flatten().map(|(_, len)| len)
-        }
-        Protocol::Resp3 => {
-            redis_protocol::resp3::decode::complete::decode_range(replies).ok().flatten().map(|(_, len)| len)
-        }
-    };
-    len.expect("a reply that this server wrote is well-formed")
 }
 
 pub(super) fn multi(connection: &mut Connection, _: &Args<'_>, reply: &mut Reply) -> Result<()> {

@@ -160,7 +160,7 @@ impl Connection {
         let mark = self.out.len();
         let result = self.through_log_alone(all.into(), steps).await;
         // Without an answer the buffer is lost.
-        let mut replies = self.out.get(mark..).unwrap_or_default().split(|byte| *byte == b'\n');
+        let mut replies = self.out.parts(mark).flat_map(|part| part.split(|byte| *byte == b'\n'));
         if result.is_err() || replies.any(is_unavailable) {
             said.iter().for_each(|confirmation| self.shared.wakes.confirm_again(confirmation));
         }
