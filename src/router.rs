@@ -1,7 +1,7 @@
 //! Routes requests: a read to this node's machine behind a barrier, a write into the log. It knows the Raft
 //! group and the machine, but no connections and no commands.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use kvorum_raft::{Need, Node, ReadLevel, Status};
 use tokio::sync::oneshot;
@@ -115,7 +115,8 @@ impl Router {
     }
 
     /// Sends a pipeline's writes into the log; its replies come through `pipeline.done`.
-    pub fn propose(&self, bytes: &[u8], pipeline: Pipeline) {
+    /// Large bytes that are owned are not copied.
+    pub fn propose<'a>(&self, bytes: impl Into<Cow<'a, [u8]>>, pipeline: Pipeline) {
         self.node.propose(bytes, pipeline);
     }
 

@@ -3,7 +3,11 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
 
 use support::{
     process::{Cluster, get},
@@ -101,4 +105,98 @@ fn the_buffers_of_all_clients_together_have_a_limit() {
         good.run("CONFIG GET maxmemory-clients").unwrap(),
         "*2\n  $\"maxmemory-clients\"\n  $\"1073741824\"\n"
     );
+}
+
+const LONG_BYTES: usize = 32 << 20;
+
+/// Sends a command, and gives the length of the reply that consists of so many lines and values.
+fn length_of_reply(cluster: &Cluster, command: &[u8], bulks: usize) -> usize {
+    let mut stream = TcpStream::connect(&cluster.addresses[0].resp).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(command).unwrap();
+    let mut reader = BufReader::with_capacity(1 << 20, stream);
+    let (mut length, mut seen) = (0, 0);
+    while seen < bulks {
+        let mut line = String::new();
+        length += reader.read_line(&mut line).unwrap();
+        if let Some(len) = line.strip_prefix('$') {
+            let len: u64 = len.trim().parse().unwrap();
+            let copied = std::io::copy(&mut (&mut reader).take(len + 2), &mut std::io::sink()).unwrap();
+            assert_eq!(copied, len + 2);
+            length += copied as usize;
+            seen += 1;
+        }
+    }
+    length
+}
+
+#[test]
+fn a_reply_does_not_copy_long_values() {
+    let cluster = Cluster::start(1, &["--client-output-buffer-limit", "4gb", "--maxmemory-clients", "0"]);
+    let mut good = client(&cluster, 0);
+    assert_eq!(good.call(&["SET", "k", &"x".repeat(LONG_BYTES)]).unwrap().show(), "+OK\n");
+    let before = peak(cluster.pid(0).unwrap());
+    let many = |count| std::iter::once("MGET").chain(std::iter::repeat_n("k", count)).collect::<Vec<_>>();
+    let one = "$33554432\r\n".len() + LONG_BYTES + 2;
+    assert_eq!(length_of_reply(&cluster, &encode(&many(100)), 100), "*100\r\n".len() + 100 * one);
+    // In transactions: one that only reads, one that writes, and one with a command of the connection.
+    let get = encode(&["GET", "k"]);
+    for (with, reply) in [("", ""), ("SET written 1", "+OK\r\n"), ("PING", "+PONG\r\n")] {
+        let with = if with.is_empty() { Vec::new() } else { encode(&with.split(' ').collect::<Vec<_>>()) };
+        let command = [&encode(&["MULTI"])[..], &get, &with, &get.repeat(19), &encode(&["EXEC"])].concat();
+        let queued = 20 + usize::from(!with.is_empty());
+        let expected = "+OK\r\n".len() + queued * "+QUEUED\r\n".len() + "*20\r\n".len() + 20 * one;
+        assert_eq!(length_of_reply(&cluster, &command, 20), expected + reply.len());
+    }
+    // What is asked for in the default's way is given up, and costs as little.
+    let strict = Cluster::start(1, &[]);
+    let mut other = client(&strict, 0);
+    assert_eq!(other.call(&["SET", "k", &"x".repeat(LONG_BYTES)]).unwrap().show(), "+OK\n");
+    let before_strict = peak(strict.pid(0).unwrap());
+    let mut greedy = client(&strict, 0);
+    greedy.send(&encode(&many(400))).unwrap();
+    assert!(greedy.receive().is_err());
+    assert_eq!(other.run("PING").unwrap(), "+PONG\n");
+    for (cluster, before) in [(&cluster, before), (&strict, before_strict)] {
+        let grown = peak(cluster.pid(0).unwrap()) - before;
+        assert!(grown < LONG_BYTES as u64, "{grown}");
+    }
+}
+
+#[test]
+fn a_value_that_changes_while_a_slow_client_reads_it_arrives_as_it_was() {
+    let mut cluster = Cluster::start(1, &[]);
+    let mut writer = client(&cluster, 0);
+    let original = "0123456789abcdef".repeat(LONG_BYTES / 16);
+    let is_original = |reply: &Value, part: &str| {
+        assert!(matches!(reply, Value::Bulk(_, Some(value)) if value == part.as_bytes()));
+    };
+    let set = |writer: &mut Client| {
+        assert_eq!(writer.call(&["SET", "k", &original]).unwrap().show(), "+OK\n");
+    };
+    for change in
+        ["APPEND k more", "SETRANGE k 5 changed", "SET k short", "DEL k", "RENAME k other", "FLUSHALL"]
+    {
+        set(&mut writer);
+        // More than the sockets take is asked for, and nothing is read yet.
+        let mut slow: Vec<Client> = (0..2).map(|_| client(&cluster, 0)).collect();
+        slow[0].send(&encode(&["GET", "k"]).repeat(2)).unwrap();
+        slow[1].send(&encode(&["GETRANGE", "k", "3", "-5"])).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        writer.run(change).unwrap();
+        writer.run(change).unwrap();
+        is_original(&slow[0].receive().unwrap(), &original);
+        is_original(&slow[1].receive().unwrap(), &original[3..original.len() - 4]);
+    }
+    // What a command takes away, it gives.
+    set(&mut writer);
+    is_original(&writer.call(&["SET", "k", &original, "GET"]).unwrap(), &original);
+    is_original(&writer.call(&["GETSET", "k", &original]).unwrap(), &original);
+    is_original(&writer.call(&["GETEX", "k", "PX", "100000"]).unwrap(), &original);
+    is_original(&writer.call(&["GETDEL", "k"]).unwrap(), &original);
+    assert_eq!(writer.run("EXISTS k").unwrap(), ":0\n");
+    set(&mut writer);
+    assert_eq!(writer.run("APPEND k more").unwrap(), format!(":{}\n", LONG_BYTES + 4));
+    is_original(&writer.call(&["GET", "k"]).unwrap(), &(original.clone() + "more"));
+    assert!(cluster.is_running(0));
 }

@@ -88,7 +88,7 @@ fn apply(machine: &Machine, batch: &random_log::Batch, replies: &mut Digest) {
     let proposals = proposals.collect();
     let random_log::Batch { index, stamp_ms, term, level, raised, .. } = *batch;
     machine.apply(Batch { index, stamp_ms, ahead_ms: 0, term, level, raised, proposals });
-    waiting.iter_mut().for_each(|answered| replies.bytes(&answered.try_recv().unwrap().replies));
+    waiting.iter_mut().for_each(|answered| replies.bytes(&answered.try_recv().unwrap().replies.into_bytes()));
 }
 
 /// The digest of all that would be on a disk: content and forms, page by page, and the numbers of the head.

@@ -352,13 +352,15 @@ fn a_pipeline_may_be_larger_than_a_proposal() {
             assert!(matches!(client.receive().unwrap(), Value::Bulk(_, Some(text)) if text.len() == 4 << 10));
         }
     }
-    let refused = "-ERR the request is larger than 65536 bytes\n";
+    let refused = "-ERR the request is larger than 65536 bytes (proposal-bytes-max), and is not applied\n";
     assert_eq!(client.receive().unwrap().show(), refused);
     assert_eq!(client.receive().unwrap().show(), "+OK\n");
-    for _ in 0..20 {
-        assert_eq!(client.receive().unwrap().show(), "+QUEUED\n");
-    }
-    assert_eq!(client.receive().unwrap().show(), refused);
+    let queued: Vec<String> = (0..20).map(|_| client.receive().unwrap().show()).collect();
+    // At the one with which it becomes too large, not at its end.
+    assert_eq!(queued.iter().filter(|reply| *reply == "+QUEUED\n").count(), 19);
+    assert_eq!(queued[15], "-ERR the transaction is larger than proposal-bytes-max, and is not applied\n");
+    let discarded = "-EXECABORT Transaction discarded because of previous errors.\n";
+    assert_eq!(client.receive().unwrap().show(), discarded);
     assert_eq!(client.receive().unwrap().show(), "+OK\n");
     assert_eq!(client.run("EXISTS large in:multi small").unwrap(), ":1\n");
 }

@@ -288,6 +288,12 @@ pub(crate) fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     put_payload(out, &entry.payload);
 }
 
+/// What `put_entry` writes before the content of a normal payload.
+pub(crate) fn put_normal_head(out: &mut Vec<u8>, id: &LogId) {
+    put_log_id(out, id);
+    put_u8(out, PAYLOAD_NORMAL);
+}
+
 /// The whole of `bytes` as an entry. A normal payload is a slice of `bytes`, not a copy.
 pub(crate) fn entry(bytes: &Bytes) -> Result<Entry, CodecError> {
     let mut reader = Reader::new(bytes);

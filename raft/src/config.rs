@@ -10,6 +10,9 @@ use crate::{
     want::Want,
 };
 
+/// The largest entry that the configuration may allow: it has to fit into one frame of the peer protocol.
+pub(crate) const ENTRY_BYTES_LIMIT: usize = 1000 << 20;
+
 /// Everything a node needs to know at its start. Validated by `Node::start`, immutable afterwards.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -202,7 +205,7 @@ impl NodeConfig {
             log_cache_bytes: 2 << 20,
             page_cache_bytes: 8 << 20,
             entry_bytes_max: 1 << 20,
-            proposal_bytes_max: 576 << 20,
+            proposal_bytes_max: 40 << 20,
             entry_proposals_max: 1000,
             entries_in_flight_max: 4,
             request_timeout_ms: 5000,
@@ -225,6 +228,10 @@ impl NodeConfig {
             ))
         } else if self.entries_in_flight_max == 0 || self.entry_proposals_max == 0 {
             Some("an entry must hold at least one proposal, and one entry must be in flight".to_owned())
+        } else if self.proposal_bytes_max.saturating_add(2 * self.entry_bytes_max) > ENTRY_BYTES_LIMIT {
+            Some(format!(
+                "proposal-bytes-max and twice entry-bytes-max must be at most {ENTRY_BYTES_LIMIT} together"
+            ))
         } else {
             match &self.bootstrap {
                 Some(peers) if !peers.contains_key(&self.id) => {
@@ -250,7 +257,7 @@ mod tests {
     use super::NodeConfig;
 
     #[test]
-    fn names_that_make_no_sense_are_refused() {
+    fn what_makes_no_sense_is_refused() {
         let config = || NodeConfig::new(1, "data");
         assert!(config().validate().is_ok());
         let peers =
@@ -262,6 +269,7 @@ mod tests {
             NodeConfig { endpoints: [("resp".to_owned(), "a:1\n".to_owned())].into(), ..config() },
             NodeConfig { bootstrap: peers(&[(1, "a:1"), (1 << 53, "b:1")]), ..config() },
             NodeConfig { bootstrap: peers(&[(1, "a:1"), (2, "b:0")]), ..config() },
+            NodeConfig { proposal_bytes_max: 1 << 30, ..config() },
         ] {
             assert!(wrong.validate().is_err(), "{wrong:?}");
         }

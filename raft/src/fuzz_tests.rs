@@ -82,7 +82,7 @@ fn payload() -> Vec<u8> {
     builder.push(b"");
     let mut out = Vec::new();
     head.put(&mut out);
-    out.extend_from_slice(&builder.finish(BatchId { origin: 1, boot: 2, sequence: 3 }));
+    out.extend_from_slice(&builder.finish(BatchId { origin: 1, boot: 2, sequence: 3 }).bytes());
     out
 }
 

@@ -148,7 +148,7 @@ pub enum Unavailable {
     #[error("too many requests are waiting")]
     Overloaded,
     /// The proposal is larger than an entry may be.
-    #[error("the request is larger than {0} bytes")]
+    #[error("the request is larger than {0} bytes (proposal-bytes-max), and is not applied")]
     TooLarge(usize),
     /// This node is stopping, or it is not part of a cluster yet.
     #[error("this node is not serving: {0}")]

@@ -159,7 +159,7 @@ async fn what_a_client_was_told_is_unknown_is_not_proposed_long_after() {
     // All entries that may be in flight are.
     for key in 10..14 {
         let (sender, _given_up) = tokio::sync::oneshot::channel();
-        cluster.node(leader).propose(&add(key, 1), Waiter(sender));
+        cluster.node(leader).propose(add(key, 1), Waiter(sender));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let asked = propose(cluster.node(asking), 77, 1).await;

@@ -29,7 +29,7 @@ async fn answers_from_before_a_read_confirm_nothing() {
 
     others.iter().for_each(|other| hold(&cluster, *other, old, true));
     let (sender, _unanswered) = tokio::sync::oneshot::channel();
-    cluster.node(old).propose(&support::counter::add(2, 1), support::counter::Waiter(sender));
+    cluster.node(old).propose(support::counter::add(2, 1), support::counter::Waiter(sender));
     tokio::time::sleep(Duration::from_millis(30)).await;
     others.iter().for_each(|other| hold(&cluster, old, *other, true));
 

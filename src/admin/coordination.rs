@@ -282,7 +282,7 @@ async fn wait(shared: &Shared, db: u32, argv: &[Vec<u8>], client: Socket) -> Res
         Fate::Granted => drop(wait.confirm()),
         Fate::Replied | Fate::Refused => wait.over(),
     }
-    json_of_reply(&replies)
+    json_of_reply(&replies.into_bytes())
 }
 
 /// A reply as JSON; an error becomes a problem.

@@ -377,7 +377,9 @@ mod tests {
     fn defaults_are_valid() {
         let config = least().validate().unwrap();
         assert_eq!(config.resp.port(), 6379);
-        assert_eq!(config.settings.bulk_bytes_max, 512 << 20);
+        assert_eq!(config.settings.bulk_bytes_max, 32 << 20);
+        // A value of the largest size goes through the log.
+        assert!(config.node.proposal_bytes_max > config.settings.bulk_bytes_max + (1 << 20));
     }
 
     #[test]

@@ -131,8 +131,8 @@ options! {
          with the most is disconnected; 0 for no limit";
     timeout: u64, "timeout", "KVORUM_TIMEOUT", "SECONDS", Number, "0", AtRunTime,
         "Close a client after this many idle seconds; 0 for never";
-    proto_max_bulk_len: String, "proto-max-bulk-len", "KVORUM_PROTO_MAX_BULK_LEN", "SIZE", Size, "512mb", AtRunTime,
-        "The longest argument of a command";
+    proto_max_bulk_len: String, "proto-max-bulk-len", "KVORUM_PROTO_MAX_BULK_LEN", "SIZE", Size, "32mb", AtRunTime,
+        "The longest argument of a command; one that is written has to fit into proposal-bytes-max, too";
     proto_max_arguments: usize, "proto-max-arguments", "KVORUM_PROTO_MAX_ARGUMENTS", "N", Number, "1048576", Fixed,
         "The most arguments of a command";
     proto_inline_max_len: String, "proto-inline-max-len", "KVORUM_PROTO_INLINE_MAX_LEN", "SIZE", Size, "64kb", Fixed,
@@ -184,8 +184,8 @@ options! {
         "The longest value that is kept with its event in the change feed";
     entry_bytes_max: String, "entry-bytes-max", "KVORUM_ENTRY_BYTES_MAX", "SIZE", Size, "1mb", Fixed,
         "Commands are batched into log entries of about this size";
-    proposal_bytes_max: String, "proposal-bytes-max", "KVORUM_PROPOSAL_BYTES_MAX", "SIZE", Size, "1gb", Fixed,
-        "The largest single write or transaction";
+    proposal_bytes_max: String, "proposal-bytes-max", "KVORUM_PROPOSAL_BYTES_MAX", "SIZE", Size, "40mb", Fixed,
+        "The largest single write or transaction: all others wait while it goes through the log";
     entry_proposals_max: usize, "entry-proposals-max", "KVORUM_ENTRY_PROPOSALS_MAX", "N", Number, "1024", Fixed,
         "The most pipelines batched into one log entry";
     entries_in_flight_max: usize, "entries-in-flight-max", "KVORUM_ENTRIES_IN_FLIGHT_MAX", "N", Number, "4", Fixed,

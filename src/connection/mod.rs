@@ -32,6 +32,7 @@ pub mod descriptors;
 mod pipeline;
 mod presence;
 mod push;
+mod refusal;
 mod room;
 pub mod settings;
 pub mod stats;
@@ -190,8 +191,7 @@ impl Connection {
         let mut decoder = Decoder::default();
         while self.goes_on() {
             if buffer.len() == buffer.capacity() {
-                // Make room for what arrives, up to the longest argument.
-                buffer.reserve(buffer.len().clamp(IDLE_BYTES, 16 << 20));
+                reserve(&mut buffer, &decoder);
             }
             let count = self.next_bytes(reader, &mut buffer).await?;
             if count == 0 {
@@ -313,12 +313,12 @@ impl Connection {
         }
         self.shared.stats.bytes_out.fetch_add(self.out.len() as u64, Relaxed);
         let stream = self.client.stream();
-        let mut rest = &*self.out;
-        loop {
-            match stream.try_write(rest) {
-                Ok(count) => rest = &rest[count..],
+        let mut sent = 0;
+        while sent < self.out.len() {
+            match stream.try_write(self.out.parts(sent)) {
+                Ok(count) => sent = self.out.free_sent(sent + count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.client.reply_bytes.store(rest.len(), Relaxed);
+                    self.client.reply_bytes.store(self.out.len() - sent, Relaxed);
                     if !self.hold(self.client.query_bytes.load(Relaxed)) {
                         return Err(io::ErrorKind::OutOfMemory.into());
                     }
@@ -329,9 +329,6 @@ impl Connection {
                     self.client.is_busy.store(was_busy, Relaxed);
                 }
                 Err(error) => return Err(error),
-            }
-            if rest.is_empty() {
-                break;
             }
         }
         self.client.reply_bytes.store(0, Relaxed);
@@ -351,6 +348,15 @@ impl Connection {
     /// Changes what CLIENT LIST shows of this client.
     fn identify(&self, change: impl FnOnce(&mut Identity)) {
         change(&mut self.client.identity.lock());
+    }
+}
+
+/// Makes room for more bytes. For a long argument there is room for four times of what has arrived, and no more than it
+/// needs: whoever claims that it is long has to send it, and what has arrived is seldom copied.
+fn reserve(buffer: &mut Vec<u8>, decoder: &Decoder) {
+    match decoder.missing_bytes(buffer) {
+        0 => buffer.reserve(buffer.len().clamp(IDLE_BYTES, 16 << 20)),
+        missing => buffer.reserve_exact(missing.min((3 * buffer.len()).max(READ_BYTES_MAX))),
     }
 }
 

@@ -6,6 +6,7 @@
 //! that moment; so commands whose effect or reply depends on earlier replies end the unit before them.
 
 use std::{
+    borrow::Cow,
     io,
     ops::Range,
     time::{Duration, Instant},
@@ -16,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Connection, FLUSH_BYTES, ReplyMode,
+    refusal::{error_line, unknown_command, unknown_subcommand},
     stats::Stats,
     table::{self, Dispatch, Row},
     transaction::Queue,
@@ -37,6 +39,9 @@ use crate::{
 const UNIT_COMMANDS_MAX: usize = 1024;
 /// A unit takes no more commands once its arguments reach this size.
 const UNIT_BYTES_MAX: usize = 1 << 20;
+
+/// What an argument takes in a proposal besides its bytes, at most.
+const CALL_ARGUMENT_BYTES: usize = 10;
 
 /// What a connection reuses from unit to unit.
 ///
@@ -378,6 +383,11 @@ impl Connection {
                 }
                 Item::Write { request, db, row } => {
                     let argv = decoder.argv(buffer, *request);
+                    let size = decoder.bytes_of(*request);
+                    if size > UNIT_BYTES_MAX {
+                        // It is moved into the log's batch, which needs some room more.
+                        bytes.reserve_exact(size + CALL_ARGUMENT_BYTES * (argv.len() + 8));
+                    }
                     if row.spec.takes_delay() {
                         let delay_ms = self.shared.settings.lock_delay_ms();
                         proposal::put_call(bytes, *db, &Connection::with_delay(row, &argv, delay_ms));
@@ -396,23 +406,33 @@ impl Connection {
             if start > 0 && self.prefix_bytes() + bytes.len() > self.shared.proposal_bytes_max {
                 // The last item starts another proposal: if it is too large, only that one is refused.
                 let last = steps.pop().into_iter().collect();
-                self.through_log(&bytes[..start], std::mem::replace(&mut steps, last)).await?;
+                self.through_log(Cow::Borrowed(&bytes[..start]), std::mem::replace(&mut steps, last)).await?;
                 bytes.drain(..start);
             }
         }
+        // A large proposal is given away; a small one's buffer is used again.
+        let bytes = if bytes.len() > UNIT_BYTES_MAX {
+            Cow::Owned(std::mem::take(bytes))
+        } else {
+            Cow::Borrowed(&bytes[..])
+        };
         self.through_log(bytes, steps).await.map(drop)
     }
 
     /// Proposes, and waits for the replies, which are appended to `out`. Returns what has become of the last write.
-    pub(super) async fn through_log(&mut self, bytes: &[u8], steps: Vec<Step>) -> io::Result<Fate> {
+    pub(super) async fn through_log(&mut self, bytes: Cow<'_, [u8]>, steps: Vec<Step>) -> io::Result<Fate> {
         if self.unconfirmed.is_empty() && self.in_session.is_none() {
             return self.through_log_alone(bytes, steps).await;
         }
-        self.through_log_with_prefix(bytes, steps).await
+        self.through_log_with_prefix(&bytes, steps).await
     }
 
     /// As `through_log`, without a prefix.
-    pub(super) async fn through_log_alone(&mut self, bytes: &[u8], steps: Vec<Step>) -> io::Result<Fate> {
+    pub(super) async fn through_log_alone(
+        &mut self,
+        bytes: Cow<'_, [u8]>,
+        steps: Vec<Step>,
+    ) -> io::Result<Fate> {
         let (done, replies) = oneshot::channel();
         let pipeline = Pipeline {
             steps,
@@ -560,38 +580,4 @@ fn read_some(
         ran += 1;
     }
     ran
-}
-
-/// An error whose text may not be UTF-8.
-fn error_line(reply: &mut Reply, text: &[u8]) {
-    let line: Vec<u8> =
-        text.iter().map(|&byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte }).collect();
-    reply.raw(b"-");
-    reply.raw(&line);
-    reply.raw(b"\r\n");
-}
-
-/// Truncates text for an error message as Redis does: at `max` bytes, and at the first NUL.
-fn quoted(text: &[u8], max: usize) -> &[u8] {
-    let text = &text[..text.len().min(max)];
-    &text[..text.iter().position(|&byte| byte == 0).unwrap_or(text.len())]
-}
-
-fn unknown_command(argv: &[&[u8]]) -> Vec<u8> {
-    let mut shown = Vec::new();
-    for argument in &argv[1..] {
-        if shown.len() >= 128 {
-            break;
-        }
-        let room = 128 - shown.len();
-        shown.push(b'\'');
-        shown.extend_from_slice(quoted(argument, room));
-        shown.extend_from_slice(b"' ");
-    }
-    [b"ERR unknown command '", quoted(argv[0], 128), b"', with args beginning with: ", &shown].concat()
-}
-
-fn unknown_subcommand(container: &Row, name: &[u8]) -> Vec<u8> {
-    let help = format!("'. Try {} HELP.", container.spec.name);
-    [b"ERR unknown subcommand '", quoted(name, 128), help.as_bytes()].concat()
 }

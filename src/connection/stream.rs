@@ -2,7 +2,7 @@
 //! clients are detected by the kernel (keepalive and TCP_USER_TIMEOUT), not by the protocol.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::{Shutdown, SocketAddr},
     os::fd::AsRawFd,
     time::Duration,
@@ -10,6 +10,7 @@ use std::{
 
 #[cfg(feature = "simulation")]
 use kvorum_raft::simulation::Endpoint;
+use smallvec::SmallVec;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::Interest,
@@ -54,6 +55,9 @@ pub fn ask_often(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_keepalive(&questions(Some(WAITING_SILENCE)));
 }
 
+/// How many parts one write takes.
+const PARTS_MAX: usize = 64;
+
 /// The writing side, which can also observe and end the whole connection.
 #[derive(Debug)]
 #[allow(missing_docs)]
@@ -84,12 +88,15 @@ impl Stream {
         }
     }
 
-    /// Writes as much as fits.
-    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(socket) => socket.try_write(bytes),
+    /// Writes as much of these parts, one behind the other, as fits.
+    pub(super) fn try_write<'a>(&self, parts: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
+        let parts: SmallVec<[IoSlice<'_>; 8]> = parts.take(PARTS_MAX).map(IoSlice::new).collect();
+        match (self, &parts[..]) {
+            (_, []) => Ok(0),
+            (Stream::Tcp(socket), [one]) => socket.try_write(one),
+            (Stream::Tcp(socket), parts) => socket.try_write_vectored(parts),
             #[cfg(feature = "simulation")]
-            Stream::Simulated(end) => end.write(bytes),
+            (Stream::Simulated(end), [first, ..]) => end.write(first),
         }
     }
 

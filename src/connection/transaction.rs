@@ -21,7 +21,7 @@ use crate::{
     commands::{self, InMulti, LONG_CALLS, Spec, keys},
     error::{Error, Result},
     proposal::{self, Argv, Call, Step, Watched},
-    resp::{Protocol, Replies, Reply},
+    resp::{Elements, Replies, Reply},
     store::View,
 };
 
@@ -77,9 +77,13 @@ pub(super) struct Queue {
     /// A command was refused: EXEC will fail.
     pub(super) broken: bool,
     calls: Vec<Queued>,
+    /// One of them writes.
+    writes: bool,
     watched: WatchedKeys,
     /// The size of all arguments.
     pub(super) bytes: usize,
+    /// What they take in the log, at least.
+    log_bytes: usize,
     /// The largest need for disk space among its commands.
     pub(super) need: Need,
 }
@@ -114,7 +118,7 @@ impl Queue {
 
     /// Whether it contains a write and so must go through the log.
     pub(super) fn needs_log(&self) -> bool {
-        self.calls.iter().any(|queued| matches!(queued.run, Dispatch::Write))
+        self.writes
     }
 
     /// Appends it to a proposal, without the connection commands.
@@ -181,12 +185,20 @@ impl Connection {
             // It will not be executed, so it need not be kept.
             return Ok(());
         }
-        if queue.bytes + size > bytes_max {
+        let is_write = matches!(run, Dispatch::Write);
+        let in_log = queue.log_bytes + argv.iter().map(|argument| argument.len() + 1).sum::<usize>();
+        // Only one that writes goes through the log, with all of its commands.
+        let is_too_long = (is_write || queue.writes) && in_log > shared.proposal_bytes_max;
+        if is_too_long || queue.bytes + size > bytes_max {
             queue.broken = true;
-            return Err(Error::err("the transaction is larger than client-query-buffer-limit"));
+            queue.calls = Vec::new();
+            let limit = if is_too_long { "proposal-bytes-max" } else { "client-query-buffer-limit" };
+            return Err(Error::err(format!("the transaction is larger than {limit}, and is not applied")));
         }
+        queue.log_bytes = in_log;
         queue.bytes += size;
-        if matches!(run, Dispatch::Write) {
+        if is_write {
+            queue.writes = true;
             queue.need = queue.need.max(commands::Call::of(row.spec, &argv).need());
         }
         queue.calls.push(Queued { row, run, db, argv: argv.iter().map(|arg| arg.to_vec()).collect() });
@@ -217,14 +229,14 @@ impl Connection {
         if queue.needs_log() {
             let mut bytes = Vec::new();
             queue.put(&mut bytes);
-            if self.through_log(&bytes, vec![Step::Write]).await.is_err() {
+            if self.through_log(bytes.into(), vec![Step::Write]).await.is_err() {
                 self.closing = true;
             }
         } else if let Err(error) = self.read_transaction(&queue).await {
             self.reply(|reply| reply.error(&error));
         }
         let replies = std::mem::replace(&mut self.out, before);
-        self.splice(&queue, &replies).await;
+        self.splice(&queue, replies).await;
     }
 
     /// Executes a read-only transaction, without the connection commands.
@@ -255,27 +267,17 @@ impl Connection {
     }
 
     /// Inserts the replies of connection commands between those of the executed transaction.
-    async fn splice(&mut self, queue: &Queue, replies: &Replies) {
-        let elements = match replies.split_first() {
-            Some((b'*', _)) if !replies.starts_with(b"*-1") => {
-                let header = replies.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-                &replies[header..]
-            }
+    async fn splice(&mut self, queue: &Queue, replies: Replies) {
+        let mut elements = match Elements::of(replies) {
+            Ok(elements) => elements,
             // Not executed: null or an error.
-            _ => return self.out.append(replies),
+            Err(replies) => return self.out.append(replies),
         };
         self.reply(|reply| reply.array(queue.calls.len()));
-        // A queued HELLO changes the protocol of later replies, not of those made already.
-        let protocol = self.protocol;
-        let mut rest = elements;
         for queued in &queue.calls {
             let argv = queued.argv();
             match queued.run {
-                Dispatch::Read(_) | Dispatch::Write => {
-                    let len = reply_len(rest, protocol);
-                    self.out.extend_from_slice(&rest[..len]);
-                    rest = &rest[len..];
-                }
+                Dispatch::Read(_) | Dispatch::Write => self.out.append(elements.next_element()),
                 Dispatch::Now(function) | Dispatch::Alone(function) | Dispatch::Wait(_, function) => {
                     let mut reply = Reply::new(self.out.take(), self.protocol);
                     call(self, function, &argv, &mut reply);
@@ -315,19 +317,6 @@ impl Connection {
             identity.watched = 0;
         });
     }
-}
-
-/// The length of the first reply in `replies`, which this server produced.
-fn reply_len(replies: &[u8], protocol: Protocol) -> usize {
-    let len = match protocol {
-        Protocol::Resp2 => {
-            redis_protocol::resp2::decode::decode_range(replies).ok().flatten().map(|(_, len)| len)
-        }
-        Protocol::Resp3 => {
-            redis_protocol::resp3::decode::complete::decode_range(replies).ok().flatten().map(|(_, len)| len)
-        }
-    };
-    len.expect("a reply that this server wrote is well-formed")
 }
 
 pub(super) fn multi(connection: &mut Connection, _: &Args<'_>, reply: &mut Reply) -> Result<()> {

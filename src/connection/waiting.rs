@@ -52,7 +52,7 @@ impl Connection {
         let mut wait = register(&self.shared.wakes, self.db, call);
         let mut bytes = Vec::new();
         proposal::put_waiting_call(&mut bytes, wait.ticket(), self.db, call.args.from(0));
-        match self.through_log(&bytes, vec![Step::Write]).await? {
+        match self.through_log(bytes.into(), vec![Step::Write]).await? {
             Fate::Replied | Fate::Refused => wait.over(),
             Fate::Granted => self.deliver(wait).await?,
             // The wait may be in the log: dropping it cancels it.
@@ -102,7 +102,7 @@ impl Connection {
         // and if it had ended before, the client gets what it waited for.
         let mut bytes = Vec::new();
         wait.put_cancel(&mut bytes);
-        let fate = self.through_log(&bytes, vec![Step::Silent]).await?;
+        let fate = self.through_log(bytes.into(), vec![Step::Silent]).await?;
         let Some(wait) = self.tell(wait).await? else { return Ok(()) };
         if fate == Fate::Replied {
             wait.over();
@@ -153,13 +153,14 @@ impl Connection {
             prefix = 0;
         }
         prefix += usize::from(!session.is_empty());
+        all.reserve_exact(session.len() + bytes.len() + 128);
         all.extend_from_slice(&session);
         all.extend_from_slice(bytes);
         let steps = (0..prefix).map(|_| Step::Silent).chain(steps).collect();
         let mark = self.out.len();
-        let result = self.through_log_alone(&all, steps).await;
+        let result = self.through_log_alone(all.into(), steps).await;
         // Without an answer the buffer is lost.
-        let mut replies = self.out.get(mark..).unwrap_or_default().split(|byte| *byte == b'\n');
+        let mut replies = self.out.parts(mark).flat_map(|part| part.split(|byte| *byte == b'\n'));
         if result.is_err() || replies.any(is_unavailable) {
             said.iter().for_each(|confirmation| self.shared.wakes.confirm_again(confirmation));
         }

@@ -17,6 +17,10 @@ use crate::{
 /// `next_deadline_ms` asks for; no command sees them in the meantime.
 const REAPED_MAX: usize = 1_000;
 
+/// What a pipeline may be answered, whatever the replies to the others in its batch take. They are made before any of
+/// them can be sent, so their limits hold for all of them together.
+const REPLIES_BYTES_MIN: usize = 64 << 10;
+
 /// The feed's name for changes to claims made by time or by the end of a wait rather than by a command.
 const SETTLED: &str = "settled";
 
@@ -36,6 +40,8 @@ pub(super) struct Applying<'a> {
     read: Elements,
     /// How many calls were refused because they did not fit into memory.
     pub(super) refused: u64,
+    /// What the replies to the batch's pipelines take so far.
+    replies_bytes: usize,
 }
 
 impl<'a> Applying<'a> {
@@ -48,6 +54,7 @@ impl<'a> Applying<'a> {
             ended: Vec::new(),
             read: Elements::default(),
             refused: 0,
+            replies_bytes: 0,
         }
     }
 
@@ -77,7 +84,11 @@ impl<'a> Applying<'a> {
         requests: &mut Requests<'_>,
         pipeline: Pipeline,
     ) -> (oneshot::Sender<Answer>, Answer) {
-        let mut reply = Reply::new(pipeline.replies, pipeline.protocol);
+        let mut replies = pipeline.replies;
+        let (bytes_max, before) = (replies.bytes_max(), replies.len());
+        let left = bytes_max.saturating_sub(self.replies_bytes);
+        replies.limit(left.max(before + REPLIES_BYTES_MIN).min(bytes_max));
+        let mut reply = Reply::new(replies, pipeline.protocol);
         let mut fate = Fate::Replied;
         let mut chance = Chance::new(pipeline.chance);
         for step in pipeline.steps {
@@ -97,7 +108,10 @@ impl<'a> Applying<'a> {
         }
         // Whatever is in the log is applied, whether or not the pipeline has a step for it.
         self.run_all(requests, &mut Reply::off());
-        (pipeline.done, Answer { replies: reply.into_buffer(), fate })
+        let mut replies = reply.into_buffer();
+        self.replies_bytes += replies.len().saturating_sub(before);
+        replies.limit(bytes_max);
+        (pipeline.done, Answer { replies, fate })
     }
 
     fn run(&mut self, request: Request<'_>, reply: &mut Reply) -> Fate {
@@ -238,5 +252,67 @@ fn run_read(state: &State, request: &[u8], chance: u64, reply: &mut Reply) {
     };
     if let Err(error) = result {
         reply.error(&error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvorum_raft::{Batch, Machine as _, Proposal};
+    use tokio::sync::oneshot;
+
+    use super::REPLIES_BYTES_MIN;
+    use crate::{
+        machine::Machine,
+        proposal::{Pipeline, Step, put_call},
+        resp::{Protocol, Replies},
+        store::level,
+    };
+
+    /// Applies an entry with a pipeline for each of these calls, and gives what they are answered; None for what was given
+    /// up.
+    fn answers(machine: &Machine, index: u64, bytes_max: usize, calls: &[&[&[u8]]]) -> Vec<Option<usize>> {
+        let proposals = calls.iter().map(|argv| {
+            let mut bytes = Vec::new();
+            put_call(&mut bytes, 0, argv);
+            let (done, answer) = oneshot::channel();
+            let (protocol, replies) = (Protocol::Resp2, Replies::within(bytes_max));
+            (bytes, Pipeline { steps: vec![Step::Write], protocol, chance: 0, replies, done }, answer)
+        });
+        let (mut sent, mut answers) = (Vec::new(), Vec::new());
+        for (bytes, pipeline, answer) in proposals {
+            sent.push((bytes, pipeline));
+            answers.push(answer);
+        }
+        let (bytes, locals): (Vec<_>, Vec<_>) = sent.into_iter().unzip();
+        let proposals = bytes.iter().zip(locals).map(|(bytes, local)| Proposal { bytes, local: Some(local) });
+        let proposals = proposals.collect();
+        let level = level::LEVEL_MAX;
+        machine.apply(Batch { index, stamp_ms: index, ahead_ms: 0, term: 1, level, raised: None, proposals });
+        let answers = answers.into_iter().map(|mut answer| answer.try_recv().unwrap().replies);
+        answers
+            .map(|replies| {
+                assert_eq!(replies.bytes_max(), bytes_max);
+                (!replies.is_over()).then(|| replies.len())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_replies_of_one_entry_have_a_limit_together() {
+        let machine = Machine::new(16);
+        let value = [b'x'; 300_000];
+        let get: &[&[u8]] = &[b"GET", b"k"];
+        let small: &[&[u8]] = &[b"STRLEN", b"k"];
+        let whole = Some(value.len() + 11);
+        assert_eq!(answers(&machine, 1, 1_000_000, &[&[b"SET", b"k", &value]]), [Some(5)]);
+        let expected = [whole, whole, whole, None, Some(9), None];
+        assert_eq!(answers(&machine, 2, 1_000_000, &[get, get, get, get, small, get]), expected);
+        assert_eq!(answers(&machine, 3, 1_000_000, &[get, small]), [whole, Some(9)]);
+        // Each has a little in any case, unless that is more than its own limit.
+        let tail: &[&[u8]] = &[b"GETRANGE", b"k", b"0", b"60000"];
+        const { assert!(60_000 < REPLIES_BYTES_MIN) };
+        let expected = [whole, None, Some(60_001 + 10)];
+        assert_eq!(answers(&machine, 4, 300_100, &[get, get, tail]), expected);
+        assert_eq!(answers(&machine, 5, 60_000, &[tail, small]), [None, Some(9)]);
     }
 }

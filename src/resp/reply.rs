@@ -3,7 +3,9 @@
 //! A reply that is off discards everything: nodes that do not serve the connection execute the same functions
 //! without building replies.
 
-use super::Replies;
+use bytes::Bytes;
+
+use super::{Replies, replies::SHARED_BYTES_MIN};
 use crate::error::Error;
 
 /// The protocol version of a connection.
@@ -93,16 +95,27 @@ impl Reply {
         }
     }
 
+    /// Appends replies that are already encoded.
+    pub fn append(&mut self, replies: Replies) {
+        if self.off {
+            return;
+        }
+        if let Some(resp3) = &mut self.resp3 {
+            replies.parts(0).for_each(|part| resp3.extend_from_slice(part));
+        }
+        self.buffer.append(replies);
+        self.off = self.buffer.is_over();
+    }
+
     /// Writes `len` bytes that are the same in both versions.
     #[inline]
     fn write(&mut self, len: usize, write: impl FnOnce(&mut Vec<u8>)) {
-        let start = self.buffer.len();
         if !self.buffer.write(len, write) {
             self.off = true;
             return;
         }
         if let Some(resp3) = &mut self.resp3 {
-            resp3.extend_from_slice(&self.buffer[start..]);
+            resp3.extend_from_slice(self.buffer.last(len));
         }
     }
 
@@ -172,6 +185,18 @@ impl Reply {
             buffer.extend_from_slice(bytes);
             buffer.extend_from_slice(b"\r\n");
         });
+    }
+
+    /// A bulk string. A long one is not copied: `share` gives the same bytes to keep.
+    pub fn bulk_or_share(&mut self, bytes: &[u8], share: impl FnOnce() -> Bytes) {
+        if self.off || self.resp3.is_some() || bytes.len() < SHARED_BYTES_MIN {
+            return self.bulk(bytes);
+        }
+        self.number_line(b'$', bytes.len() as i64);
+        if !self.off {
+            self.off = !self.buffer.share(share());
+            self.raw(b"\r\n");
+        }
     }
 
     /// A bulk string, or null.
@@ -315,7 +340,7 @@ mod tests {
         for protocol in [Protocol::Resp2, Protocol::Resp3] {
             let mut reply = Reply::new(Vec::new(), protocol);
             everything(&mut reply);
-            assert_eq!(recorded.as_bytes(protocol), &**reply.buffer(), "{protocol:?}");
+            assert_eq!(Some(recorded.as_bytes(protocol)), reply.buffer().as_slice(), "{protocol:?}");
         }
         assert_ne!(recorded.as_bytes(Protocol::Resp2), recorded.as_bytes(Protocol::Resp3));
     }

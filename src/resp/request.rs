@@ -82,6 +82,8 @@ pub struct Decoder {
     missing: usize,
     spans: Vec<Span>,
     requests: Vec<RequestSpans>,
+    /// How long the buffer has to be for the argument that is incomplete; 0 if that is not known.
+    wanted: usize,
 }
 
 /// The maximum length of a header `$<len>\r\n` whose length fits an i64.
@@ -108,6 +110,11 @@ impl Decoder {
                 }
             }
         }
+    }
+
+    /// How many bytes the argument needs that is incomplete, in addition to those of the buffer; 0 if that is not known.
+    pub fn missing_bytes(&self, buffer: &[u8]) -> usize {
+        self.wanted.saturating_sub(buffer.len())
     }
 
     /// The complete requests, in order.
@@ -152,6 +159,7 @@ impl Decoder {
             span.end -= removed as u32;
         }
         self.at -= removed;
+        self.wanted = self.wanted.saturating_sub(removed);
         removed
     }
 
@@ -182,7 +190,14 @@ impl Decoder {
     fn arguments(&mut self, buffer: &[u8], limits: &Limits) -> Result<bool, ProtocolError> {
         while self.missing > 0 {
             let rest = &buffer[self.at..];
-            let Some((start, end)) = bulk(rest, limits)? else { return Ok(false) };
+            self.wanted = 0;
+            let (start, end) = match bulk(rest, limits)? {
+                Bulk::Whole { start, end } => (start, end),
+                Bulk::Cut { wanted } => {
+                    self.wanted = wanted.map_or(0, |wanted| self.at + wanted);
+                    return Ok(false);
+                }
+            };
             self.spans.push(Span { start: (self.at + start) as u32, end: (self.at + end) as u32 });
             self.at += end + 2;
             self.missing -= 1;
@@ -226,10 +241,18 @@ fn header_line(rest: &[u8]) -> Option<&[u8]> {
     (end + 1 < rest.len()).then(|| &rest[1..end])
 }
 
-/// Reads one bulk string: the start and end of its content. None if it is incomplete.
-fn bulk(rest: &[u8], limits: &Limits) -> Result<Option<(usize, usize)>, ProtocolError> {
+/// What of a bulk string has arrived.
+enum Bulk {
+    /// All: where its content begins and ends.
+    Whole { start: usize, end: usize },
+    /// Not all; how many bytes it has with its header, if that has arrived.
+    Cut { wanted: Option<usize> },
+}
+
+/// Reads one bulk string.
+fn bulk(rest: &[u8], limits: &Limits) -> Result<Bulk, ProtocolError> {
     match rest.first() {
-        None => return Ok(None),
+        None => return Ok(Bulk::Cut { wanted: None }),
         Some(b'$') => {}
         Some(&other) => return Err(ProtocolError::NotBulk(other)),
     }
@@ -243,19 +266,25 @@ fn bulk(rest: &[u8], limits: &Limits) -> Result<Option<(usize, usize)>, Protocol
     {
         let plain = header[1] != b'0' || start == 4;
         if plain && end - start <= limits.bulk_bytes_max {
-            return Ok(Some((start, end)));
+            return Ok(Bulk::Whole { start, end });
         }
     }
     // It is incomplete, unusual or wrong.
     let Some(line) = header_line(rest) else {
-        return if rest.len() > limits.inline_bytes_max { Err(ProtocolError::BulkHeader) } else { Ok(None) };
+        return if rest.len() > limits.inline_bytes_max {
+            Err(ProtocolError::BulkHeader)
+        } else {
+            Ok(Bulk::Cut { wanted: None })
+        };
     };
     let len = parse_integer(line)
         .and_then(|len| usize::try_from(len).ok())
         .filter(|&len| len <= limits.bulk_bytes_max)
         .ok_or(ProtocolError::BulkLength)?;
     let start = line.len() + 3;
-    Ok((rest.len() >= start + len + 2).then_some((start, start + len)))
+    let wanted = start + len + 2;
+    let is_whole = rest.len() >= wanted;
+    Ok(if is_whole { Bulk::Whole { start, end: start + len } } else { Bulk::Cut { wanted: Some(wanted) } })
 }
 
 /// Splits an inline request as Redis's `sdssplitargs` does, moving unescaped arguments towards the front.
@@ -441,6 +470,29 @@ mod tests {
             let cuts: Vec<usize> = (0..stream.len()).collect();
             assert_eq!(feed(&stream, &cuts, &LIMITS), all(&stream), "seed {seed}");
         }
+    }
+
+    #[test]
+    fn what_an_argument_needs_is_known_once_its_header_has_arrived() {
+        let stream = b"*2\r\n$4\r\nECHO\r\n$100\r\n0123";
+        let mut decoder = Decoder::default();
+        let mut buffer = Vec::new();
+        for (upto, missing) in [(10, 4), (16, 0), (20, 102), (stream.len() - 3, 101), (stream.len(), 98)] {
+            buffer.extend_from_slice(&stream[buffer.len()..upto]);
+            decoder.decode(&mut buffer, &LIMITS).unwrap();
+            assert_eq!(decoder.missing_bytes(&buffer), missing, "{upto}");
+        }
+        // Behind a request that was complete.
+        let mut buffer = [b"PING\r\n", &stream[..]].concat();
+        let mut decoder = Decoder::default();
+        decoder.decode(&mut buffer, &LIMITS).unwrap();
+        buffer.drain(..decoder.forget());
+        assert_eq!(decoder.missing_bytes(&buffer), 98);
+        buffer.resize(buffer.len() + 98, b'\n');
+        let end = buffer.len();
+        buffer[end - 2..].copy_from_slice(b"\r\n");
+        decoder.decode(&mut buffer, &LIMITS).unwrap();
+        assert_eq!((decoder.requests().len(), decoder.missing_bytes(&buffer)), (1, 0));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Reading: one database at one moment of the log. Deletes nothing; expired keys are invisible.
 
-use std::cell::Cell;
+use std::{cell::Cell, ops::Range};
+
+use bytes::Bytes;
 
 use super::{
     catalog::Catalog,
@@ -8,6 +10,7 @@ use super::{
     elements::Elements,
     hashing::{Chance, Hashing, SLOTS},
     level,
+    long_string::LongString,
     object::Typed,
     owner::ClaimKind,
     record::{Body, Record},
@@ -39,6 +42,24 @@ pub struct View<'a> {
     pub elements: Cell<Elements>,
     pub(crate) db: u32,
     pub(crate) state: &'a State,
+}
+
+/// A string in the state.
+#[derive(Clone, Copy)]
+pub struct Text<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    long: Option<&'a LongString>,
+}
+
+impl Text<'_> {
+    /// A part of it, to keep when the state is let go. That of a long string is not copied.
+    pub fn share(&self, range: Range<usize>) -> Bytes {
+        match self.long {
+            Some(long) => long.share(range),
+            None => Bytes::copy_from_slice(&self.bytes[range]),
+        }
+    }
 }
 
 impl<'a> View<'a> {
@@ -114,6 +135,16 @@ impl<'a> View<'a> {
     #[inline]
     pub fn string(&self, key: &[u8]) -> Result<Option<&'a [u8]>> {
         self.find(key).map(|record| record.string().ok_or(Error::WrongType)).transpose()
+    }
+
+    /// The same, with what it takes to share a long one.
+    #[inline]
+    pub fn text(&self, key: &[u8]) -> Result<Option<Text<'a>>> {
+        let text = |record: &'a Record| {
+            let bytes = record.string().ok_or(Error::WrongType)?;
+            Ok(Text { bytes, long: record.long_string() })
+        };
+        self.find(key).map(text).transpose()
     }
 
     /// A non-string value. An error if it is of another type.

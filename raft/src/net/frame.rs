@@ -9,13 +9,15 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::GroupId;
+use crate::{GroupId, config::ENTRY_BYTES_LIMIT};
 
 /// The bytes of a frame before its body, without the length itself.
 const HEAD_BYTES: usize = 13;
 
-/// The largest frame accepted: the largest proposal and some overhead.
+/// The largest frame accepted: the largest entry and some overhead.
 const FRAME_BYTES_MAX: usize = 1 << 30;
+
+const _: () = assert!(ENTRY_BYTES_LIMIT + (1 << 20) <= FRAME_BYTES_MAX);
 
 /// The largest greeting accepted. One of a node that was started hundreds of times has 2.5 KB.
 pub(crate) const GREETING_BYTES_MAX: usize = 16 * 1024;
@@ -26,6 +28,12 @@ const MERGE_BYTES_MAX: usize = 64 * 1024;
 /// The most space that is made for a frame before more than as much has arrived: whoever reaches the port can
 /// claim the largest frame with four bytes.
 const CLAIM_BYTES_MAX: usize = 1 << 20;
+
+/// ... or, once more has arrived, than so many times as much: with each growth, what has arrived is copied.
+const CLAIM_FACTOR: usize = 3;
+
+/// The buffer of a larger frame is not used again.
+const KEPT_BYTES_MAX: usize = 4 << 20;
 
 /// What a frame asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +149,26 @@ pub(crate) fn finish(mut out: Vec<u8>) -> Bytes {
     out.into()
 }
 
+/// A frame on its way out: most are in one piece, and large content that others share follows its head.
+#[derive(Clone, Debug)]
+pub(crate) struct Outgoing {
+    head: Bytes,
+    rest: Bytes,
+}
+
+impl From<Bytes> for Outgoing {
+    fn from(frame: Bytes) -> Outgoing {
+        Outgoing { head: frame, rest: Bytes::new() }
+    }
+}
+
+/// Fills in the length of a frame started with `begin` whose content ends with `rest`.
+pub(crate) fn finish_with(mut out: Vec<u8>, rest: Bytes) -> Outgoing {
+    let len = (out.len() - 4 + rest.len()) as u32;
+    out[..4].copy_from_slice(&len.to_le_bytes());
+    Outgoing { head: out.into(), rest }
+}
+
 /// Reads the next frame; `buffer` keeps what was read beyond it.
 pub(crate) async fn read(reader: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<Frame> {
     read_up_to(FRAME_BYTES_MAX, reader, buffer).await
@@ -168,6 +196,10 @@ async fn read_up_to(
             if buffer.len() >= 4 + len {
                 buffer.advance(4);
                 let mut body = buffer.split_to(len).freeze();
+                if len > KEPT_BYTES_MAX {
+                    // What follows would hold the space of the large frame for as long as the connection lasts.
+                    *buffer = BytesMut::from(&buffer[..]);
+                }
                 let kind = body.get_u8();
                 let (id, group) = (body.get_u64_le(), body.get_u32_le());
                 let kind = Kind::of(kind).ok_or_else(|| {
@@ -175,7 +207,7 @@ async fn read_up_to(
                 })?;
                 return Ok(Frame { kind, id, group, body });
             }
-            buffer.reserve((4 + len - buffer.len()).min(buffer.len().max(CLAIM_BYTES_MAX)));
+            buffer.reserve((4 + len - buffer.len()).min((CLAIM_FACTOR * buffer.len()).max(CLAIM_BYTES_MAX)));
         } else {
             buffer.reserve(bytes_max.min(64 * 1024));
         }
@@ -199,17 +231,17 @@ pub(crate) fn split(mut bytes: &[u8]) -> impl Iterator<Item = (Kind, &[u8])> {
 /// Writes frames as they come, small ones merged, until the sender or the connection is gone.
 pub(crate) async fn write_all(
     mut writer: impl AsyncWrite + Unpin,
-    mut frames: mpsc::UnboundedReceiver<Bytes>,
+    mut frames: mpsc::UnboundedReceiver<Outgoing>,
 ) {
     let mut waiting = Vec::new();
     let mut merged = Vec::new();
     while frames.recv_many(&mut waiting, 256).await > 0 {
-        for frame in waiting.drain(..) {
-            if merged.len() + frame.len() <= MERGE_BYTES_MAX {
-                merged.extend_from_slice(&frame);
+        for part in waiting.drain(..).flat_map(|frame: Outgoing| [frame.head, frame.rest]) {
+            if merged.len() + part.len() <= MERGE_BYTES_MAX {
+                merged.extend_from_slice(&part);
                 continue;
             }
-            if writer.write_all(&merged).await.is_err() || writer.write_all(&frame).await.is_err() {
+            if writer.write_all(&merged).await.is_err() || writer.write_all(&part).await.is_err() {
                 return;
             }
             merged.clear();

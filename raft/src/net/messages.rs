@@ -1,31 +1,64 @@
 //! The bodies of the frames that carry Raft's own messages. Decoding never panics, whatever the bytes.
 
 use bytes::Bytes;
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult,
-    TransferLeaderRequest, VoteRequest, VoteResponse,
+use openraft::{
+    EntryPayload,
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult,
+        TransferLeaderRequest, VoteRequest, VoteResponse,
+    },
 };
 
 use crate::{
     codec::{self, CodecError, Reader, put_bool, put_log_id, put_log_id_option, put_u8, put_u32, put_vote},
-    types::TypeConfig,
+    types::{Entry, TypeConfig},
 };
 
 pub(crate) type AppendRequest = AppendEntriesRequest<TypeConfig>;
 pub(crate) type AppendResult = StreamAppendResult<TypeConfig>;
 
+/// The content of an entry at the end of a request is shared from this size on, not copied.
+const SHARED_BYTES_MIN: usize = 64 << 10;
+
 pub(crate) fn put_append_request(out: &mut Vec<u8>, request: &AppendRequest) {
+    let rest = put_append_request_head(out, request);
+    out.extend_from_slice(&rest);
+}
+
+/// About how much of a request's entries is copied.
+pub(crate) fn copied_bytes(request: &AppendRequest) -> usize {
+    let last = request.entries.len().saturating_sub(1);
+    let bytes_of = |(at, entry): (usize, &Entry)| match &entry.payload {
+        EntryPayload::Normal(content) if at == last && content.0.len() >= SHARED_BYTES_MIN => 64,
+        EntryPayload::Normal(content) => content.0.len() + 64,
+        EntryPayload::Blank | EntryPayload::Membership(_) => 320,
+    };
+    request.entries.iter().enumerate().map(bytes_of).sum()
+}
+
+/// Appends all of a request but the large content of its last entry, which it returns; empty if that is not large.
+pub(crate) fn put_append_request_head(out: &mut Vec<u8>, request: &AppendRequest) -> Bytes {
     put_vote(out, &request.vote);
     put_log_id_option(out, request.prev_log_id.as_ref());
     put_log_id_option(out, request.leader_commit.as_ref());
     put_u32(out, request.entries.len() as u32);
-    for entry in &request.entries {
+    let mut rest = Bytes::new();
+    for (at, entry) in request.entries.iter().enumerate() {
         let start = out.len();
         put_u32(out, 0);
-        codec::put_entry(out, entry);
-        let len = (out.len() - start - 4) as u32;
+        match &entry.payload {
+            EntryPayload::Normal(content)
+                if at + 1 == request.entries.len() && content.0.len() >= SHARED_BYTES_MIN =>
+            {
+                codec::put_normal_head(out, &entry.log_id);
+                rest = content.0.clone();
+            }
+            _ => codec::put_entry(out, entry),
+        }
+        let len = (out.len() - start - 4 + rest.len()) as u32;
         out[start..start + 4].copy_from_slice(&len.to_le_bytes());
     }
+    rest
 }
 
 /// Entries are slices of `body`.
@@ -153,7 +186,7 @@ mod tests {
     use openraft::{entry::RaftEntry, raft::StreamAppendError};
 
     use super::*;
-    use crate::types::{Entry, LogId, Payload, Vote};
+    use crate::types::{LogId, Payload, Vote};
 
     fn log_id(index: u64) -> LogId {
         openraft::testing::log_id::<TypeConfig>(3, 1, index)
@@ -177,6 +210,20 @@ mod tests {
         put_append_request(&mut out, &request);
         let decoded = append_request(&Bytes::from(out.clone())).unwrap();
         assert_eq!(format!("{decoded:?}"), format!("{request:?}"));
+        // Large content is not copied, and the bytes are the same.
+        let large = Bytes::from(vec![7; SHARED_BYTES_MIN]);
+        let mut with_large = request.clone();
+        with_large
+            .entries
+            .push(Entry::new(log_id(12), openraft::EntryPayload::Normal(Payload(large.clone()))));
+        let mut head = Vec::new();
+        let rest = put_append_request_head(&mut head, &with_large);
+        assert_eq!((rest.len(), rest.as_ptr()), (large.len(), large.as_ptr()));
+        let mut whole = Vec::new();
+        put_append_request(&mut whole, &with_large);
+        assert_eq!(whole, [&head[..], &rest].concat());
+        let decoded = append_request(&Bytes::from(whole)).unwrap();
+        assert_eq!(decoded.entries, with_large.entries);
         for len in 0..out.len() {
             assert!(append_request(&Bytes::copy_from_slice(&out[..len])).is_err());
         }

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    frame::{self, Kind},
+    frame::{self, Kind, Outgoing},
     handshake::Hello,
     transport::{Connection, Transport},
 };
@@ -87,7 +87,7 @@ struct Greeted {
 /// An established connection. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Link {
-    frames: mpsc::UnboundedSender<Bytes>,
+    frames: mpsc::UnboundedSender<Outgoing>,
     waiting: Arc<Mutex<Waiting>>,
     closed: Arc<AtomicBool>,
 }
@@ -350,8 +350,8 @@ impl Link {
     }
 
     /// Sends a frame, in the order of the calls.
-    pub(crate) fn send(&self, frame: Bytes) -> io::Result<()> {
-        self.frames.send(frame).map_err(|_| closed())
+    pub(crate) fn send(&self, frame: impl Into<Outgoing>) -> io::Result<()> {
+        self.frames.send(frame.into()).map_err(|_| closed())
     }
 
     fn expect_answer(&self, id: u64, sender: oneshot::Sender<Bytes>) -> io::Result<()> {
@@ -395,7 +395,7 @@ async fn read_answers(
     mut reader: impl AsyncRead + Unpin,
     mut buffer: BytesMut,
     waiting: &Mutex<Waiting>,
-    pings: Option<mpsc::WeakUnboundedSender<Bytes>>,
+    pings: Option<mpsc::WeakUnboundedSender<Outgoing>>,
 ) {
     let mut pinged: Option<Instant> = None;
     loop {
@@ -420,7 +420,7 @@ async fn read_answers(
                     let Some(frames) = pings.as_ref().and_then(mpsc::WeakUnboundedSender::upgrade) else {
                         return;
                     };
-                    let _ = frames.send(frame::encode(Kind::Ping, 0, 0, &[]));
+                    let _ = frames.send(frame::encode(Kind::Ping, 0, 0, &[]).into());
                 }
             },
         }

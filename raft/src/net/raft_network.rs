@@ -309,13 +309,13 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Replication<S> {
     }
 
     fn send(&mut self, request: &AppendRequest) -> Result<(), RpcError> {
-        let payload: usize = request.entries.iter().map(|entry| entry_bytes(entry) + 64).sum();
-        let mut out = Vec::with_capacity(128 + payload);
+        let mut out = Vec::with_capacity(128 + messages::copied_bytes(request));
         frame::begin(&mut out, Kind::Stream, self.id, self.group);
-        messages::put_append_request(&mut out, request);
-        self.in_flight.push_back(out.len());
-        self.in_flight_bytes += out.len();
-        self.link.send(frame::finish(out)).map_err(unreachable)
+        let rest = messages::put_append_request_head(&mut out, request);
+        let bytes = out.len() + rest.len();
+        self.in_flight.push_back(bytes);
+        self.in_flight_bytes += bytes;
+        self.link.send(frame::finish_with(out, rest)).map_err(unreachable)
     }
 
     async fn next(&mut self) -> Option<Result<AppendResult, RpcError>> {
@@ -372,13 +372,6 @@ async fn held_enough(until: tokio::time::Instant, interest: &Interest) {
         biased;
         () = tokio::time::sleep_until(until) => {}
         () = interest.next() => {}
-    }
-}
-
-fn entry_bytes(entry: &crate::types::Entry) -> usize {
-    match &entry.payload {
-        openraft::EntryPayload::Normal(payload) => payload.0.len(),
-        _ => 256,
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     admission::{Admission, CONNECTIONS_MAX, Place},
-    frame::{self, Frame, Kind},
+    frame::{self, Frame, Kind, Outgoing},
     handshake::Hello,
     messages::{self, AppendRequest, AppendResult},
     transport::{Connection, Listener},
@@ -255,7 +255,7 @@ type Streams = BTreeMap<u64, mpsc::Sender<AppendRequest>>;
 async fn serve_frame<H: Handler>(
     Frame { kind, id, group, body }: Frame,
     Guest { handler, hello, .. }: &Guest<'_, H>,
-    frames: &mpsc::UnboundedSender<Bytes>,
+    frames: &mpsc::UnboundedSender<Outgoing>,
     streams: &mut Streams,
     tasks: &mut JoinSet<Result<(), String>>,
 ) -> io::Result<()> {
@@ -279,14 +279,14 @@ async fn serve_frame<H: Handler>(
         }
         // Without tasks of their own: they wait for nothing. Sending fails only when the connection has
         // ended.
-        Kind::Ping => drop(frames.send(frame::encode(kind, id, group, &[]))),
-        Kind::Confirm => drop(frames.send(frame::encode(kind, id, group, &handler.confirm(group)))),
+        Kind::Ping => drop(frames.send(frame::encode(kind, id, group, &[]).into())),
+        Kind::Confirm => drop(frames.send(frame::encode(kind, id, group, &handler.confirm(group)).into())),
         kind => {
             let (handler, hello, frames) = (handler.clone(), hello.clone(), frames.clone());
             tasks.spawn(async move {
                 let answer = handler.call(&hello, kind, group, body).await?;
                 // Fails only when the connection has ended.
-                let _ = frames.send(frame::encode(kind, id, group, &answer));
+                let _ = frames.send(frame::encode(kind, id, group, &answer).into());
                 Ok(())
             });
         }
@@ -299,7 +299,7 @@ async fn answer_stream<H: Handler>(
     id: u64,
     group: GroupId,
     requests: mpsc::Receiver<AppendRequest>,
-    frames: mpsc::UnboundedSender<Bytes>,
+    frames: mpsc::UnboundedSender<Outgoing>,
 ) -> Result<(), String> {
     let requests = stream::unfold(requests, |mut requests| async {
         let request = requests.recv().await?;
@@ -309,7 +309,7 @@ async fn answer_stream<H: Handler>(
     while let Some(result) = results.next().await {
         let mut body = Vec::with_capacity(48);
         messages::put_append_result(&mut body, &result);
-        let _ = frames.send(frame::encode(Kind::Stream, id, group, &body));
+        let _ = frames.send(frame::encode(Kind::Stream, id, group, &body).into());
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ pub(crate) mod supervised;
 pub(crate) mod tasks;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{
         Arc,
@@ -278,9 +279,10 @@ impl<M: Machine> Node<M> {
     }
 
     /// Proposes `bytes` for the log. Never blocks and never fails itself: `local` is given to
-    /// `Machine::apply` on this node, or told why not. A follower forwards the proposal to the leader.
-    pub fn propose(&self, bytes: &[u8], local: M::Local) {
-        self.core.proposer.propose(bytes, local);
+    /// `Machine::apply` on this node, or told why not. A follower forwards the proposal to the leader. Large
+    /// bytes that are owned are not copied.
+    pub fn propose<'a>(&self, bytes: impl Into<Cow<'a, [u8]>>, local: M::Local) {
+        self.core.proposer.propose(bytes.into(), local);
     }
 
     /// Returns when a read of the local machine gives what `level` promises. Concurrent calls share their
@@ -545,12 +547,15 @@ fn checkpointer<M: Machine>(
     )
 }
 
+/// At least so many proposals of the largest size may wait: behind one alone, small ones would be refused.
+const WAITING_PROPOSALS_MIN: usize = 4;
+
 fn limits(config: &NodeConfig) -> Limits {
     Limits {
         batch_bytes_max: config.entry_bytes_max,
         batch_proposals_max: config.entry_proposals_max,
         proposal_bytes_max: config.proposal_bytes_max,
-        waiting_bytes_max: config.proposal_bytes_max.max(64 << 20),
+        waiting_bytes_max: WAITING_PROPOSALS_MIN * config.proposal_bytes_max.max(16 << 20),
         in_flight_max: config.entries_in_flight_max,
         timeout: Duration::from_millis(config.request_timeout_ms),
     }

@@ -150,7 +150,7 @@ mod tests {
         let mut builder = BatchBuilder::new();
         builder.push(b"one");
         builder.push(b"");
-        let batch = builder.finish(id);
+        let batch = builder.finish(id).bytes();
         assert_eq!(batch::check(&batch).unwrap(), id);
         for len in 0..batch.len() {
             assert!(batch::check(&batch[..len]).is_err());

@@ -8,6 +8,7 @@
 //! - sent, and the connection or the leader was lost before `apply`: never retried, *unknown*.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::Duration,
@@ -25,7 +26,7 @@ use crate::{
     Local, NodeId, ProposeError, Unavailable, chance,
     net::peer::CallError,
     proposals::{
-        batch::{self, BatchBuilder, BatchId, Forwarded},
+        batch::{self, BatchBuilder, BatchId, Forwarded, OwnBatch},
         group::Group,
         group_commit::{GroupCommit, Load, Verdict},
     },
@@ -113,7 +114,7 @@ struct Draft<L> {
 
 struct Encoded<L> {
     sequence: u64,
-    bytes: Bytes,
+    batch: OwnBatch,
     locals: Vec<L>,
     since: Instant,
 }
@@ -127,7 +128,7 @@ struct Incoming {
 /// A batch of this node on its way.
 struct Own {
     sequence: u64,
-    bytes: Bytes,
+    batch: OwnBatch,
     count: usize,
 }
 
@@ -144,12 +145,30 @@ struct Pending<L> {
 }
 
 impl<L> Queue<L> {
+    /// Adds a proposal to the last draft if it fits, or else to a new one; a large one is a draft already.
+    fn add(&mut self, large: Option<BatchBuilder>, small: &[u8], local: L, limits: &Limits) {
+        let fits = self.drafts.back().is_some_and(|draft| {
+            draft.builder.count() < limits.batch_proposals_max
+                && draft.builder.len() + small.len() <= limits.batch_bytes_max
+        });
+        let is_large = large.is_some();
+        if is_large || !fits {
+            let builder = large.unwrap_or_else(BatchBuilder::new);
+            self.drafts.push_back(Draft { builder, locals: Vec::new(), since: Instant::now() });
+        }
+        let draft = self.drafts.back_mut().expect("one was just pushed if there was none");
+        if !is_large {
+            draft.builder.push(small);
+        }
+        draft.locals.push(local);
+    }
+
     fn is_empty(&self) -> bool {
         self.drafts.is_empty() && self.retries.is_empty() && self.incoming.is_empty()
     }
 
     fn load(&self) -> Load {
-        let batches = self.retries.iter().map(|encoded| encoded.bytes.len());
+        let batches = self.retries.iter().map(|encoded| encoded.batch.len());
         let batches: usize = batches.chain(self.incoming.iter().map(|incoming| incoming.batch.len())).sum();
         Load { waiting: self.waiting, bytes: self.waiting_bytes + batches, in_flight: self.in_flight }
     }
@@ -205,14 +224,14 @@ impl<L: Local> Proposer<L> {
         self.refusal.borrow().clone()
     }
 
-    /// Queues a proposal. Never blocks; a refusal goes to `local`.
-    pub(crate) fn propose(&self, bytes: &[u8], local: L) {
+    /// Queues a proposal. Never blocks; a refusal goes to `local`. A large one that is owned is not copied.
+    pub(crate) fn propose(&self, bytes: Cow<'_, [u8]>, local: L) {
         if let Err((local, why)) = self.enqueue(bytes, local) {
             local.failed(ProposeError::NotApplied(why));
         }
     }
 
-    fn enqueue(&self, bytes: &[u8], local: L) -> Result<(), (L, Unavailable)> {
+    fn enqueue(&self, bytes: Cow<'_, [u8]>, local: L) -> Result<(), (L, Unavailable)> {
         let limits = &self.limits;
         if bytes.len() > limits.proposal_bytes_max {
             return Err((local, Unavailable::TooLarge(limits.proposal_bytes_max)));
@@ -220,6 +239,13 @@ impl<L: Local> Proposer<L> {
         if let Some(why) = self.refusal() {
             return Err((local, why));
         }
+        let size = bytes.len();
+        let (large, small) = if size > limits.batch_bytes_max {
+            // It has a batch of its own, which is made before others have to wait for it.
+            (Some(BatchBuilder::of(bytes)), Cow::default())
+        } else {
+            (None, bytes)
+        };
         let mut queue = self.queue.lock();
         if queue.stopped {
             return Err((local, Unavailable::NotServing("it is stopping")));
@@ -227,21 +253,11 @@ impl<L: Local> Proposer<L> {
         if let Some(why) = queue.refused {
             return Err((local, Unavailable::Apart(why)));
         }
-        if queue.waiting_bytes > 0 && queue.waiting_bytes + bytes.len() > limits.waiting_bytes_max {
+        if queue.waiting_bytes > 0 && queue.waiting_bytes + size > limits.waiting_bytes_max {
             return Err((local, Unavailable::Overloaded));
         }
-        queue.waiting_bytes += bytes.len();
-        let fits = queue.drafts.back().is_some_and(|draft| {
-            draft.builder.count() < limits.batch_proposals_max
-                && draft.builder.len() + bytes.len() <= limits.batch_bytes_max
-        });
-        if !fits {
-            let since = Instant::now();
-            queue.drafts.push_back(Draft { builder: BatchBuilder::new(), locals: Vec::new(), since });
-        }
-        let draft = queue.drafts.back_mut().expect("one was just pushed if there was none");
-        draft.builder.push(bytes);
-        draft.locals.push(local);
+        queue.waiting_bytes += size;
+        queue.add(large, &small, local, limits);
         queue.more_wait(1);
         // This one may complete an entry, or be the first to wait for others.
         let is_news = queue.waiting == 1 || queue.judge() == Verdict::Send;
@@ -387,20 +403,20 @@ impl<L: Local> Proposer<L> {
             let sequence = queue.next_sequence;
             queue.next_sequence += 1;
             let id = BatchId { origin: self.node, boot: self.boot, sequence };
-            let bytes = Bytes::from(draft.builder.finish(id));
+            let batch = draft.builder.finish(id);
             queue.waiting_bytes =
-                if queue.drafts.is_empty() { 0 } else { queue.waiting_bytes.saturating_sub(bytes.len()) };
+                if queue.drafts.is_empty() { 0 } else { queue.waiting_bytes.saturating_sub(batch.len()) };
             self.proposals.fetch_add(draft.locals.len() as u64, std::sync::atomic::Ordering::Relaxed);
-            Some(Encoded { sequence, bytes, locals: draft.locals, since: draft.since })
+            Some(Encoded { sequence, batch, locals: draft.locals, since: draft.since })
         })?;
-        let Encoded { sequence, bytes, locals, since } = encoded;
+        let Encoded { sequence, batch, locals, since } = encoded;
         let count = locals.len();
         self.pending.lock().insert(sequence, Pending { locals, since, sent, term, in_doubt: false });
-        Some(Own { sequence, bytes, count })
+        Some(Own { sequence, batch, count })
     }
 
     /// Queues a batch again that is in no log.
-    fn take_back(&self, sequence: u64, bytes: Bytes) {
+    fn take_back(&self, sequence: u64, batch: OwnBatch) {
         // Gone if `sweep` has given it up meanwhile.
         let pending = self.pending.lock().remove(&sequence);
         if let Some(Pending { locals, since, .. }) = pending {
@@ -409,7 +425,7 @@ impl<L: Local> Proposer<L> {
             }
             let mut queue = self.queue.lock();
             queue.waiting += locals.len();
-            queue.retries.push_back(Encoded { sequence, bytes, locals, since });
+            queue.retries.push_back(Encoded { sequence, batch, locals, since });
             drop(queue);
             self.wake.notify_one();
         }
@@ -421,13 +437,13 @@ impl<L: Local> Proposer<L> {
     }
 
     /// The node that had the batch is lost; if it was never sent, it is queued again.
-    fn doubt(&self, sequence: u64, bytes: Bytes) {
+    fn doubt(&self, sequence: u64, batch: OwnBatch) {
         let sent = self.pending.lock().get_mut(&sequence).map(|pending| {
             pending.in_doubt = pending.sent;
             pending.sent
         });
         if sent == Some(false) || sent.is_some() && safeguard::is_off(Safeguard::NoRetryAfterAppend) {
-            self.take_back(sequence, bytes);
+            self.take_back(sequence, batch);
         }
     }
 
@@ -439,27 +455,22 @@ impl<L: Local> Proposer<L> {
     /// Leader only: appends one entry of this node's next batch and all batches of other nodes that fit.
     async fn append_next(self: &Arc<Self>, group: &Arc<impl Group>, permit: OwnedSemaphorePermit) {
         let (term, _) = group.terms();
-        let own = self.take_own(term, true);
-        let mut payload = Vec::with_capacity(64 + own.as_ref().map_or(0, |own| own.bytes.len()));
-        group.begin_entry(&mut payload);
-        if let Some(own) = &own {
-            payload.extend_from_slice(&own.bytes);
-        }
-        let mut proposals = own.as_ref().map_or(0, |own| own.count);
-        let mut answers = Vec::new();
-        for incoming in self.take_incoming(payload.len()) {
-            proposals += batch::proposals_of(&incoming.batch);
-            payload.extend_from_slice(&incoming.batch);
-            answers.push(incoming.answer);
-        }
-        if own.is_none() && answers.is_empty() {
+        let mut own = self.take_own(term, true);
+        let mut head = Vec::with_capacity(64);
+        group.begin_entry(&mut head);
+        let incoming = self.take_incoming(head.len() + own.as_ref().map_or(0, |own| own.batch.len()));
+        if own.is_none() && incoming.is_empty() {
             return;
         }
+        let theirs: usize = incoming.iter().map(|incoming| batch::proposals_of(&incoming.batch)).sum();
+        let proposals = theirs + own.as_ref().map_or(0, |own| own.count);
+        let payload = payload_of(&head, &mut own, &incoming);
+        let answers: Vec<_> = incoming.into_iter().map(|incoming| incoming.answer).collect();
         let size = payload.len();
         self.sent(proposals, size);
         self.entries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (responder, done) = ProgressResponder::complete_only();
-        if group.append(Payload(payload.into()), responder).await.is_err() {
+        if group.append(Payload(payload), responder).await.is_err() {
             tokio::time::sleep(REFUSED_PAUSE).await;
             self.settle(own, answers, Forwarded::NotAppended);
             self.landed(proposals, size);
@@ -502,9 +513,9 @@ impl<L: Local> Proposer<L> {
     }
 
     fn settle(&self, own: Option<Own>, answers: Vec<oneshot::Sender<Forwarded>>, outcome: Forwarded) {
-        if let Some(Own { sequence, bytes, .. }) = own {
+        if let Some(Own { sequence, batch, .. }) = own {
             match outcome {
-                Forwarded::NotAppended => self.take_back(sequence, bytes),
+                Forwarded::NotAppended => self.take_back(sequence, batch),
                 // `apply` has answered everybody already, unless a snapshot replaced the entry.
                 Forwarded::Applied | Forwarded::Unknown => self.fail(sequence, &ProposeError::Unknown),
             }
@@ -535,15 +546,15 @@ impl<L: Local> Proposer<L> {
         (leader, term): (NodeId, u64),
         permit: OwnedSemaphorePermit,
     ) {
-        let Some(Own { sequence, bytes, count }) = self.take_own(term, false) else { return };
-        let size = bytes.len();
+        let Some(Own { sequence, batch, count }) = self.take_own(term, false) else { return };
+        let size = batch.len();
         self.sent(count, size);
         let (this, group) = (self.clone(), group.clone());
         tokio::spawn(async move {
             // A leader that vanished silently would keep proposals waiting that the next one could serve.
             let outcome = tokio::select! {
                 biased;
-                outcome = group.forward(leader, bytes.clone(), this.limits.timeout, || this.begin(sequence)) => outcome,
+                outcome = group.forward(leader, batch.bytes(), this.limits.timeout, || this.begin(sequence)) => outcome,
                 () = group.leader_is_not(Some(leader)) => Err(CallError::Lost("there is another leader".into())),
             };
             match outcome {
@@ -551,13 +562,31 @@ impl<L: Local> Proposer<L> {
                 Ok(Forwarded::NotAppended) | Err(CallError::NotSent(_)) => {
                     // The leader is changing: give the news a moment to arrive before asking again.
                     tokio::time::sleep(REFUSED_PAUSE).await;
-                    this.take_back(sequence, bytes);
+                    this.take_back(sequence, batch);
                 }
-                Ok(Forwarded::Unknown) | Err(CallError::Lost(_)) => this.doubt(sequence, bytes),
+                Ok(Forwarded::Unknown) | Err(CallError::Lost(_)) => this.doubt(sequence, batch),
             }
             drop(permit);
             this.landed(count, size);
         });
+    }
+}
+
+/// The payload of an entry: its head, this node's batch, and those of others.
+fn payload_of(head: &[u8], own: &mut Option<Own>, incoming: &[Incoming]) -> Bytes {
+    match own.take() {
+        Some(Own { sequence, batch, count }) if incoming.is_empty() => {
+            let (batch, payload) = batch.into_entry(head);
+            *own = Some(Own { sequence, batch, count });
+            payload
+        }
+        taken => {
+            *own = taken;
+            let mine = own.as_ref().map(|own| own.batch.bytes());
+            let theirs = incoming.iter().map(|incoming| &incoming.batch[..]);
+            let parts: Vec<&[u8]> = [head].into_iter().chain(mine.as_deref()).chain(theirs).collect();
+            parts.concat().into()
+        }
     }
 }
 

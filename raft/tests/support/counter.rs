@@ -167,7 +167,7 @@ impl Loader for Loading<'_> {
 /// Proposes and waits.
 pub async fn propose(node: &kvorum_raft::Node<Counter>, key: u64, amount: u64) -> Result<u64, ProposeError> {
     let (sender, receiver) = oneshot::channel();
-    node.propose(&add(key, amount), Waiter(sender));
+    node.propose(add(key, amount), Waiter(sender));
     receiver.await.expect("a proposal is always answered")
 }
 

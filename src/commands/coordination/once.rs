@@ -6,9 +6,12 @@ use crate::commands::{Call, Origin, Spec, coordination::fence, coordination::hol
 use crate::{
     args::Args,
     error::{Error, Result},
-    resp::{Protocol, Reply},
-    store::{ClientSession, Ctx, Recall, View},
+    resp::{Protocol, Reply, replies::SHARED_BYTES_MIN},
+    store::{ClientSession, Ctx, REMEMBERED_BYTES_MAX, Recall, View},
 };
+
+// What is not in one buffer is too long to be remembered.
+const _: () = assert!(SHARED_BYTES_MIN >= REMEMBERED_BYTES_MAX);
 
 const NAME: &str = "ONCE";
 /// Where the command begins that it runs.
@@ -108,9 +111,9 @@ fn once(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         Err(error) => own.error(&error),
         Ok(()) => {}
     }
-    let bytes = own.into_buffer().into_bytes();
-    ctx.remember(&caller, number, &bytes);
-    reply.raw(&bytes);
+    let own = own.into_buffer();
+    ctx.remember(&caller, number, own.as_slice());
+    reply.append(own);
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use crate::{
     args::Args,
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Deadline, View, hash_of},
+    store::{Ctx, Deadline, Text, View, hash_of},
 };
 
 /// The longest string; the default of Redis's `proto-max-bulk-len`.
@@ -122,8 +122,16 @@ fn use_of_set(args: &Args<'_>) -> (Access, &'static str) {
     if looks { (Access::Rw, "access update") } else { (Access::Ow, "update") }
 }
 
+/// Replies with a whole string, or null.
+fn reply_text(reply: &mut Reply, text: Option<Text<'_>>) {
+    match text {
+        Some(text) => reply.bulk_or_share(text.bytes, || text.share(0..text.bytes.len())),
+        None => reply.null(),
+    }
+}
+
 fn get(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    reply.bulk_or_null(view.string(args.at(1))?);
+    reply_text(reply, view.text(args.at(1))?);
     Ok(())
 }
 
@@ -131,7 +139,7 @@ fn mget(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     reply.array(args.len() - 1);
     for key in args.from(1) {
         // For values of other types, the reply is null, not an error.
-        reply.bulk_or_null(view.string(key).unwrap_or(None));
+        reply_text(reply, view.text(key).unwrap_or(None));
     }
     Ok(())
 }
@@ -275,7 +283,7 @@ fn set(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     }
     let holds = options.condition.holds(ctx, key)?;
     if options.gets {
-        reply.bulk_or_null(ctx.string(key)?);
+        reply_text(reply, ctx.view().text(key)?);
     } else if holds {
         reply.ok();
     } else {
@@ -319,13 +327,13 @@ fn psetex(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 }
 
 fn getset(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    reply.bulk_or_null(ctx.string(args.at(1))?);
+    reply_text(reply, ctx.view().text(args.at(1))?);
     ctx.set(args.at(1), args.at(2), Deadline::None);
     Ok(())
 }
 
 fn getdel(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    reply.bulk_or_null(ctx.string(args.at(1))?);
+    reply_text(reply, ctx.view().text(args.at(1))?);
     ctx.delete(args.at(1));
     Ok(())
 }
@@ -344,15 +352,16 @@ fn getex(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
             index += 2;
         }
     }
-    let Some(value) = ctx.string(key)? else {
+    let value = ctx.view().text(key)?;
+    if value.is_none() {
         reply.null();
         return Ok(());
-    };
+    }
     let deadline = match expiry {
         Some(option) => Some(option.expiry()?.deadline(ctx, "getex")?),
         None => None,
     };
-    reply.bulk(value);
+    reply_text(reply, value);
     match deadline {
         Some(deadline) if deadline <= ctx.now_ms => _ = ctx.delete(key),
         Some(deadline) => _ = ctx.set_deadline(key, Some(deadline)),

@@ -1,5 +1,7 @@
 //! Commands on ranges of strings.
 
+use std::ops::Range;
+
 use crate::commands::{
     Spec, keys,
     string::{GROUP, READ, READ_FAST, STRING_BYTES_MAX, WRITE, WRITE_FAST},
@@ -43,21 +45,26 @@ fn strlen(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
 
 fn getrange(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let (start, end) = (args.integer(2)?, args.integer(3)?);
-    let value = view.string(args.at(1))?.unwrap_or_default();
-    reply.bulk(range_of(value, start, end));
+    match view.text(args.at(1))? {
+        Some(text) => {
+            let range = range_of(text.bytes.len(), start, end);
+            reply.bulk_or_share(&text.bytes[range.clone()], || text.share(range));
+        }
+        None => reply.bulk(b""),
+    }
     Ok(())
 }
 
 /// The bytes from `start` to `end`, inclusive; negative indexes count from the end.
-fn range_of(value: &[u8], start: i64, end: i64) -> &[u8] {
-    let len = value.len() as i64;
+fn range_of(len: usize, start: i64, end: i64) -> Range<usize> {
+    let len = len as i64;
     let from_end = |index: i64| if index < 0 { (len + index.max(-len)).max(0) } else { index };
     // As in Redis, although both clamped to the beginning would mean the first byte.
     if start < 0 && end < 0 && start > end {
-        return &[];
+        return 0..0;
     }
     let (start, end) = (from_end(start), from_end(end).min(len - 1));
-    if start > end { &[] } else { &value[start as usize..=end as usize] }
+    if start > end { 0..0 } else { start as usize..end as usize + 1 }
 }
 
 fn check_len(len: usize) -> Result<()> {
@@ -108,8 +115,8 @@ mod tests {
             (-99, -100, ""),
             (i64::MIN, i64::MAX, "abcdef"),
         ] {
-            assert_eq!(range_of(b"abcdef", start, end), expected.as_bytes(), "{start} {end}");
+            assert_eq!(&"abcdef"[range_of(6, start, end)], expected, "{start} {end}");
         }
-        assert_eq!(range_of(b"", 0, -1), b"");
+        assert_eq!(range_of(0, 0, -1), 0..0);
     }
 }

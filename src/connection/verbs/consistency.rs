@@ -163,7 +163,7 @@ impl Connection {
             reply.into_buffer()
         };
         let answer = self.shared.router.read_at(level, self.db, read).await?;
-        self.out.append(&answer);
+        self.out.append(answer);
         Ok(())
     }
 

@@ -119,8 +119,8 @@ impl Ctx<'_> {
         self.put_value(id, Value::Session(session), Deadline::At(deadline));
     }
 
-    /// Records that a command was applied in a session.
-    pub fn remember(&mut self, caller: &Caller, number: u64, reply: &[u8]) {
+    /// Records that a command was applied in a session, and its reply, unless that is too long.
+    pub fn remember(&mut self, caller: &Caller, number: u64, reply: Option<&[u8]>) {
         self.state.remember(caller, number, reply);
     }
 

@@ -14,6 +14,8 @@ use crate::store::{
 pub const REPLIES_MAX: usize = 1_024;
 /// The maximum size of the kept replies together.
 pub const REPLY_BYTES_MAX: usize = 256 << 10;
+/// ... and the largest of them.
+pub const REMEMBERED_BYTES_MAX: usize = REPLY_BYTES_MAX / 4;
 
 /// A reply given earlier.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +70,7 @@ impl ClientSession {
     /// Records that the command with this number was applied. Drops the lowest numbers if there are too many.
     pub fn remember(&mut self, number: u64, is_resp3: bool, reply: Option<&[u8]>) {
         let bytes: Option<Box<[u8]>> =
-            reply.filter(|reply| reply.len() <= REPLY_BYTES_MAX / 4).map(Into::into);
+            reply.filter(|reply| reply.len() <= REMEMBERED_BYTES_MAX).map(Into::into);
         self.bytes += bytes.as_ref().map_or(0, |bytes| bytes.len());
         self.replies.insert(number, Given { is_resp3, bytes });
         while self.replies.len() > REPLIES_MAX || self.bytes > REPLY_BYTES_MAX {

@@ -361,7 +361,7 @@ impl State {
 
     /// Records in its session that a command was applied, and gives the session its full TTL again. Nothing
     /// changes that other clients can see.
-    pub(crate) fn remember(&mut self, caller: &Caller, number: u64, reply: &[u8]) {
+    pub(crate) fn remember(&mut self, caller: &Caller, number: u64, reply: Option<&[u8]>) {
         let now_ms = self.now_ms;
         let Some((place, at)) = self.place(caller.db, &caller.id) else { return };
         let record = self.databases[caller.db as usize].at(place.slot, at);
@@ -371,7 +371,7 @@ impl State {
         }
         let before = record.deadline();
         // Without room it is only remembered that the command was applied.
-        let reply = self.has_memory_for(reply.len() as u64).then_some(reply);
+        let reply = reply.filter(|reply| self.has_memory_for(reply.len() as u64));
         let (after, _) = self.change_object(caller.db, &place, at, |object, pages| {
             if let Value::Session(session) = &mut object.value {
                 session.remember(number, caller.is_resp3, reply);

@@ -81,6 +81,17 @@ impl Record {
         }
     }
 
+    /// The long string; None for a short one, and for other types.
+    pub fn long_string(&self) -> Option<&LongString> {
+        match &self.body {
+            Body::Object(object) => match &object.value {
+                Value::String(string) => Some(string),
+                _ => None,
+            },
+            Body::Packed(_) => None,
+        }
+    }
+
     /// Its deadline, in milliseconds since the Unix epoch: the key has expired when the clock is past it.
     pub fn deadline(&self) -> Option<u64> {
         match &self.body {
