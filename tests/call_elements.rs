@@ -143,6 +143,59 @@ fn the_calls_of_a_transaction_count_together() {
     assert_eq!(run(27), format!("*4\r\n{}", all.concat()));
 }
 
+/// Few bytes that would make much work, or take much memory.
+#[test]
+fn what_a_call_does_with_bytes_counts_too() {
+    let mut alone = Alone::default();
+    alone.text("SETBIT big 800000000 1");
+    alone.text("SETRANGE mid 1048575 x");
+    alone.text(&format!("RPUSH l {}", "a ".repeat(1_000)));
+    alone.text("ZADD z 1 m");
+    for line in [
+        "BITCOUNT big".to_owned(),
+        "BITPOS big 1".to_owned(),
+        "COPY big other".to_owned(),
+        "SETRANGE new 100000000 x".to_owned(),
+        "BITFIELD new SET u8 800000000 1".to_owned(),
+        "BITOP NOT d big".to_owned(),
+        format!("SORT l BY {}* STORE d", "p".repeat(100_000)),
+        format!("SORT_RO l GET {}*", "p".repeat(100_000)),
+    ] {
+        set(&mut alone, 100_000);
+        let (name, before) = (line.split(' ').next().unwrap(), alone.machine.digest());
+        assert!(alone.text(&line).contains("call-elements-max"), "{name}");
+        assert_eq!(alone.machine.digest(), before, "{name}");
+    }
+    set(&mut alone, 0);
+    // A short string ends a conjunction at once, however often it is named.
+    assert_eq!(alone.text(&format!("BITOP AND d mid {}", "missing ".repeat(100_000))), ":1048576\r\n");
+    assert_eq!(alone.text("BITCOUNT d"), ":0\r\n");
+    // What is looked up a thousand times is not copied before it fits.
+    let (mut proposal, name) = (Vec::new(), ClusterSetting::Maxmemory.name().as_bytes());
+    put_setting(&mut proposal, &Setting { name, digits: b"300000000", is_default: false });
+    alone.apply(&[proposal]);
+    assert_eq!(alone.text("SORT l BY nosort GET mi* STORE d"), ":1000\r\n", "there is no such key");
+    alone.text("RENAME mid xa");
+    assert!(alone.text("SORT l BY nosort GET x* STORE d").starts_with("-OOM"));
+}
+
+/// What an entry deletes is dropped after it, and counts until then.
+#[test]
+fn what_was_just_deleted_takes_memory_still() {
+    let mut alone = Alone::default();
+    let (mut proposal, name) = (Vec::new(), ClusterSetting::Maxmemory.name().as_bytes());
+    put_setting(&mut proposal, &Setting { name, digits: b"100000000", is_default: false });
+    alone.apply(&[proposal]);
+    alone.text("MULTI");
+    for _ in 0..10 {
+        alone.text("SETRANGE k 49999999 x");
+        alone.text("DEL k");
+    }
+    let replies = alone.text("EXEC");
+    assert!(replies.starts_with("*20\r\n:50000000\r\n:1\r\n:50000000\r\n:1\r\n-OOM"), "{replies}");
+    assert_eq!(alone.text("SETRANGE k 49999999 x"), ":50000000\r\n");
+}
+
 #[test]
 fn zero_is_no_limit_and_older_entries_have_none() {
     let mut alone = filled();
@@ -164,9 +217,12 @@ fn it_is_one_setting_for_all_nodes() {
     assert_eq!(first.run("CONFIG GET call-elements-max").unwrap(), shown(10_000_000));
     let error = first.run("CONFIG SET call-elements-max 1mb").unwrap();
     assert!(error.contains("argument couldn't be parsed into an integer"), "{error}");
-    assert_eq!(first.run("CONFIG SET call-elements-max 10 maxmemory 100mb timeout 0").unwrap(), "+OK\n");
-    assert_eq!(first.run("RPUSH l 1 2 3 4 5 6").unwrap(), ":6\n");
-    assert!(first.run("RPUSH l 7 8 9 10 11 12 13 14 15").unwrap().contains("call-elements-max"));
+    assert_eq!(first.run("CONFIG SET call-elements-max 1000 maxmemory 100mb timeout 0").unwrap(), "+OK\n");
+    let error = first.run("CONFIG SET call-elements-max 5").unwrap();
+    assert!(error.contains("argument must be 0 or at least 1000"), "{error}");
+    let (few, many) = (format!("RPUSH l {}", numbers(300)), format!("RPUSH l {}", numbers(500)));
+    assert_eq!(first.run(&few).unwrap(), ":600\n");
+    assert!(first.run(&many).unwrap().contains("call-elements-max"));
     for node in 0..3 {
         cluster.kill(node);
     }
@@ -176,10 +232,10 @@ fn it_is_one_setting_for_all_nodes() {
     let leader = cluster.leader();
     for node in 0..3 {
         let mut client = client(&cluster, node);
-        assert_eq!(client.run("LLEN l").unwrap(), ":6\n");
-        assert_eq!(client.run("CONFIG GET call-elements-max").unwrap(), shown(10));
+        assert_eq!(client.run("LLEN l").unwrap(), ":600\n");
+        assert_eq!(client.run("CONFIG GET call-elements-max").unwrap(), shown(1_000));
         assert!(client.run("CONFIG GET maxmemory").unwrap().contains("104857600"));
     }
     let mut client = client(&cluster, leader);
-    assert!(client.run("RPUSH l 7 8 9 10 11 12 13 14 15").unwrap().contains("call-elements-max"));
+    assert!(client.run(&many).unwrap().contains("call-elements-max"));
 }

@@ -72,7 +72,7 @@ impl<'a> Call<'a> {
     pub fn bytes(&self) -> usize {
         let arguments = self.args.from(0).iter().map(|argument| argument.len() + ELEMENT_BYTES);
         // A sorted set has its members twice.
-        let copies = if self.innermost().spec.group == "sorted_set" { 2 } else { 1 };
+        let copies = if matches!(self.innermost().spec.group, "sorted-set" | "geo") { 2 } else { 1 };
         copies * arguments.sum::<usize>()
     }
 
@@ -128,7 +128,11 @@ impl<'a> Call<'a> {
             Run::Write(write) => write,
             Run::Read(_) => {
                 let chance = if ctx.level() >= level::BOUNDED { ctx.chance().next_u64() } else { 0 };
-                return self.read_if_asked(&ctx.view_by(chance), reply);
+                let view = ctx.view_by(chance);
+                view.elements.set(ctx.read.get());
+                let result = self.read_if_asked(&view, reply);
+                ctx.read.set(view.elements.get());
+                return result;
             }
             Run::Connection => return Err(not_on_state(self.spec)),
         };

@@ -59,6 +59,7 @@ impl<'a> Applying<'a> {
     }
 
     pub(super) fn reap(&mut self) {
+        self.state.begin_request();
         self.state.reap(REAPED_MAX);
         self.note(SETTLED, "lock");
         self.end_due_waits(REAPED_MAX);
@@ -206,7 +207,9 @@ impl<'a> Applying<'a> {
             ctx.ticket = ticket;
             ctx.caller = self.caller.clone();
             ctx.settle(|| call.keys().into_iter().map(|(key, _)| key));
+            ctx.read.set(self.read);
             let result = call.run(&mut ctx, None, reply).map(|()| ctx.fate);
+            self.read = ctx.read.get();
             if let (Ok(Fate::Queued), Some(ticket)) = (&result, ticket)
                 && let Some(wait) = waits::wait_for_keys(&call, ticket, &ctx)
             {

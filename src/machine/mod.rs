@@ -251,10 +251,10 @@ impl kvorum_raft::Machine for Machine {
         {
             state.take_hash_key(key);
         }
-        state.advance(safeguard::clock_ms(batch.stamp_ms), batch.term);
-        state.set_ahead(batch.ahead_ms);
         let (mut changes, wanted) = self.changes().unzip();
         state.note_touched(wanted);
+        state.advance(safeguard::clock_ms(batch.stamp_ms), batch.term);
+        state.set_ahead(batch.ahead_ms);
         let is_own = safeguard::is_off(Safeguard::ReplicatedChance);
         let seed = Chance::new(if is_own { fastrand::u64(..) } else { batch.index }).next_u64();
         let mut applying = Applying::new(&mut state, changes.as_mut(), seed);

@@ -42,6 +42,8 @@ impl Applying<'_> {
         let argv = wait.args();
         let Ok(call) = Call::resolve_at(&argv, self.state.level()) else { return };
         self.seed = self.seed.wrapping_add(1);
+        // It does not count with what fed it.
+        self.state.begin_request();
         let mut ctx = Ctx::new(self.state, wait.db, self.seed);
         ctx.ticket = Some(wait.ticket);
         let mut has_room = true;

@@ -3,10 +3,11 @@
 //!
 //! An expired key is removed when a write meets it, so commands see it as missing.
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet};
 
 use super::{
     catalog::Section,
+    elements::Elements,
     hashing::Chance,
     keyspace::{Keyspace, Place},
     long_string::LongString,
@@ -50,6 +51,8 @@ pub struct Ctx<'a> {
     pub fate: Fate,
     /// The exactly-once session of the caller.
     pub caller: Option<Caller>,
+    /// The elements that reads touch which the call runs; see [`View::elements`].
+    pub read: Cell<Elements>,
     pub(crate) db: u32,
     pub(crate) chance: Chance,
     pub(crate) state: &'a mut State,
@@ -60,7 +63,8 @@ impl<'a> Ctx<'a> {
     pub fn new(state: &'a mut State, db: u32, seed: u64) -> Ctx<'a> {
         state.open(db);
         let chance = Chance::at_level(seed, state.level);
-        Ctx { now_ms: state.now_ms, ticket: None, fate: Fate::Replied, caller: None, db, chance, state }
+        let read = Cell::new(state.no_elements(state.level));
+        Ctx { now_ms: state.now_ms, ticket: None, fate: Fate::Replied, caller: None, read, db, chance, state }
     }
 
     /// A view of the database as it is.

@@ -4,6 +4,9 @@
 use super::{ctx::Ctx, level, object::Pages, settings::ClusterSetting, state::State, view::View};
 use crate::error::{Error, Result};
 
+/// As many bytes of a string count as one element.
+pub const BYTES_OF_AN_ELEMENT: usize = 256;
+
 /// The elements that a call touches, or all calls of a transaction together.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Elements {
@@ -21,6 +24,11 @@ impl Elements {
         }
         self.touched = all;
         Ok(())
+    }
+
+    /// Counts elements that are touched in any case: what follows in the same transaction has so many less.
+    pub(crate) fn charge(&mut self, count: usize) {
+        self.touched = self.touched.saturating_add(count as u64);
     }
 }
 
@@ -53,6 +61,13 @@ impl Ctx<'_> {
     #[inline]
     pub fn check_elements(&mut self, count: usize) -> Result<()> {
         self.state.elements.check(count)
+    }
+
+    /// Refuses a call that makes a string grow by so many bytes, if they are too many for the call or do not fit into
+    /// memory.
+    pub fn check_growth(&mut self, bytes: usize) -> Result<()> {
+        self.check_elements(bytes / BYTES_OF_AN_ELEMENT)?;
+        self.check_memory(bytes)
     }
 }
 

@@ -5,6 +5,9 @@
 use super::{ctx::Ctx, record::Record, settings::ClusterSetting, state::State, view::View};
 use crate::error::{Error, Result};
 
+/// What one entry deletes is not counted up to this part of the limit, although it is dropped only after it.
+const BURIED_PART: u64 = 4;
+
 /// What a key, an element or an argument costs in memory besides its bytes, at most.
 pub const ELEMENT_BYTES: usize = 64;
 
@@ -29,7 +32,12 @@ impl State {
     pub(crate) fn has_memory_for(&self, bytes: u64) -> bool {
         match self.maxmemory() {
             None | Some(0) => true,
-            Some(limit) => self.used_bytes().saturating_add(bytes) <= limit,
+            // What was deleted by the same entry is dropped after it. A part of that is not counted: whoever deletes
+            // a value to make room for another one may do so in one pipeline.
+            Some(limit) => {
+                let buried = (self.buried_bytes as u64).saturating_sub(limit / BURIED_PART);
+                self.used_bytes().saturating_add(buried).saturating_add(bytes) <= limit
+            }
         }
     }
 }

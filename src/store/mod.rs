@@ -40,7 +40,7 @@ pub use client_session::{ClientSession, REMEMBERED_BYTES_MAX, Recall};
 pub use ctx::{Caller, Ctx, Deadline};
 pub use digest::Digest;
 pub use dirty::{Dirty, Mark, PageId};
-pub use elements::Elements;
+pub use elements::{BYTES_OF_AN_ELEMENT, Elements};
 pub use hash::Hash;
 pub use hashing::{Chance, Hashing, SLOTS, hash_of, slot_of};
 pub use lease::Lease;

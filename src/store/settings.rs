@@ -54,6 +54,14 @@ impl ClusterSetting {
         }
     }
 
+    /// The least value besides 0 that CONFIG SET accepts: with less, what nodes need for themselves is refused.
+    pub fn least(self) -> u64 {
+        match self {
+            ClusterSetting::Maxmemory => 1,
+            ClusterSetting::CallElementsMax => 1_000,
+        }
+    }
+
     /// The apply level from which on entries may have it.
     pub fn level(self) -> u32 {
         level::LIMITS

@@ -84,6 +84,8 @@ pub struct State {
     pub(crate) touched: Option<Touched>,
     /// Deleted content that is expensive to drop.
     pub(crate) garbage: Vec<Garbage>,
+    /// What it cost in memory, and still does until the end of the entry.
+    pub(crate) buried_bytes: usize,
 }
 
 /// A value that takes less memory than this, besides its key's page, is dropped where it is deleted.
@@ -132,6 +134,7 @@ impl State {
             applied: 0,
             touched: None,
             garbage: Vec::new(),
+            buried_bytes: 0,
         }
     }
 
@@ -143,6 +146,12 @@ impl State {
     /// Advances the log clock to an entry's timestamp, never back, and notices a new leader by the entry's
     /// term.
     pub fn advance(&mut self, stamp_ms: u64, term: u64) {
+        if term != self.term {
+            // The new leader extends leases that had not run out: what had, is over first.
+            while self.is_behind() {
+                self.reap(usize::MAX);
+            }
+        }
         self.now_ms = self.now_ms.max(stamp_ms);
         if term != self.term {
             (self.term, self.led_since_ms) = (term, self.now_ms);
@@ -239,6 +248,7 @@ impl State {
 
     /// Takes the deleted content that is expensive to drop.
     pub fn take_garbage(&mut self) -> Vec<Garbage> {
+        self.buried_bytes = 0;
         std::mem::take(&mut self.garbage)
     }
 
@@ -341,6 +351,7 @@ impl State {
     /// Leaves a value that is expensive to drop to be dropped aside.
     pub(crate) fn bury(&mut self, value: Value) {
         if value.kind().object().is_some() || value.kind().more_bytes() > DROPPED_HERE_BYTES_MAX {
+            self.buried_bytes += value.kind().more_bytes();
             self.garbage.push(Garbage(Deleted::Value(value)));
         }
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     catalog::Catalog,
     claims::Claims,
-    elements::Elements,
+    elements::{BYTES_OF_AN_ELEMENT, Elements},
     hashing::{Chance, Hashing, SLOTS},
     level,
     long_string::LongString,
@@ -67,7 +67,7 @@ impl<'a> View<'a> {
     pub fn new(state: &'a State, db: u32, estimate_ms: u64, chance: u64) -> View<'a> {
         let now_ms = state.now_ms;
         let (estimate_ms, late) = (estimate_ms.max(now_ms), Cell::new(false));
-        let elements = Cell::new(state.no_elements(level::LEVEL_MAX));
+        let elements = Cell::new(state.no_elements(state.level));
         View { now_ms, estimate_ms, chance, level: level::LEVEL_MAX, late, elements, db, state }
     }
 
@@ -160,7 +160,15 @@ impl<'a> View<'a> {
     pub fn elements_of(&self, key: &[u8]) -> usize {
         self.find(key).map_or(0, |record| match record.body() {
             Body::Object(object) => object.value.kind().elements(),
-            Body::Packed(_) => 1,
+            Body::Packed(packed) => 1 + packed.value().len() / BYTES_OF_AN_ELEMENT,
+        })
+    }
+
+    /// How many keys, holds and waits end with a key.
+    pub fn dependents_of(&self, key: &[u8]) -> usize {
+        self.find(key).map_or(0, |record| match record.body() {
+            Body::Object(object) => object.value.kind().dependents(),
+            Body::Packed(_) => 0,
         })
     }
 

@@ -218,7 +218,7 @@ fn bitfield(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
     }
     if needed > len {
         // As in Redis, the string grows even if the numbers do not fit.
-        ctx.check_memory(needed - len)?;
+        ctx.check_growth(needed - len)?;
         ctx.write_string(key, needed - 1, &[0])?;
     }
     reply.array(operations.len());

@@ -11,7 +11,7 @@ use crate::{
     },
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Deadline, View, level},
+    store::{BYTES_OF_AN_ELEMENT, Ctx, Deadline, View, level},
 };
 
 /// The group of these commands.
@@ -56,9 +56,6 @@ pub const ROWS: &[Spec] = &[
     .from_level(level::TYPES),
 ];
 
-/// As many bytes of strings count as one element that a call touches.
-const BYTES_OF_AN_ELEMENT: usize = 256;
-
 /// An offset in bits. With a `width`, `#N` means the N-th field of that many bits.
 pub(super) fn offset(text: &[u8], width: Option<u32>) -> Result<usize> {
     let invalid = || Error::err("bit offset is not an integer or out of range");
@@ -93,7 +90,7 @@ fn setbit(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let (len, present) = (bytes.len(), bytes.get(place).copied());
     let before = is_set(present.unwrap_or(0), offset);
     if present.is_none() || before != bit {
-        ctx.check_memory((place + 1).saturating_sub(len))?;
+        ctx.check_growth((place + 1).saturating_sub(len))?;
         let byte = present.unwrap_or(0) & !(0x80 >> (offset % 8)) | u8::from(bit) << (7 - offset % 8);
         ctx.write_string(key, place, &[byte])?;
     }
@@ -153,6 +150,7 @@ fn bitcount(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         }
         _ => return Err(Error::Syntax),
     };
+    view.check_elements((range.1 - range.0) / 8 / BYTES_OF_AN_ELEMENT)?;
     reply.size(masked(bytes, range, false).map(|(_, byte)| byte.count_ones() as usize).sum());
     Ok(())
 }
@@ -176,6 +174,7 @@ fn bitpos(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         }
         _ => return Err(Error::Syntax),
     };
+    view.check_elements((range.1 - range.0) / 8 / BYTES_OF_AN_ELEMENT)?;
     let is_open = args.len() < 5;
     let found = masked(bytes, range, !bit).find(|&(_, byte)| byte != if bit { 0 } else { 0xff });
     reply.integer(match found {
@@ -240,10 +239,12 @@ impl Operation {
         result.resize(len, 0);
         match self {
             Operation::Not => result.iter_mut().for_each(|byte| *byte = !*byte),
-            Operation::And => others.iter().for_each(|other| {
-                combine(&mut result, other, |byte, other| byte & other);
-                result[other.len()..].fill(0);
-            }),
+            Operation::And => {
+                let shortest = sources.iter().map(|source| source.len()).min().unwrap_or(0);
+                result[shortest..].fill(0);
+                let both = &mut result[..shortest];
+                others.iter().for_each(|other| combine(both, other, |byte, other| byte & other));
+            }
             Operation::Or => others.iter().for_each(|other| combine(&mut result, other, |a, b| a | b)),
             Operation::Xor => others.iter().for_each(|other| combine(&mut result, other, |a, b| a ^ b)),
             Operation::Diff | Operation::Diff1 | Operation::AndOr => {

@@ -107,7 +107,7 @@ fn once(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let mut own = Reply::new(Vec::new(), protocol);
     match call.run(ctx, None, &mut own) {
         // It may be tried again under the same number, too.
-        Err(error @ Error::OutOfMemory) => return Err(error),
+        Err(error @ (Error::OutOfMemory | Error::TooManyElements { .. })) => return Err(error),
         Err(error) => own.error(&error),
         Ok(()) => {}
     }

@@ -131,6 +131,11 @@ const OBJECT: &[Spec] = &[
 ];
 
 fn del(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
+    if args.len() > 2 {
+        let view = ctx.view();
+        let dependents = args.from(1).iter().map(|key| view.dependents_of(key)).sum();
+        ctx.check_elements(dependents)?;
+    }
     reply.size(args.from(1).iter().filter(|key| ctx.delete(key)).count());
     Ok(())
 }

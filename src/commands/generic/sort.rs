@@ -12,7 +12,7 @@ use crate::{
     },
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Deadline, End, Hash, List, Set, SortedSet, View, level},
+    store::{BYTES_OF_AN_ELEMENT, Ctx, Deadline, End, Hash, List, Set, SortedSet, View, level},
 };
 
 const COMPLEXITY: &str = "O(N+M*log(M)) where N is the number of elements in the list or set to sort, and M the number \
@@ -173,7 +173,9 @@ impl<'a> Query<'a> {
 
     /// How many elements it touches, with what is looked up for them.
     fn touched(&self, source: &Source<'_>) -> usize {
-        source.len().saturating_mul(1 + self.gets.len() + usize::from(self.by.is_some()))
+        let patterns = self.gets.iter().chain(&self.by);
+        let of_each: usize = patterns.map(|pattern| 1 + pattern.len() / BYTES_OF_AN_ELEMENT).sum();
+        source.len().saturating_mul(1 + of_each)
     }
 }
 
@@ -255,10 +257,8 @@ impl<'v> Source<'v> {
     }
 }
 
-fn show(view: &View<'_>, args: &Args<'_>, query: &Query<'_>, reply: &mut Reply) -> Result<()> {
-    let source = Source::at(view, args.at(1))?;
-    view.check_elements(query.touched(&source))?;
-    let elements = query.run(view, &source)?;
+fn show(view: &View<'_>, source: &Source<'_>, query: &Query<'_>, reply: &mut Reply) -> Result<()> {
+    let elements = query.run(view, source)?;
     reply.array(elements.len() * query.gets.len().max(1));
     for element in elements {
         query.told(view, element).iter().for_each(|told| reply.bulk_or_null(told.as_deref()));
@@ -267,20 +267,31 @@ fn show(view: &View<'_>, args: &Args<'_>, query: &Query<'_>, reply: &mut Reply) 
 }
 
 fn sort_ro(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    show(view, args, &Query::parse(args, false)?, reply)
+    let (query, source) = (Query::parse(args, false)?, Source::at(view, args.at(1))?);
+    view.check_elements(query.touched(&source))?;
+    show(view, &source, &query, reply)
 }
 
 fn sort(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     let query = Query::parse(args, true)?;
-    let Some(destination) = query.destination else { return show(&ctx.view(), args, &query, reply) };
-    fence::admit_key(&ctx.view(), destination)?;
     let touched = query.touched(&Source::at(&ctx.view(), args.at(1))?);
     ctx.check_elements(touched)?;
     let view = ctx.view();
+    let Some(destination) = query.destination else {
+        // Only the node whose client waits needs to sort.
+        return if reply.is_on() {
+            show(&view, &Source::at(&view, args.at(1))?, &query, reply)
+        } else {
+            Ok(())
+        };
+    };
+    fence::admit_key(&view, destination)?;
     let elements = query.run(&view, &Source::at(&view, args.at(1))?)?.into_iter();
     let told = elements.flat_map(|element| query.told(&view, element));
-    let told: Vec<Vec<u8>> = told.map(|told| told.unwrap_or_default().into_owned()).collect();
-    ctx.check_memory_of(told.iter().map(Vec::len), 1)?;
+    // What is looked up may be large, and the same many times: it is not copied before it is known to fit.
+    let told: Vec<Cow<'_, [u8]>> = told.map(Option::unwrap_or_default).collect();
+    ctx.check_memory_of(told.iter().map(|told| told.len()), 1)?;
+    let told: Vec<Vec<u8>> = told.into_iter().map(Cow::into_owned).collect();
     let list = ctx.build::<List>(|list, pages| {
         told.iter().for_each(|element| list.push(End::Right, element, pages));
     });

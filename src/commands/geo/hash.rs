@@ -141,7 +141,8 @@ impl Place {
         let (here, there) = (radians(self.latitude), radians(other.latitude));
         let u = libm::sin((there - here) / 2.0);
         let a = u * u + libm::cos(here) * libm::cos(there) * v * v;
-        2.0 * EARTH_RADIUS * libm::asin(libm::sqrt(a))
+        // Of opposite places, rounding may leave a little more than 1.
+        2.0 * EARTH_RADIUS * libm::asin(libm::sqrt(a).min(1.0))
     }
 }
 
@@ -258,6 +259,23 @@ mod tests {
             let bits = spread(even) | spread(odd) << 1;
             assert_eq!((gather(bits), gather(bits >> 1)), (even, odd));
             assert_eq!(bits.count_ones(), even.count_ones() + odd.count_ones());
+        }
+    }
+
+    #[test]
+    fn opposite_places_have_a_distance() {
+        let here = Place { longitude: 10.0, latitude: -57.338971346616745 };
+        let opposite = Place { longitude: -169.99999791383743, latitude: 57.33897038316351 };
+        let half_round = 2.0 * super::EARTH_RADIUS * std::f64::consts::FRAC_PI_2;
+        assert!((here.distance(opposite) - half_round).abs() < 1.0);
+        let all = Shape::Box { width: 6e7, height: 6e7 };
+        assert!(all.distance_within(here, opposite).is_some());
+        let mut chance = fastrand::Rng::with_seed(3);
+        for _ in 0..100_000 {
+            let place = random(&mut chance);
+            let sign = if place.longitude > 0.0 { -180.0 } else { 180.0 };
+            let other = Place { longitude: place.longitude + sign, latitude: -place.latitude };
+            assert!(place.distance(other) <= half_round + 1.0, "{place:?}");
         }
     }
 

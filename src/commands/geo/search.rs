@@ -1,6 +1,6 @@
 //! Searching for places: GEOSEARCH, and the older GEORADIUS and GEORADIUSBYMEMBER.
 
-use std::{cmp::Ordering, ops::Range};
+use std::ops::Range;
 
 use super::{
     GROUP, READ, WRITE,
@@ -339,8 +339,7 @@ impl<'a> Query<'a> {
         // The nearest ones are meant, if nothing else is said.
         let is_ascending = self.order.or((self.count > 0 && !self.any).then_some(true));
         if let Some(is_ascending) = is_ascending {
-            let by_distance =
-                |a: &Found<'_>, b: &Found<'_>| a.distance.partial_cmp(&b.distance).unwrap_or(Ordering::Equal);
+            let by_distance = |a: &Found<'_>, b: &Found<'_>| a.distance.total_cmp(&b.distance);
             found.sort_by(|a, b| if is_ascending { by_distance(a, b) } else { by_distance(b, a) });
         }
         if self.count > 0 {
@@ -403,7 +402,10 @@ fn show_or_store(ctx: &mut Ctx<'_>, args: &Args<'_>, form: Form, reply: &mut Rep
     let view = ctx.view();
     let query = Query::parse(&view, args, form)?;
     let Some(destination) = query.store.map(<[u8]>::to_vec) else {
-        query.show(reply);
+        // Only the node whose client waits needs to look.
+        if reply.is_on() {
+            query.show(reply);
+        }
         return Ok(());
     };
     let found: Vec<(Vec<u8>, f64)> = query

@@ -29,6 +29,9 @@ pub(super) const DENSE_BYTES: usize = HEADER_BYTES + REGISTERS * REGISTER_BITS /
 /// Redis's `hll-sparse-max-bytes`: a sparse form that would become larger becomes dense.
 const SPARSE_BYTES_MAX: usize = 3_000;
 
+/// No sparse form is larger: a run for each register, in the longer form of a run.
+const RUNS_BYTES_MAX: usize = HEADER_BYTES + 2 * REGISTERS;
+
 const ZERO_LEN_MAX: usize = 64;
 const VALUE_MAX: u8 = 32;
 const VALUE_LEN_MAX: usize = 4;
@@ -122,7 +125,11 @@ pub(super) fn check(bytes: &[u8]) -> Result<()> {
     let is_one = bytes.len() >= HEADER_BYTES
         && bytes.starts_with(MAGIC)
         && (bytes[ENCODING_AT] == SPARSE || bytes[ENCODING_AT] == DENSE && bytes.len() == DENSE_BYTES);
-    if is_one { Ok(()) } else { Err(not_one()) }
+    match is_one {
+        false => Err(not_one()),
+        true if bytes.len() > RUNS_BYTES_MAX => Err(corrupted()),
+        true => Ok(()),
+    }
 }
 
 /// Whether a string that was checked has the dense form.
@@ -222,12 +229,13 @@ impl Sketch {
 
     /// Raises a register to at least this value. True if it was lower.
     pub(super) fn raise(&mut self, index: usize, value: u8) -> Result<bool> {
-        if !is_dense(&self.bytes) {
-            if let Some(result) = self.raise_in_runs(index, value)? {
-                return Ok(result);
-            }
-            self.make_dense()?;
+        if !is_dense(&self.bytes)
+            && self.bytes.len() <= SPARSE_BYTES_MAX
+            && let Some(result) = self.raise_in_runs(index, value)?
+        {
+            return Ok(result);
         }
+        self.make_dense()?;
         let dense = &mut self.bytes[HEADER_BYTES..];
         let is_lower = dense_get(dense, index) < value;
         if is_lower {
@@ -379,7 +387,7 @@ fn tau(mut x: f64) -> f64 {
         x = x.sqrt();
         let before = z;
         y *= 0.5;
-        z -= (1.0 - x).powi(2) * y;
+        z -= (1.0 - x) * (1.0 - x) * y;
         if before == z {
             return z / 3.0;
         }

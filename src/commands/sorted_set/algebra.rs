@@ -16,7 +16,7 @@ use crate::{
     },
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Deadline, Set, SortedSet, View, level},
+    store::{BYTES_OF_AN_ELEMENT, Ctx, Deadline, Set, SortedSet, View, level},
 };
 
 const STORE: &[&str] = &["write", "denyoom"];
@@ -101,8 +101,10 @@ impl Aggregate {
     fn of(self, a: f64, b: f64) -> f64 {
         match self {
             Aggregate::Sum => number(a + b),
-            Aggregate::Min => a.min(b),
-            Aggregate::Max => a.max(b),
+            // Which of two zeros is the lesser is not for the machine to say.
+            Aggregate::Min if b < a => b,
+            Aggregate::Max if b > a => b,
+            Aggregate::Min | Aggregate::Max => a,
         }
     }
 }
@@ -159,6 +161,8 @@ struct Query<'a> {
     operation: Operation,
     /// With the factor of its scores. For all but differences in ascending order of their sizes, as Redis adds them.
     sources: Vec<(Source<'a>, f64)>,
+    /// What going through them costs besides, in elements: a few members may be large, and a key be named many times.
+    cost: usize,
     aggregate: Aggregate,
     with_scores: bool,
     /// For those that only count: up to how many; 0 for all.
@@ -194,7 +198,9 @@ impl<'a> Query<'a> {
             usize::try_from(count).ok().filter(|count| *count < args.len() - at).ok_or(Error::Syntax)?;
         let sources = args.from(at + 1)[..count].iter().map(|key| Ok((Source::at(view, key)?, 1.0)));
         let sources = sources.collect::<Result<Vec<_>>>()?;
-        let mut query = Query { operation, sources, aggregate: Aggregate::Sum, with_scores: false, limit: 0 };
+        let cost = args.from(at + 1)[..count].iter().map(|key| view.cost_of(key) / BYTES_OF_AN_ELEMENT).sum();
+        let mut query =
+            Query { operation, cost, sources, aggregate: Aggregate::Sum, with_scores: false, limit: 0 };
         query.parse_options(args, at + 1 + count, purpose)?;
         if operation != Operation::Difference {
             query.sources.sort_by_key(|(source, _)| source.len());
@@ -237,10 +243,11 @@ impl<'a> Query<'a> {
     /// How many elements making the result touches.
     fn touched(&self) -> usize {
         let first = self.sources[0].0.len();
-        match self.operation {
+        let members: usize = match self.operation {
             Operation::Union => self.sources.iter().map(|(source, _)| source.len()).sum(),
             Operation::Intersection | Operation::Difference => first.saturating_mul(self.sources.len()),
-        }
+        };
+        members.saturating_add(self.cost)
     }
 
     /// The members that all sets have, with their scores, in the order of the smallest.

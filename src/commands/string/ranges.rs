@@ -92,7 +92,7 @@ fn setrange(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()>
     }
     let end = offset.saturating_add(bytes.len());
     check_len(end)?;
-    ctx.check_memory(end.saturating_sub(len))?;
+    ctx.check_growth(end.saturating_sub(len))?;
     reply.size(ctx.write_string(key, offset, bytes)?);
     Ok(())
 }

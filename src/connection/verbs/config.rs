@@ -148,7 +148,11 @@ fn checked(connection: &Connection, args: &Args<'_>) -> Result<Vec<(ClusterSetti
                 Unit::Bytes => (settings::bytes(&value), "argument must be a memory value"),
                 Unit::Count => (value.parse().ok(), "argument couldn't be parsed into an integer"),
             };
-            changes.push((setting, number.ok_or_else(|| failed(&name, why))?));
+            let number = number.ok_or_else(|| failed(&name, why))?;
+            if (1..setting.least()).contains(&number) {
+                return Err(failed(&name, &format!("argument must be 0 or at least {}", setting.least())));
+            }
+            changes.push((setting, number));
             continue;
         }
         let set = connection.shared.settings.set(&name, &value, false);

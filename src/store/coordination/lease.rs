@@ -97,6 +97,10 @@ impl Kind for Lease {
         self.bytes + 2 * self.keys.len() + 8
     }
 
+    fn dependents(&self) -> usize {
+        self.keys.len()
+    }
+
     fn more_bytes(&self) -> usize {
         self.keys.len() * KEY_BYTES
     }

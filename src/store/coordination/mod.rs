@@ -20,7 +20,7 @@ use crate::store::{
     keyspace::reap::RunOut,
     lease::Lease,
     level,
-    object::{Object, Typed, Value},
+    object::{Kind, Object, Typed, Value},
     owner::{LeaseId, Outcome, Turn, Wake},
     record::{Body, Record},
     segments::Position,
@@ -126,6 +126,7 @@ impl State {
         key: &[u8],
         change: impl FnOnce(&mut Claims, &mut Turn<'_>) -> R,
     ) -> Option<R> {
+        self.end_overdue(db, key);
         self.change_settled(db, key, true, change)
     }
 
@@ -210,6 +211,7 @@ impl State {
     /// Claims were removed from their key: they are being renamed or replaced.
     pub(crate) fn claims_left(&mut self, db: u32, record: &Record) {
         let Some(claims) = record.claims() else { return };
+        self.elements.charge(claims.dependents());
         for guarded in claims.guards() {
             self.guarded.remove(db, guarded);
         }
@@ -218,6 +220,7 @@ impl State {
 
     /// A value is deleted with its key: waits for it end, and so does what depends on a lease.
     pub(crate) fn value_gone(&mut self, db: u32, key: &[u8], value: &Value) {
+        self.elements.charge(value.kind().dependents());
         match value {
             Value::Claims(claims) => claims.dismiss(&mut self.wakes),
             Value::Lease(lease) => self.end_lease(db, key, lease, false, None),
@@ -324,6 +327,7 @@ impl State {
     pub(crate) fn lease_renamed(&mut self, db: u32, from: &[u8], to: &[u8]) {
         let Some(lease) = self.record(db, to).and_then(Record::lease) else { return };
         let keys: Vec<Box<[u8]>> = lease.keys().map(Into::into).collect();
+        self.elements.charge(keys.len());
         // Below that level the size was measured only when pages were loaded, so nodes could split pages at
         // different places.
         let is_measured = self.level >= level::WALL_TIMES;

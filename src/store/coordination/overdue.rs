@@ -7,7 +7,7 @@ use crate::store::{Ctx, level, owner::LeaseId, record::Record, state::State, tou
 
 impl State {
     /// Whether anything is due to be removed.
-    fn is_behind(&self) -> bool {
+    pub(in crate::store) fn is_behind(&self) -> bool {
         self.level >= level::LIMITS
             && self.deadlines.first().is_some_and(|first| first.deadline < self.now_ms)
     }
@@ -21,7 +21,7 @@ impl State {
     }
 
     /// The leases on which a key depends and that have run out.
-    fn overdue(&self, db: u32, key: &[u8]) -> impl Iterator<Item = &LeaseId> {
+    pub(in crate::store) fn overdue(&self, db: u32, key: &[u8]) -> impl Iterator<Item = &LeaseId> {
         let is_looked_up = !self.attached.is_empty() && self.is_behind();
         let ids = if is_looked_up { self.attached.get(db, key) } else { None };
         ids.into_iter().flatten().filter(move |id| self.has_run_out(db, id))

@@ -96,7 +96,9 @@ impl State {
         }
     }
 
-    fn end_run_out(&mut self, ((db, key), leases): (KeyOfDb, BTreeSet<LeaseId>)) {
+    fn end_run_out(&mut self, ((db, key), mut leases): (KeyOfDb, BTreeSet<LeaseId>)) {
+        // Others may have run out and not be ended yet: nothing is granted under them either.
+        leases.extend(self.overdue(db, &key).cloned());
         self.end_leases(db, &key, &leases, true);
     }
 
@@ -159,6 +161,7 @@ impl State {
         let State { databases, dirty, .. } = self;
         let keyspace = &mut databases[db as usize];
         if keyspace.len() > FLUSHED_SINGLY_MAX {
+            self.buried_bytes += keyspace.bytes;
             let old = keyspace.clear(dirty);
             self.garbage.push(Garbage(Deleted::Keyspace(old)));
             return;

@@ -173,6 +173,34 @@ fn leases_that_run_out_together_end_in_steps_that_nobody_sees() {
     state.invariants();
 }
 
+/// A new leader gives leases more time that could not be renewed for want of a leader, but none that had run out.
+#[test]
+fn a_new_leader_revives_no_lease() {
+    let mut state = run_out(level::LIMITS);
+    state.reap(1_000);
+    assert!(state.first_deadline_ms().is_some_and(|deadline| deadline < state.now_ms()), "some are left");
+    let mut loaded = reloaded(&mut state, &mut Disk::new());
+    for state in [&mut state, &mut loaded] {
+        Ctx::new(state, 0, 0).set(b"29:7", b"new", Deadline::None);
+        state.enter(3, level::LIMITS);
+        state.advance(1_502, 2);
+        let view = View::new(state, 0, 0, 0);
+        let all = (0..LEASES).flat_map(|lease| (0..KEYS).map(move |number| key_of(lease, number)));
+        assert_eq!(all.filter(|key| view.exists(key)).count(), 1, "what was written since");
+        assert!((0..LEASES).all(|lease| !view.exists(format!("lease:{lease}").as_bytes())));
+        state.invariants();
+    }
+    assert_eq!(loaded.digest(), state.digest());
+    // One that was alive is extended.
+    let mut state = run_out(level::LIMITS);
+    Ctx::new(&mut state, 0, 0).renew_lease(b"late", Some(Lease::new(500))).unwrap();
+    state.enter(3, level::LIMITS);
+    state.advance(2_001, 2);
+    state.enter(4, level::LIMITS);
+    state.advance(2_400, 2);
+    assert!(View::new(&state, 0, 0, 0).exists(b"late"));
+}
+
 /// Writes to what is left of a lease that has run out.
 fn write_between(state: &mut State) {
     let mut ctx = Ctx::new(state, 0, 0);

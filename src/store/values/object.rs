@@ -13,7 +13,7 @@ use crate::store::{
     codec::Input,
     digest::Digest,
     dirty::{Dirty, Mark, PageId},
-    elements::Elements,
+    elements::{BYTES_OF_AN_ELEMENT, Elements},
     hash::Hash,
     hashing::Hashing,
     lease::Lease,
@@ -135,7 +135,11 @@ pub trait Kind: Send + Sync {
     fn is_empty(&self) -> bool;
     /// How many elements a copy of it takes.
     fn elements(&self) -> usize {
-        1
+        1 + self.more_bytes() / BYTES_OF_AN_ELEMENT
+    }
+    /// How many keys, holds and waits end with it.
+    fn dependents(&self) -> usize {
+        0
     }
     /// The id of its own pages; None while it is stored in its key's page.
     fn object(&self) -> Option<u64> {

@@ -32,6 +32,10 @@ impl Kind for Claims {
         self.bytes() + 8
     }
 
+    fn dependents(&self) -> usize {
+        self.holders.len() + self.queue.len()
+    }
+
     fn more_bytes(&self) -> usize {
         (self.holders.len() + self.queue.len()) * CLAIM_BYTES
     }
