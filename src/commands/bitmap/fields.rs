@@ -186,7 +186,8 @@ fn operations(args: &Args<'_>) -> Result<Vec<Operation>> {
         }
         let is_get = args.is(index, "GET") && left >= 2;
         let is_set = args.is(index, "SET") && left >= 3;
-        if !is_get && !is_set && !(args.is(index, "INCRBY") && left >= 3) {
+        let is_increment = args.is(index, "INCRBY") && left >= 3;
+        if !is_get && !is_set && !is_increment {
             return Err(Error::Syntax);
         }
         let field = Type::parse(args.at(index + 1))?;
