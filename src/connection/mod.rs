@@ -49,7 +49,7 @@ pub use waiting::register;
 use clients::{Client, Clients, Identity};
 use settings::Settings;
 use stats::Stats;
-use transaction::{Queue, WatchedKeys};
+use transaction::{Queue, Watching};
 
 /// The Redis version whose commands and replies this server follows; clients gate features by it.
 pub const REDIS_VERSION: &str = "7.4.0";
@@ -126,7 +126,7 @@ pub struct Connection {
     is_hidden: bool,
     /// The commands since MULTI.
     queue: Option<Queue>,
-    watched: WatchedKeys,
+    watched: Watching,
     /// Grants that were delivered to the client, which the log may not know yet.
     unconfirmed: Vec<Arc<Confirmation>>,
     /// The client's exactly-once session: its database and key.
@@ -172,7 +172,7 @@ impl Connection {
             replies: ReplyMode::On,
             is_hidden: false,
             queue: None,
-            watched: WatchedKeys::new(),
+            watched: Watching::default(),
             unconfirmed: Vec::new(),
             in_session: None,
             bound: verbs::lease::Bindings::default(),
@@ -240,7 +240,7 @@ impl Connection {
     /// all are too large together: then those with the largest are closed.
     fn hold(&self, query_bytes: usize) -> bool {
         let clients = &self.shared.clients;
-        let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes);
+        let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes) + self.watched.bytes();
         let mut all = clients.hold(&self.client, query_bytes + queued + self.out.len());
         let Some(max) = self.shared.settings.clients_bytes_max() else { return true };
         let mut goes_on = true;

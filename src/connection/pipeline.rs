@@ -572,9 +572,13 @@ fn read_some(
             Item::Ready(range) => reply.raw(&scratch.ready[range.clone()]),
             Item::Read { request, spec, .. } => {
                 let argv = decoder.argv(buffer, *request);
+                view.begin_request();
                 Call::of(spec, &argv).read_or_error(view, reply);
             }
-            Item::Transaction(queue) => queue.read(view, reply),
+            Item::Transaction(queue) => {
+                view.begin_request();
+                queue.read(view, reply);
+            }
             Item::Write { .. } => unreachable!("a unit with a write goes through the log"),
         }
         ran += 1;

@@ -5,7 +5,7 @@
 //! Connection commands (PING, SELECT ...) may be queued too. They are not part of the log, so the connection runs
 //! them after the transaction was executed, and inserts their replies between the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use kvorum_raft::{Need, aside};
 use smallvec::SmallVec;
@@ -70,6 +70,33 @@ pub(super) const VERBS: &[Verb] = &[
 
 /// The versions of the watched keys, by database and key.
 pub(super) type WatchedKeys = BTreeMap<(u32, Vec<u8>), u64>;
+
+/// The keys that a connection watches.
+#[derive(Default)]
+pub(super) struct Watching {
+    keys: WatchedKeys,
+    /// The size of all keys, and what holds them.
+    bytes: usize,
+}
+
+impl Watching {
+    /// If a key is watched twice, the first version counts.
+    fn add(&mut self, db: u32, key: &[u8], version: u64) {
+        if let Entry::Vacant(place) = self.keys.entry((db, key.to_vec())) {
+            place.insert(version);
+            self.bytes += key.len() + size_of::<((u32, Vec<u8>), u64)>();
+        }
+    }
+
+    fn take(&mut self) -> WatchedKeys {
+        std::mem::take(self).keys
+    }
+
+    /// What they take in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
 
 /// The commands since MULTI.
 #[derive(Default)]
@@ -159,7 +186,10 @@ impl Queue {
         reply.array(reads().count());
         for queued in reads() {
             let view_of_db = view.in_db(queued.db);
+            // They count together.
+            view_of_db.elements.set(view.elements.get());
             commands::Call::of(queued.row.spec, &queued.argv()).read_or_error(&view_of_db, reply);
+            view.elements.set(view_of_db.elements.get());
             view.late.set(view.late.get() | view_of_db.late.get());
         }
     }
@@ -210,7 +240,7 @@ impl Connection {
     /// Closes the transaction and returns its queue, or why it cannot be executed.
     pub(super) fn take_transaction(&mut self) -> Result<Queue> {
         let mut queue = self.queue.take().ok_or_else(|| Error::err("EXEC without MULTI"))?;
-        queue.watched.append(&mut self.watched);
+        queue.watched.append(&mut self.watched.take());
         self.identify(|identity| {
             identity.queued = None;
             identity.watched = 0;
@@ -300,10 +330,9 @@ impl Connection {
         let versions: SmallVec<[u64; 8]> =
             self.shared.router.read(db, |view| argv[1..].iter().map(|key| view.version(key)).collect()).await;
         for (key, version) in argv[1..].iter().zip(versions) {
-            // If a key is watched twice, the first version counts.
-            self.watched.entry((db, key.to_vec())).or_insert(version);
+            self.watched.add(db, key, version);
         }
-        let count = self.watched.len();
+        let count = self.watched.keys.len();
         self.identify(|identity| identity.watched = count);
         self.reply(Reply::ok);
     }
@@ -311,7 +340,7 @@ impl Connection {
     /// Drops the transaction and the watched keys.
     pub(super) fn drop_transaction(&mut self) {
         self.queue = None;
-        self.watched.clear();
+        self.watched.take();
         self.identify(|identity| {
             identity.queued = None;
             identity.watched = 0;
@@ -339,7 +368,7 @@ pub(super) fn discard(connection: &mut Connection, _: &Args<'_>, reply: &mut Rep
 }
 
 pub(super) fn unwatch(connection: &mut Connection, _: &Args<'_>, reply: &mut Reply) -> Result<()> {
-    connection.watched.clear();
+    connection.watched.take();
     connection.identify(|identity| identity.watched = 0);
     reply.ok();
     Ok(())

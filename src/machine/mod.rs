@@ -253,7 +253,13 @@ impl kvorum_raft::Machine for Machine {
         }
         let (mut changes, wanted) = self.changes().unzip();
         state.note_touched(wanted);
-        state.advance(safeguard::clock_ms(batch.stamp_ms), batch.term);
+        let stamp_ms = safeguard::clock_ms(batch.stamp_ms);
+        if batch.term == state.term() {
+            state.advance(stamp_ms, batch.term);
+        } else {
+            // All that is due is ended first.
+            aside::run(|| state.advance(stamp_ms, batch.term));
+        }
         state.set_ahead(batch.ahead_ms);
         let is_own = safeguard::is_off(Safeguard::ReplicatedChance);
         let seed = Chance::new(if is_own { fastrand::u64(..) } else { batch.index }).next_u64();

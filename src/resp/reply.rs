@@ -18,6 +18,9 @@ pub enum Protocol {
     Resp3,
 }
 
+/// Replies that are recorded on every node are no larger.
+pub const RECORDED_BYTES_MAX: usize = 64 << 20;
+
 /// A reply in both versions, for a client whose version is not known where the reply is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
@@ -26,10 +29,15 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// Records what `write` replies.
+    /// Records what `write` replies. What is larger than [`RECORDED_BYTES_MAX`] is not kept: the client is told that it
+    /// does not know what has become of its call.
     pub fn of(write: impl FnOnce(&mut Reply)) -> Recorded {
-        let mut reply = Reply { resp3: Some(Replies::default()), ..Reply::default() };
+        let within = || Replies::within(RECORDED_BYTES_MAX);
+        let mut reply = Reply { buffer: within(), resp3: Some(within()), ..Reply::default() };
         write(&mut reply);
+        if !reply.is_on() || reply.resp3.as_ref().is_some_and(Replies::is_over) {
+            return Recorded::of(|reply| reply.error(&Error::Uncertain));
+        }
         Recorded { resp2: reply.buffer.into_bytes(), resp3: reply.resp3.unwrap_or_default().into_bytes() }
     }
 

@@ -47,6 +47,11 @@ impl State {
 }
 
 impl View<'_> {
+    /// From here on, the elements of another call or transaction are counted.
+    pub fn begin_request(&self) {
+        self.elements.set(self.state.no_elements(self.level.min(self.state.level)));
+    }
+
     /// Refuses a call that is about to touch too many elements. To be called before anything is replied.
     pub fn check_elements(&self, count: usize) -> Result<()> {
         let mut elements = self.elements.get();

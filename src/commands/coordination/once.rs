@@ -6,7 +6,7 @@ use crate::commands::{Call, Origin, Spec, coordination::fence, coordination::hol
 use crate::{
     args::Args,
     error::{Error, Result},
-    resp::{Protocol, Reply, replies::SHARED_BYTES_MIN},
+    resp::{Protocol, Replies, Reply, replies::SHARED_BYTES_MIN, reply::RECORDED_BYTES_MAX},
     store::{ClientSession, Ctx, REMEMBERED_BYTES_MAX, Recall, View},
 };
 
@@ -104,7 +104,8 @@ fn once(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
     // Nobody could be told later how a wait ends, so the command would be applied but never answered.
     ctx.ticket = None;
     let protocol = if caller.is_resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
-    let mut own = Reply::new(Vec::new(), protocol);
+    // Every node makes the reply, whoever waits for it.
+    let mut own = Reply::new(Replies::within(RECORDED_BYTES_MAX), protocol);
     match call.run(ctx, None, &mut own) {
         // It may be tried again under the same number, too.
         Err(error @ (Error::OutOfMemory | Error::TooManyElements { .. })) => return Err(error),
@@ -112,6 +113,11 @@ fn once(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<()> {
         Ok(()) => {}
     }
     let own = own.into_buffer();
+    if own.is_over() {
+        ctx.remember(&caller, number, None);
+        reply.error(&Error::Uncertain);
+        return Ok(());
+    }
     ctx.remember(&caller, number, own.as_slice());
     reply.append(own);
     Ok(())

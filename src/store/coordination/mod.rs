@@ -140,7 +140,16 @@ impl State {
         ran_out: bool,
     ) -> Option<()> {
         let settles_first = self.level < level::BOUNDED;
-        self.change_settled(db, key, settles_first, |claims, turn| claims.end_leases(leases, ran_out, turn))
+        let end =
+            |claims: &mut Claims, turn: &mut Turn<'_>, ids, ran_out| claims.end_leases(ids, ran_out, turn);
+        // Others may have run out and not be ended yet: nothing is granted under them either.
+        let overdue: BTreeSet<LeaseId> = self.overdue(db, key).cloned().collect();
+        if !overdue.is_empty() && !overdue.is_subset(leases) {
+            let all = &overdue | leases;
+            return self
+                .change_settled(db, key, settles_first, |claims, turn| end(claims, turn, &all, ran_out));
+        }
+        self.change_settled(db, key, settles_first, |claims, turn| end(claims, turn, leases, ran_out))
     }
 
     fn change_settled<R>(

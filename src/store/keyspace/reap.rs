@@ -96,9 +96,7 @@ impl State {
         }
     }
 
-    fn end_run_out(&mut self, ((db, key), mut leases): (KeyOfDb, BTreeSet<LeaseId>)) {
-        // Others may have run out and not be ended yet: nothing is granted under them either.
-        leases.extend(self.overdue(db, &key).cloned());
+    fn end_run_out(&mut self, ((db, key), leases): (KeyOfDb, BTreeSet<LeaseId>)) {
         self.end_leases(db, &key, &leases, true);
     }
 
