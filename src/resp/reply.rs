@@ -32,11 +32,16 @@ impl Recorded {
     /// Records what `write` replies. What is larger than [`RECORDED_BYTES_MAX`] is not kept: the client is told that it
     /// does not know what has become of its call.
     pub fn of(write: impl FnOnce(&mut Reply)) -> Recorded {
-        let within = || Replies::within(RECORDED_BYTES_MAX);
+        Recorded::within(RECORDED_BYTES_MAX, write)
+    }
+
+    fn within(bytes_max: usize, write: impl FnOnce(&mut Reply)) -> Recorded {
+        let within = || Replies::within(bytes_max);
         let mut reply = Reply { buffer: within(), resp3: Some(within()), ..Reply::default() };
         write(&mut reply);
         if !reply.is_on() || reply.resp3.as_ref().is_some_and(Replies::is_over) {
-            return Recorded::of(|reply| reply.error(&Error::Uncertain));
+            let unknown = format!("-{}\r\n", Error::Uncertain).into_bytes();
+            return Recorded { resp2: unknown.clone(), resp3: unknown };
         }
         Recorded { resp2: reply.buffer.into_bytes(), resp3: reply.resp3.unwrap_or_default().into_bytes() }
     }
@@ -340,6 +345,21 @@ mod tests {
             reply.double(score);
         }
         reply.simple("end");
+    }
+
+    #[test]
+    fn what_is_too_large_to_be_recorded_is_not_kept() {
+        let value = [b'x'; 100];
+        for (count, is_kept) in [(5, true), (50, false)] {
+            let recorded = Recorded::within(1_000, |reply| {
+                reply.array(count);
+                (0..count).for_each(|_| reply.bulk(&value));
+            });
+            for protocol in [Protocol::Resp2, Protocol::Resp3] {
+                let bytes = recorded.as_bytes(protocol);
+                assert_eq!((bytes.starts_with(b"*5"), bytes.starts_with(b"-UNCERTAIN")), (is_kept, !is_kept));
+            }
+        }
     }
 
     #[test]
