@@ -103,7 +103,7 @@ const KEYS: &[Rule] = &[
         3,
         "SORT { <l> | <t> | <z> } [ LIMIT <n> <n> ] [ GET # ] [ GET s* ] [ { ASC | DESC } ] ALPHA [ STORE <l> ]",
     ),
-    (2, "{ SORT | SORT_RO } <l> ALPHA [ BY s* ] [ { ASC | DESC } ]"),
+    (2, "SORT_RO <l> ALPHA [ { ASC | DESC } ]"),
     (1, "KEYS <pattern>"),
     (1, "SCAN 0 COUNT 100000 [ MATCH <pattern> ] [ TYPE { string | list | hash | set | zset | none } ]"),
     (1, "SCAN <i> [ COUNT <n> ]"),
@@ -228,7 +228,7 @@ const SORTED_SETS: &[Rule] = &[
     (1, "ZREMRANGEBYRANK <z> <n> <n>"),
     (1, "ZREMRANGEBYSCORE <z> <bound> <bound>"),
     (1, "ZREMRANGEBYLEX <y> <lex> <lex>"),
-    (1, "ZSCAN <z> 0 COUNT 100000 [ MATCH <pattern> ]"),
+    (1, "ZSCAN <y> 0 COUNT 100000 [ MATCH <pattern> ]"),
     (1, "ZRANDMEMBER { missing | <s> } [ { 0 | 3 | -3 | x } [ WITHSCORES ] ]"),
 ];
 

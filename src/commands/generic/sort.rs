@@ -153,11 +153,15 @@ impl<'a> Query<'a> {
             Ok((weight, element))
         };
         let mut weighed = elements.into_iter().map(weigh).collect::<Result<Vec<_>>>()?;
-        // Of the same weight, elements are in their own order; text that was looked up is compared alone.
-        let is_total = !(by_text && by.is_some());
+        // As in Redis, what is only shown is compared as C compares texts, which end at a zero byte.
+        let is_whole = self.destination.is_some();
         weighed.sort_by(|(a, element), (b, other)| {
-            let order = a.compare(b);
-            let order = if is_total { order.then_with(|| element.cmp(other)) } else { order };
+            let order = match (a, b) {
+                (Weight::Number(a), Weight::Number(b)) => a.total_cmp(b).then_with(|| element.cmp(other)),
+                (Weight::Text(a), Weight::Text(b)) if is_whole => a.cmp(b),
+                (Weight::Text(a), Weight::Text(b)) => a.as_deref().map(c_text).cmp(&b.as_deref().map(c_text)),
+                _ => Ordering::Equal,
+            };
             if self.descends { order.reverse() } else { order }
         });
         Ok(weighed.into_iter().map(|(_, element)| element).collect())
@@ -185,21 +189,17 @@ enum Weight<'v> {
     Text(Option<Cow<'v, [u8]>>),
 }
 
-impl Weight<'_> {
-    fn compare(&self, other: &Weight<'_>) -> Ordering {
-        match (self, other) {
-            (Weight::Number(a), Weight::Number(b)) => a.partial_cmp(b).unwrap_or(Ordering::Equal),
-            (Weight::Text(a), Weight::Text(b)) => a.cmp(b),
-            _ => Ordering::Equal,
-        }
-    }
+/// What C takes for the text.
+fn c_text(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
 /// A weight, as C's `strtod` reads it: empty text is 0.
 fn number(text: &[u8]) -> Result<f64> {
     let trimmed = text.trim_ascii_start();
     let is_nothing = text.is_empty();
-    let number = if is_nothing { Some(0.0) } else { parse_float(trimmed) };
+    // The two zeros are one number.
+    let number = if is_nothing { Some(0.0) } else { parse_float(trimmed).map(|number| number + 0.0) };
     number.ok_or_else(|| Error::err("One or more scores can't be converted into double"))
 }
 
