@@ -12,6 +12,7 @@
 //! - remaining times and deadlines: may differ by five seconds, as the two clocks do;
 //! - HELLO: its reply names the connection and the server.
 //!
+//! - a score of -0, which Redis keeps in large sets and not in small ones: the same as 0;
 //! - scores in ZSCAN: compared as numbers, as Redis writes them in the way it stores them;
 //! - errors that repeat an argument: compared up to the first byte that is not ASCII;
 //! - what chance decides, and cursors: only the kind and length of the reply and the text of errors.
@@ -58,6 +59,7 @@ struct How {
     unordered: bool,
     times: bool,
     numbers: bool,
+    zeros: bool,
     only_kind: bool,
     is_step: bool,
 }
@@ -76,6 +78,7 @@ impl How {
             unordered: UNORDERED.contains(&&name[..]),
             times: TIMES.contains(&&name[..]),
             numbers: name == "ZSCAN",
+            zeros: name.starts_with('Z'),
             only_kind: by_chance,
             is_step: name.ends_with("SCAN") || name == "HELLO",
         }
@@ -112,6 +115,11 @@ impl How {
             (Value::Bulk(_, Some(theirs)), Value::Bulk(_, Some(ours))) if self.numbers => {
                 let number = |text: &[u8]| String::from_utf8_lossy(text).parse::<f64>().ok();
                 theirs == ours || number(theirs).is_some_and(|theirs| Some(theirs) == number(ours))
+            }
+            (Value::Bulk(_, Some(theirs)) | Value::Line(b',', theirs), _)
+                if self.zeros && theirs == b"-0" =>
+            {
+                matches!(ours, Value::Bulk(_, Some(ours)) | Value::Line(b',', ours) if ours == b"0" || ours == b"-0")
             }
             _ => theirs == ours,
         }

@@ -197,13 +197,13 @@ const SORTED_SETS: &[Rule] = &[
     (2, "ZADD <z> [ { NX | XX } ] INCR <score> <m>"),
     (
         3,
-        "{ ZUNION | ZINTER } <numkeys> ( { <z> | <t> } ) [ WEIGHTS ( <f> ) ] [ AGGREGATE { SUM | MIN | MAX | AVG } ] \
+        "{ ZUNION | ZINTER } <numkeys> ( { <z> | <t> } ) [ WEIGHTS ( <weight> ) ] [ AGGREGATE { SUM | MIN | MAX | AVG } ] \
          [ WITHSCORES ]",
     ),
     (2, "ZDIFF <numkeys> ( { <z> | <t> } ) [ WITHSCORES ]"),
     (
         3,
-        "{ ZUNIONSTORE | ZINTERSTORE } <z> <numkeys> ( { <z> | <t> } ) [ WEIGHTS ( <f> ) ] [ AGGREGATE { SUM | MIN \
+        "{ ZUNIONSTORE | ZINTERSTORE } <z> <numkeys> ( { <z> | <t> } ) [ WEIGHTS ( <weight> ) ] [ AGGREGATE { SUM | MIN \
          | MAX | AVG } ]",
     ),
     (2, "ZDIFFSTORE <z> <numkeys> ( { <z> | <t> } )"),
@@ -449,6 +449,10 @@ impl Grammar {
             "count" if self.random.bool() => format!("-{}", hostile::threshold(&mut self.random)),
             "count" => hostile::threshold(&mut self.random).to_string(),
             "extreme" => hostile::one_of(hostile::FLOATS, &mut self.random).into(),
+            // None makes -0 of a score: Redis stores it in large sets, and 0 in small ones.
+            "weight" => ["0.5", "1", "2", "3", "inf", "1e300", "1e400", "nan", "x", ""]
+                [self.random.usize(..10)]
+            .into(),
             "bit" => self.random.i32(-1..200).to_string(),
             "field" => {
                 ["u1", "u8", "u63", "i1", "i8", "i13", "i64", "u64", "x"][self.random.usize(..9)].into()
