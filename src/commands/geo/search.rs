@@ -13,10 +13,11 @@ use crate::{
         Spec,
         coordination::fence,
         keys::{self, Access, Begin, Find, KeySpec},
+        sorted_set,
     },
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Deadline, Edge, SortedSet, View, level},
+    store::{Ctx, Edge, SortedSet, View, level},
 };
 
 /// The key after a word, which is looked for from an argument on; it is overwritten.
@@ -417,11 +418,7 @@ fn show_or_store(ctx: &mut Ctx<'_>, args: &Args<'_>, form: Form, reply: &mut Rep
         })
         .collect();
     ctx.check_memory_of(found.iter().map(|(member, _)| member.len()), 2)?;
-    let set = ctx.build::<SortedSet>(|set, pages| {
-        found.iter().for_each(|(member, score)| _ = set.insert(member, *score, pages));
-    });
-    ctx.put(&destination, set, Deadline::None);
-    reply.size(found.len());
+    sorted_set::store(ctx, &destination, &found, reply);
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::{
     },
     error::{Error, Result},
     resp::Reply,
-    store::{BYTES_OF_AN_ELEMENT, Ctx, Deadline, Set, SortedSet, View, level},
+    store::{BYTES_OF_AN_ELEMENT, Ctx, Set, SortedSet, View, level},
 };
 
 const STORE: &[&str] = &["write", "denyoom"];
@@ -316,11 +316,7 @@ fn store(ctx: &mut Ctx<'_>, args: &Args<'_>, operation: Operation, reply: &mut R
     ctx.check_memory_of(result.iter().map(|(member, _)| member.len()), 2)?;
     let result: Vec<(Vec<u8>, f64)> =
         result.into_iter().map(|(member, score)| (member.into_owned(), score)).collect();
-    let set = ctx.build::<SortedSet>(|set, pages| {
-        result.iter().for_each(|(member, score)| _ = set.insert(member, *score, pages));
-    });
-    ctx.put(args.at(1), set, Deadline::None);
-    reply.size(result.len());
+    super::store(ctx, args.at(1), &result, reply);
     Ok(())
 }
 

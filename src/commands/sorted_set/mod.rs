@@ -16,7 +16,7 @@ use crate::{
     args::{Args, format_double, parse_float},
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Pages, SortedSet, View},
+    store::{Ctx, Deadline, Pages, SortedSet, View},
 };
 
 /// The group of COMMAND DOCS.
@@ -350,6 +350,20 @@ fn zpop(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply, from_top: bool) -
         reply.double(*score);
     }
     Ok(())
+}
+
+/// Stores a result at a key, replacing any value, and replies with its size; an empty one deletes the key.
+pub(in crate::commands) fn store(
+    ctx: &mut Ctx<'_>,
+    key: &[u8],
+    members: &[(Vec<u8>, f64)],
+    reply: &mut Reply,
+) {
+    let set = ctx.build::<SortedSet>(|set, pages| {
+        members.iter().for_each(|(member, score)| _ = set.insert(member, *score, pages));
+    });
+    ctx.put(key, set, Deadline::None);
+    reply.size(members.len());
 }
 
 /// Removes up to `count` members with the lowest scores, or the highest, in that order.

@@ -6,13 +6,13 @@ use std::ops::Range;
 use crate::commands::{
     Spec,
     keys::{self, Access, KeySpec},
-    sorted_set::{GROUP, READ, READ_FAST, TAKE, member_and_score},
+    sorted_set::{GROUP, READ, READ_FAST, TAKE, member_and_score, store},
 };
 use crate::{
     args::{Args, parse_float},
     error::{Error, Result},
     resp::Reply,
-    store::{Ctx, Deadline, Edge, SortedSet, View},
+    store::{Ctx, Edge, SortedSet, View},
 };
 
 /// A range of the second key is read, and the first one is overwritten.
@@ -372,11 +372,7 @@ fn zrangestore(ctx: &mut Ctx<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<
         }
         None => Vec::new(),
     };
-    let set = ctx.build::<SortedSet>(|set, pages| {
-        found.iter().for_each(|(member, score)| _ = set.insert(member, *score, pages));
-    });
-    ctx.put(args.at(1), set, Deadline::None);
-    reply.size(found.len());
+    store(ctx, args.at(1), &found, reply);
     Ok(())
 }
 
